@@ -1,0 +1,65 @@
+/* KVF_SETTING(type, field, name, default, min, max, words, help). min and max count for SIZE, TIME, COUNT (0, 0 for the
+ * rest); words is "a|b|c" for LIST. Included several times: no guard. */
+KVF_SETTING(TEXT, node_name, "node.name", "", 0, 0, "",
+    "The node's stable name, unique in the cluster: letters, digits, . _ -. Empty: the host's name.")
+KVF_SETTING(SIZE, dram_bytes, "dram.bytes", "256M", 1 << 20, 1ull << 50, "",
+    "DRAM arena for this node's own blocks.")
+KVF_SETTING(SIZE, lend_bytes, "lend.bytes", "0", 0, 1ull << 50, "",
+    "DRAM beside it that is lent to other nodes' sessions. 0: this node lends nothing.")
+KVF_SETTING(BOOL, borrow, "lend.borrow", "true", 0, 0, "",
+    "Whether this node's blocks may go to lenders before they go to SSD.")
+KVF_SETTING(SIZE, staging_bytes, "fetch.staging", "32M", 1 << 20, 1ull << 40, "",
+    "Memory for cold blocks on their way to attention; bounds how far reads run ahead.")
+KVF_SETTING(TIME, fetch_timeout_ns, "fetch.timeout", "10s", 1000000, 3600000000000, "",
+    "Deadline of a read when the caller gives none.")
+KVF_SETTING(COUNT, prefetch_layers, "fetch.prefetch_layers", "2", 0, 64, "",
+    "Layers whose cold blocks are read ahead while one is computed.")
+KVF_SETTING(SIZE, block_bytes_max, "block.bytes_max", "1M", 4096, 16 << 20, "",
+    "Largest block that is accepted, of sessions and of put.")
+KVF_SETTING(COUNT, blocks_max, "block.count_max", "1000000", 1024, 1ull << 32, "",
+    "Blocks that the index can hold, over all tiers. About 100 bytes of memory each.")
+KVF_SETTING(COUNT, sessions_max, "session.count_max", "1024", 1, 1 << 20, "",
+    "Sessions that may have their home here.")
+KVF_SETTING(TEXT, ssd_path, "ssd.path", "", 0, 0, "",
+    "Directory of the SSD area (the file is kvf.area). Empty: no SSD tier.")
+KVF_SETTING(SIZE, ssd_bytes, "ssd.bytes", "1G", 1 << 20, 1ull << 50, "",
+    "Size of the SSD area.")
+KVF_SETTING(LIST, ssd_engine, "ssd.engine", "auto", 0, 0, "auto|uring|posix",
+    "How the SSD is read: io_uring, or POSIX calls in threads. auto: io_uring where the kernel allows it.")
+KVF_SETTING(COUNT, ssd_depth, "ssd.depth", "64", 1, 4096, "",
+    "Reads and writes that the SSD is given at once.")
+KVF_SETTING(LIST, fabric_transport, "fabric.transport", "auto", 0, 0, "auto|tcp|shm|rdma|none",
+    "How peers are reached. auto: shared memory on the same host, RDMA where there is a NIC, else TCP. none: no peers.")
+KVF_SETTING(TEXT, fabric_interface, "fabric.interface", "lo", 0, 0, "",
+    "Network devices to use, as UCX names them (lo, eth0, mlx5_0:1), with commas; 'all' for every one.")
+KVF_SETTING(SIZE, fabric_segment, "fabric.segment", "256k", 8192, 4 << 20, "",
+    "TCP segment of UCX. Its own default of 8k costs a factor of three.")
+KVF_SETTING(SIZE, fabric_inflight, "fabric.inflight", "16M", 65536, 1ull << 32, "",
+    "Bytes that are asked of one peer and not yet arrived, at most.")
+KVF_SETTING(COUNT, fabric_peers_max, "fabric.peers_max", "64", 1, 4096, "",
+    "Peers that this node speaks with.")
+KVF_SETTING(TIME, fabric_heartbeat_ns, "fabric.heartbeat", "250ms", 10000000, 60000000000, "",
+    "How often a silent peer is sent a heartbeat.")
+KVF_SETTING(TIME, fabric_dead_ns, "fabric.dead_after", "2s", 50000000, 600000000000, "",
+    "A peer that was silent so long is dead: everything asked of it fails at once.")
+KVF_SETTING(TEXT, etcd_endpoints, "etcd.endpoints", "", 0, 0, "",
+    "etcd's client URLs, with commas. Empty: no cluster, this node is alone.")
+KVF_SETTING(TEXT, etcd_prefix, "etcd.prefix", "/kvfabric/default", 0, 0, "",
+    "Prefix of every key: one per cluster.")
+KVF_SETTING(TIME, etcd_timeout_ns, "etcd.timeout", "5s", 50000000, 600000000000, "",
+    "Deadline of one request to etcd.")
+KVF_SETTING(BOOL, etcd_required, "etcd.required", "true", 0, 0, "",
+    "Whether a node refuses to start while etcd is absent. false: it starts alone and joins when etcd answers.")
+KVF_SETTING(TEXT, etcd_ca, "etcd.ca", "", 0, 0, "", "CA certificate file for https endpoints.")
+KVF_SETTING(TEXT, etcd_cert, "etcd.cert", "", 0, 0, "", "Client certificate file.")
+KVF_SETTING(TEXT, etcd_key, "etcd.key", "", 0, 0, "", "Client key file.")
+KVF_SETTING(TIME, lease_ttl_ns, "etcd.lease", "5s", 1000000000, 3600000000000, "",
+    "How long etcd remembers a member that no longer answers (whole seconds).")
+KVF_SETTING(TEXT, admin_listen, "admin.listen", "127.0.0.1:0", 0, 0, "",
+    "Address and port of the admin interface (kvf status, /metrics). Port 0: any free one. Empty: none.")
+KVF_SETTING(COUNT, workers, "workers", "1", 1, 256, "",
+    "Threads that compute attention for one call, the caller's included.")
+KVF_SETTING(TIME, reactor_spin_ns, "reactor.spin", "20us", 0, 1000000000, "",
+    "How long the reactor polls before it sleeps.")
+KVF_SETTING(LIST, log_level, "log.level", "warn", 0, 0, "error|warn|info|debug",
+    "What is logged, to standard error.")

@@ -1,0 +1,65 @@
+/* The node's counters: one list gives the struct, the names in JSON, and those of Prometheus (kvf_<name>_total). */
+#ifndef KVF_BASE_COUNTERS_H
+#define KVF_BASE_COUNTERS_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KVF_COUNTER_MAP(X)                                                        \
+    X(blocks_sealed, "blocks sealed here")                                        \
+    X(blocks_verified, "reads from SSD or a peer whose checksums were tested")    \
+    X(blocks_corrupt, "reads whose checksum did not match; never returned")       \
+    X(blocks_lost, "blocks of sessions that became misses")                       \
+    X(blocks_refilled, "lost blocks that the engine recomputed")                  \
+    X(dram_chunks_read, "chunks read in place in DRAM")                           \
+    X(dram_bytes_read, "bytes read in place in DRAM")                             \
+    X(remote_chunks_read, "chunks read from lenders' DRAM")                       \
+    X(remote_bytes_read, "bytes read from lenders' DRAM")                         \
+    X(ssd_chunks_read, "chunks read from SSD")                                    \
+    X(ssd_bytes_read, "bytes read from SSD")                                      \
+    X(peer_chunks_read, "chunks read from a session's earlier home")              \
+    X(peer_bytes_read, "bytes read from a session's earlier home")                \
+    X(spill_remote_blocks, "blocks written to lenders")                           \
+    X(spill_remote_bytes, "bytes written to lenders")                             \
+    X(spill_ssd_blocks, "blocks written to SSD")                                  \
+    X(spill_ssd_bytes, "bytes written to SSD")                                    \
+    X(spill_failed, "blocks whose write to a lower tier failed")                  \
+    X(fetch_deadline, "reads that ended at their deadline")                       \
+    X(prefetch_blocks, "blocks read ahead")                                       \
+    X(prefetch_used, "of these, blocks that attention then used")                 \
+    X(moves_out, "sessions moved to another node")                                \
+    X(moves_in, "sessions moved here")                                            \
+    X(moves_failed, "moves that ended with the session where it was")             \
+    X(lent_blocks_put, "blocks written here by borrowers")                        \
+    X(lent_blocks_freed, "of these, blocks released again")                       \
+    X(messages_sent, "messages to peers")                                         \
+    X(messages_received, "messages from peers")                                   \
+    X(messages_refused, "messages that were malformed, old or out of order")      \
+    X(peers_lost, "peers that died or were cut off")                              \
+    X(store_requests, "requests to etcd")                                         \
+    X(store_failures, "of these, failed")
+
+struct kvf_counters {
+#define KVF_COUNTER_FIELD(name, help) _Atomic uint64_t name;
+    KVF_COUNTER_MAP(KVF_COUNTER_FIELD)
+#undef KVF_COUNTER_FIELD
+};
+
+static inline void kvf_count(_Atomic uint64_t *counter, uint64_t n)
+{
+    atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+static inline uint64_t kvf_counted(const _Atomic uint64_t *counter)
+{
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+/* Walks the list: false past the end. */
+struct kvf_counter_entry {
+    const char *name, *help;
+    size_t offset; /* in struct kvf_counters */
+};
+_Bool kvf_counters_entry(size_t index, struct kvf_counter_entry *out);
+uint64_t kvf_counters_get(const struct kvf_counters *counters, size_t index);
+#endif

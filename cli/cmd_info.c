@@ -1,0 +1,188 @@
+/* kvf info: what this build and this machine can do, and why not. */
+#include "cli/cli.h"
+#include "cli/table.h"
+#include "fabric/transport.h"
+#include "kernels/dev.h"
+#include "node/internal.h"
+#include "tiers/disk.h"
+
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/statvfs.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+static void line(const char *name, const char *text)
+{
+    /* Texts of libraries may have several lines: the rest is set under the first. */
+    while (*text) {
+        int length = (int)strcspn(text, "\n");
+        printf("  %-14s %.*s\n", name, length, text);
+        text += length + (text[length] == '\n');
+        name = "";
+    }
+}
+
+static void print_build(void)
+{
+    printf("build\n");
+    line("version", kvf_version());
+    line("compiler", __VERSION__);
+#ifdef __SANITIZE_ADDRESS__
+    line("sanitizer", "address");
+#endif
+}
+
+static void print_compute(void)
+{
+    char text[512] = "";
+    const char *why = NULL;
+    for (const struct kvf_dev *const *dev = kvf_dev_cpu_all(); *dev; dev++) {
+        size_t used = strlen(text);
+        snprintf(text + used, sizeof text - used, "%s%s", used ? ", " : "", (*dev)->name);
+    }
+    printf("compute\n");
+    line("cpu kernels", kvf_dev_cpu()->name);
+    line("runnable", text);
+    const struct kvf_dev *gpu = kvf_dev_cuda(0, &why);
+    if (!gpu) {
+        snprintf(text, sizeof text, "not usable: %s", why ? why : "unknown");
+        line("gpu", text);
+    }
+    for (int i = 0; gpu; gpu = kvf_dev_cuda(++i, NULL)) {
+        snprintf(text, sizeof text, "%s, %s", gpu->name, kvf_table_bytes(gpu->memory_bytes).s);
+        line(i ? "" : "gpu", text);
+    }
+}
+
+static void memory_info(const char *key, char *value, size_t size)
+{
+    char text[128];
+    FILE *file = fopen("/proc/meminfo", "re");
+    snprintf(value, size, "unknown");
+    while (file && fgets(text, sizeof text, file)) {
+        unsigned long number;
+        if (strncmp(text, key, strlen(key)) || sscanf(text + strlen(key), ": %lu", &number) != 1)
+            continue;
+        if (strstr(text, "kB"))
+            snprintf(value, size, "%s", kvf_table_bytes((uint64_t)number * 1024).s);
+        else
+            snprintf(value, size, "%lu", number);
+        break;
+    }
+    if (file)
+        fclose(file);
+}
+
+static void print_memory(void)
+{
+    char total[48], available[48], huge[48], text[256], thp[96] = "unknown";
+    struct rlimit lock;
+    struct statvfs shm;
+    memory_info("MemTotal", total, sizeof total);
+    memory_info("MemAvailable", available, sizeof available);
+    memory_info("HugePages_Total", huge, sizeof huge);
+    printf("memory\n");
+    snprintf(text, sizeof text, "%s, %s available", total, available);
+    line("ram", text);
+    FILE *file = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "re");
+    if (file && fgets(thp, sizeof thp, file))
+        thp[strcspn(thp, "\n")] = 0;
+    if (file)
+        fclose(file);
+    snprintf(text, sizeof text, "%s reserved; transparent: %s", huge, thp);
+    line("huge pages", text);
+    if (!getrlimit(RLIMIT_MEMLOCK, &lock)) {
+        if (lock.rlim_cur == RLIM_INFINITY)
+            snprintf(text, sizeof text, "unlimited");
+        else
+            snprintf(text, sizeof text, "%s (root is exempt); RDMA and registered buffers need more than the arena",
+                     kvf_table_bytes(lock.rlim_cur).s);
+        line("memlock", text);
+    }
+    if (!statvfs("/dev/shm", &shm))
+        snprintf(text, sizeof text, "%s, %s free; arenas that peers on this host map must fit there",
+                 kvf_table_bytes((uint64_t)shm.f_blocks * shm.f_frsize).s,
+                 kvf_table_bytes((uint64_t)shm.f_bavail * shm.f_frsize).s);
+    else
+        snprintf(text, sizeof text, "absent: shared memory with peers on this host is not usable");
+    line("/dev/shm", text);
+}
+
+static void print_disk(const struct kvf_settings *settings)
+{
+    char why[256] = "", text[512];
+    struct statvfs about;
+    bool usable = kvf_disk_uring_usable(why, sizeof why);
+    printf("ssd tier\n");
+    snprintf(text, sizeof text, "%s%s%s", usable ? "usable" : "not usable: ", !usable || !*why ? "" : ", ", why);
+    line("io_uring", text);
+    line("posix", "usable");
+    if (!*settings->ssd_path)
+        snprintf(text, sizeof text, "no SSD tier: ssd.path is empty");
+    else if (statvfs(settings->ssd_path, &about))
+        snprintf(text, sizeof text, "%.300s: not there", settings->ssd_path);
+    else
+        snprintf(text, sizeof text, "%.300s: %s free, %s wanted", settings->ssd_path,
+                 kvf_table_bytes((uint64_t)about.f_bavail * about.f_frsize).s, kvf_table_bytes(settings->ssd_bytes).s);
+    line("ssd.path", text);
+}
+
+static void print_devices(const struct kvf_settings *settings)
+{
+    char text[2048] = "";
+    struct utsname system;
+    if (!uname(&system)) {
+        printf("machine\n");
+        snprintf(text, sizeof text, "%s %s, %ld processors", system.release, system.machine, sysconf(_SC_NPROCESSORS_ONLN));
+        line("kernel", text);
+    }
+    print_compute();
+    print_memory();
+    printf("remote tier\n");
+    text[0] = 0;
+    kvf_transport_ucx_about(text, sizeof text);
+    line("ucx", *text ? text : "unknown");
+    line("transport", settings->fabric_transport);
+    print_disk(settings);
+}
+
+static void print_sizes(void)
+{
+    struct kvf_table *table = kvf_table_create("STRUCT|>BYTES|ONE PER");
+#define ROW(type, per) kvf_table_cell(table, #type), kvf_table_cell(table, "%zu", sizeof(struct type)), kvf_table_cell(table, per)
+    ROW(kvf_entry, "block of the index");
+    ROW(kvf_stage, "cold block in staging");
+    ROW(kvf_read, "read under way");
+    ROW(kvf_sess, "session, without its arrays");
+    ROW(kvf_model, "model");
+    ROW(kvf_node_peer, "peer");
+    ROW(kvf_histogram, "latency that is measured");
+    ROW(kvf_counters, "node");
+    ROW(kvf_settings, "node");
+    ROW(kvf_core, "node");
+    ROW(kvf_request, "block request");
+    ROW(kvf_completion, "block request");
+    ROW(kvf_member, "member known from etcd");
+    ROW(kvf_placement, "session known from etcd");
+#undef ROW
+    printf("structs\n");
+    kvf_table_print(table, stdout, "  ");
+    kvf_table_destroy(table);
+}
+
+int kvf_cmd_info(struct kvf_cli *cli)
+{
+    const char *flags = *cli->flags ? cli->flags : "bd";
+    if (cli->json)
+        return kvf_cli_fail(cli, KVF_EXIT_USAGE, "--json is for status, sessions and move");
+    if (strchr(flags, 'b'))
+        print_build();
+    if (strchr(flags, 'd'))
+        print_devices(kvf_config_settings(cli->config));
+    if (strchr(flags, 't'))
+        print_sizes();
+    if (strchr(flags, 'c'))
+        kvf_config_dump(cli->config, stdout); /* a failed write shows when standard output is flushed */
+    return KVF_EXIT_DONE;
+}

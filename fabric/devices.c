@@ -1,0 +1,110 @@
+/* Names of network devices, tested before UCX sees them: it passes over unknown ones in silence. */
+#include "fabric/devices.h"
+
+#include <dirent.h>
+#include <net/if.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define RDMA_DIRECTORY "/sys/class/infiniband"
+
+/* "mlx5_0:1" is port 1 of mlx5_0. */
+static bool rdma_device(const char *name, size_t length)
+{
+    char path[128];
+    struct stat st;
+    size_t bare = strcspn(name, ":");
+    bare = bare < length ? bare : length;
+    if (bare == 0)
+        return false;
+    snprintf(path, sizeof path, RDMA_DIRECTORY "/%.*s", (int)bare, name);
+    return stat(path, &st) == 0;
+}
+
+bool kvf_devices_any_rdma(void)
+{
+    DIR *directory = opendir(RDMA_DIRECTORY);
+    bool found = false;
+    if (!directory)
+        return false;
+    for (struct dirent *entry; !found && (entry = readdir(directory));)
+        found = entry->d_name[0] != '.';
+    closedir(directory);
+    return found;
+}
+
+static void log_devices(const struct kvf_log *log, const char *name, size_t length)
+{
+    char list[512] = "";
+    struct if_nameindex *all = if_nameindex();
+    for (struct if_nameindex *i = all; i && i->if_index != 0; i++) {
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", i->if_name);
+    }
+    if (all)
+        if_freenameindex(all);
+    kvf_log_error(log, "fabric.interface: there is no network device '%.*s'; there are %s%s", (int)length, name, list,
+                  kvf_devices_any_rdma() ? " and those of " RDMA_DIRECTORY : "");
+}
+
+static enum kvf_status choose_devices(const char *interface, const struct kvf_log *log, struct kvf_devices_choice *out)
+{
+    if (!*interface || strcmp(interface, "all") == 0) {
+        snprintf(out->devices, sizeof out->devices, "all");
+        out->rdma = kvf_devices_any_rdma();
+        return KVF_OK;
+    }
+    if (strlen(interface) >= sizeof out->devices) {
+        kvf_log_error(log, "fabric.interface is longer than %zu characters", sizeof out->devices - 1);
+        return KVF_ERR_CONFIG;
+    }
+    for (const char *at = interface; *at;) {
+        size_t length = strcspn(at, ",");
+        char name[IF_NAMESIZE] = "";
+        if (length < sizeof name)
+            memcpy(name, at, length);
+        if (rdma_device(at, length)) {
+            out->rdma = true;
+        } else if (!*name || if_nametoindex(name) == 0) {
+            log_devices(log, at, length);
+            return KVF_ERR_CONFIG;
+        }
+        at += length;
+        at += *at == ',';
+    }
+    snprintf(out->devices, sizeof out->devices, "%s", interface);
+    return KVF_OK;
+}
+
+enum kvf_status kvf_devices_choose(const char *kind, const char *interface, const struct kvf_log *log, struct kvf_devices_choice *out)
+{
+    struct kvf_devices_choice choice = {.rdma = false};
+    enum kvf_status st = choose_devices(interface, log, &choice);
+    if (st != KVF_OK)
+        return st;
+    const char *transports;
+    if (strcmp(kind, "tcp") == 0) {
+        choice.rdma = false;
+        transports = "tcp,self";
+    } else if (strcmp(kind, "shm") == 0) {
+        choice.shm = true;
+        choice.rdma = false;
+        transports = "posix,tcp,self";
+    } else if (strcmp(kind, "auto") == 0) {
+        choice.shm = true;
+        transports = choice.rdma ? "rc,ud,posix,tcp,self" : "posix,tcp,self";
+    } else if (strcmp(kind, "rdma") == 0) {
+        if (!choice.rdma) {
+            kvf_log_error(log, "fabric.transport = rdma, but fabric.interface = %s has no RDMA device", interface);
+            return KVF_ERR_CONFIG;
+        }
+        choice.shm = true;
+        transports = "rc,ud,posix,self";
+    } else {
+        kvf_log_error(log, "fabric.transport = %s is not one of auto, tcp, shm, rdma", kind);
+        return KVF_ERR_CONFIG;
+    }
+    snprintf(choice.transports, sizeof choice.transports, "%s", transports);
+    *out = choice;
+    return KVF_OK;
+}

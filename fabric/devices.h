@@ -1,0 +1,21 @@
+/* Which network devices this machine has, and what fabric.transport and fabric.interface amount to on it. Knows no UCX. */
+#ifndef KVF_FABRIC_DEVICES_H
+#define KVF_FABRIC_DEVICES_H
+
+#include "fabric/transport.h"
+
+#define KVF_DEVICES_TEXT_MAX 512
+
+struct kvf_devices_choice {
+    char devices[KVF_DEVICES_TEXT_MAX]; /* names with commas, or "all" */
+    char transports[64];                /* in UCX's names, with commas */
+    bool shm;                           /* shared memory is among them */
+    bool rdma;                          /* an RDMA device is */
+};
+
+/* ERR_CONFIG: an unknown kind or device, or rdma without a device for it; the log line says what there is. */
+enum kvf_status kvf_devices_choose(const char *kind, const char *interface, const struct kvf_log *log, struct kvf_devices_choice *out);
+
+/* Whether the machine has an RDMA device at all. */
+bool kvf_devices_any_rdma(void);
+#endif

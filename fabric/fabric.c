@@ -1,0 +1,370 @@
+/* The fabric's life, its frames, and poll. */
+#include "fabric/internal.h"
+
+_Static_assert(KVF_WIRE_TYPE_NODE == KVF_MESSAGE_FIRST, "the node's types begin where ours end");
+_Static_assert(KVF_WIRE_NAME_MAX == KVF_NODE_NAME_MAX, "a name that fits here fits in a hello");
+_Static_assert(KVF_WIRE_RANGES_MAX <= KVF_FRAME_PARTS_MAX, "the ranges of a pull can be the parts of a frame");
+_Static_assert(KVF_WIRE_HELLO_BYTES_MAX <= KVF_COPY_MAX && KVF_WIRE_PULL_BYTES_MAX <= KVF_COPY_MAX, "ours are copied");
+
+#define CLOSE_NS (100 * KVF_MS)
+#define CLOSE_ROUNDS 10000 /* a clock that stands still must not hold the close */
+
+uint64_t kvf_fabric_node_id(const char *name)
+{
+    return kvf_wire_node_id(name);
+}
+
+size_t kvf_fabric_payload_max(const struct kvf_fabric *fabric)
+{
+    return fabric->payload_max;
+}
+
+uint32_t kvf_fabric_budget_us(uint64_t now_ns, uint64_t deadline_ns)
+{
+    if (deadline_ns == UINT64_MAX)
+        return 0;
+    uint64_t left = deadline_ns > now_ns ? (deadline_ns - now_ns) / KVF_US : 0;
+    return left == 0 ? 1 : left > UINT32_MAX ? UINT32_MAX : (uint32_t)left;
+}
+
+void kvf_fabric_timer_peer(struct kvf_fabric *fabric, uint64_t at_ns)
+{
+    if (at_ns < fabric->next_peer_ns)
+        fabric->next_peer_ns = at_ns;
+}
+
+void kvf_fabric_refuse(struct kvf_fabric *fabric, const struct kvf_peer *peer, const char *why)
+{
+    if (fabric->config.counters)
+        kvf_count(&fabric->config.counters->messages_refused, 1);
+    uint64_t now = kvf_now(fabric->config.env);
+    if (now < fabric->refusal_log_ns)
+        return;
+    fabric->refusal_log_ns = now + KVF_SEC;
+    kvf_log_warn(fabric->config.log, "refused from %s: %s", peer ? peer->name : "a node that is no peer", why);
+}
+
+/* ------------------------------------------------------------------------------------------------ frames out */
+size_t kvf_fabric_parts_bytes(const struct iovec *parts, unsigned n_parts)
+{
+    size_t bytes = 0;
+    if (n_parts > KVF_FRAME_PARTS_MAX)
+        return SIZE_MAX;
+    for (unsigned i = 0; i < n_parts; i++) {
+        if (parts[i].iov_len > KVF_WIRE_PAYLOAD_MAX)
+            return SIZE_MAX;
+        bytes += parts[i].iov_len;
+    }
+    return bytes;
+}
+
+enum kvf_status kvf_fabric_post(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts, unsigned n_parts,
+                                kvf_done_fn done, void *arg)
+{
+    struct kvf_fabric *fabric = peer->fabric;
+    struct kvf_transport *t = fabric->config.transport;
+    /* Our own state is asked before every post: the transport may not know yet that the peer is lost. */
+    if (peer->doom != KVF_OK || !peer->link)
+        return KVF_ERR_PEER_LOST;
+    header->sender = fabric->id;
+    header->sender_incarnation = fabric->config.incarnation;
+    header->receiver_incarnation = peer->incarnation;
+    uint8_t bytes[KVF_WIRE_HEADER_BYTES];
+    kvf_wire_header_encode(header, bytes);
+    enum kvf_status st = t->ops->send(t, peer->link, bytes, sizeof bytes, parts, n_parts, done, arg);
+    if (st == KVF_ERR_BUSY)
+        return st;
+    if (st != KVF_OK) {
+        kvf_peer_doom(peer, KVF_ERR_PEER_LOST);
+        return KVF_ERR_PEER_LOST;
+    }
+    peer->sent_ns = kvf_now(fabric->config.env);
+    if (fabric->config.counters)
+        kvf_count(&fabric->config.counters->messages_sent, 1);
+    return KVF_OK;
+}
+
+static void tx_free(struct kvf_tx *tx)
+{
+    tx->next = tx->fabric->tx_free;
+    tx->fabric->tx_free = tx;
+    tx->fabric->tx_used--;
+}
+
+static void tx_sent(void *arg, enum kvf_status status)
+{
+    struct kvf_tx *tx = arg;
+    kvf_done_fn done = tx->done;
+    void *done_arg = tx->arg;
+    tx_free(tx);
+    if (done)
+        done(done_arg, status);
+}
+
+enum kvf_status kvf_fabric_post_copy(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts,
+                                     unsigned n_parts, kvf_done_fn done, void *arg)
+{
+    struct kvf_fabric *fabric = peer->fabric;
+    struct kvf_tx *tx = fabric->tx_free;
+    if (!tx)
+        return KVF_ERR_BUSY;
+    fabric->tx_free = tx->next;
+    fabric->tx_used++;
+    tx->done = done;
+    tx->arg = arg;
+    size_t bytes = 0;
+    for (unsigned i = 0; i < n_parts; i++) {
+        assert(bytes + parts[i].iov_len <= sizeof tx->data);
+        if (parts[i].iov_len)
+            memcpy(tx->data + bytes, parts[i].iov_base, parts[i].iov_len);
+        bytes += parts[i].iov_len;
+    }
+    struct iovec part = {.iov_base = tx->data, .iov_len = bytes};
+    enum kvf_status st = kvf_fabric_post(peer, header, &part, bytes ? 1 : 0, tx_sent, tx);
+    if (st != KVF_OK)
+        tx_free(tx);
+    return st;
+}
+
+/* ------------------------------------------------------------------------------------------------ frames in */
+static void dispatch(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload)
+{
+    struct kvf_fabric *fabric = peer->fabric;
+    switch (header->type) {
+    case KVF_WIRE_HEARTBEAT:
+        return;
+    case KVF_WIRE_GOODBYE:
+        kvf_peer_doom(peer, KVF_ERR_CLOSED);
+        return;
+    case KVF_WIRE_PULL:
+        kvf_serve_pull(peer, header, payload);
+        return;
+    case KVF_WIRE_PULL_DATA:
+        kvf_pull_data(peer, header, payload);
+        return;
+    case KVF_WIRE_REPLY:
+        kvf_request_reply(peer, header, payload);
+        return;
+    default:
+        break;
+    }
+    assert(header->type >= KVF_MESSAGE_FIRST);
+    struct kvf_message message = {
+        .type = header->type, .request = header->request, .payload = payload, .bytes = header->payload_bytes};
+    if (fabric->config.handler.message)
+        fabric->config.handler.message(fabric->config.handler.arg, peer, &message);
+}
+
+static void on_frame(void *arg, const void *data, size_t header_bytes, const void *payload, size_t payload_bytes)
+{
+    struct kvf_fabric *fabric = arg;
+    struct kvf_wire_header header;
+    if (fabric->closing)
+        return;
+    if (fabric->config.counters)
+        kvf_count(&fabric->config.counters->messages_received, 1);
+    enum kvf_status st = kvf_wire_header_decode(data, header_bytes, &header);
+    if (st != KVF_OK || header.payload_bytes != payload_bytes) {
+        kvf_fabric_refuse(fabric, NULL, st == KVF_ERR_PEER_VERSION ? "another version of the protocol" : "a malformed frame");
+        return;
+    }
+    struct kvf_peer *peer = kvf_peer_by_id(fabric, header.sender);
+    bool known = peer && peer->incarnation == header.sender_incarnation;
+    if (header.type == KVF_WIRE_HELLO) {
+        kvf_peer_hello(fabric, known ? peer : NULL, &header, payload);
+        return;
+    }
+    if (!known || header.receiver_incarnation != fabric->config.incarnation) {
+        kvf_fabric_refuse(fabric, peer, "a frame from or to an incarnation that is not known");
+        return;
+    }
+    if (peer->state == KVF_PEER_CONNECTING && header.type == KVF_WIRE_GOODBYE) {
+        kvf_peer_doom(peer, KVF_ERR_CLOSED);
+        return;
+    }
+    if (!kvf_peer_usable(peer)) {
+        kvf_fabric_refuse(fabric, peer, "a frame before its hello or after its end");
+        return;
+    }
+    peer->heard_ns = kvf_now(fabric->config.env);
+    dispatch(peer, &header, payload);
+}
+
+static void on_link_down(void *arg, struct kvf_link *link, enum kvf_status status)
+{
+    struct kvf_fabric *fabric = arg;
+    struct kvf_peer *peer = fabric->config.transport->ops->link_user(link);
+    if (peer->link == link)
+        kvf_peer_doom(peer, peer->state == KVF_PEER_UP ? KVF_ERR_PEER_LOST : KVF_ERR_PEER_UNREACHABLE);
+}
+
+/* ------------------------------------------------------------------------------------------------ poll */
+unsigned kvf_fabric_poll(struct kvf_fabric *fabric)
+{
+    struct kvf_transport *t = fabric->config.transport;
+    assert(!fabric->polling);
+    fabric->polling = true;
+    unsigned n = t->ops->poll(t);
+    /* Silence counts when there was nothing to hear. After a pause of our own (a debugger, a suspended host), what the
+     * peers said meanwhile is read first; under load, polls follow each other closely and every one may judge. */
+    uint64_t now = kvf_now(fabric->config.env);
+    bool judge = n == 0 || now - fabric->polled_ns < fabric->config.dead_ns / 4;
+    fabric->polled_ns = now;
+
+    n += kvf_request_due(fabric);
+    kvf_request_deadlines(fabric, now);
+    kvf_peer_timers(fabric, now, judge);
+    if (fabric->changes > 0)
+        kvf_peer_changes(fabric);
+    for (unsigned i = 0; fabric->work > 0 && i < fabric->peer_slots; i++) {
+        struct kvf_peer *peer = &fabric->peers[i];
+        if (!kvf_ring_empty(&peer->asking))
+            kvf_pull_step(peer);
+        if (peer->serve_count > 0)
+            kvf_serve_step(peer);
+    }
+    if (!kvf_ring_empty(&fabric->copying))
+        n += kvf_pull_copy(fabric) > 0;
+    n += kvf_request_due(fabric);
+    fabric->polling = false;
+    return n;
+}
+
+uint64_t kvf_fabric_next_timer(const struct kvf_fabric *fabric)
+{
+    uint64_t next = fabric->next_deadline_ns < fabric->next_peer_ns ? fabric->next_deadline_ns : fabric->next_peer_ns;
+    if (!kvf_ring_empty(&fabric->copying) || !kvf_ring_empty(&fabric->due) || fabric->changes > 0)
+        return 0;
+    /* Room that is waited for comes with an event of the transport; this is in case it does not. */
+    if (fabric->work > 0 && fabric->polled_ns + KVF_RETRY_NS < next)
+        next = fabric->polled_ns + KVF_RETRY_NS;
+    return next;
+}
+
+/* ------------------------------------------------------------------------------------------------ life */
+static bool config_fits(const struct kvf_fabric_config *c)
+{
+    size_t length = strnlen(c->name, sizeof c->name);
+    return c->env && c->transport && length > 0 && length < sizeof c->name && c->incarnation != 0 && c->peers_max > 0 &&
+           c->requests_max > 0 && c->requests_max < UINT32_MAX && c->inflight_bytes > 0 && c->heartbeat_ns > 0 &&
+           c->dead_ns > c->heartbeat_ns && (!c->region || c->region_bytes > 0);
+}
+
+static void free_all(struct kvf_fabric *fabric)
+{
+    free(fabric->tx);
+    free(fabric->by_id);
+    free(fabric->parts);
+    free(fabric->requests);
+    free(fabric->serves);
+    free(fabric->peers);
+    free(fabric);
+}
+
+static enum kvf_status allocate(struct kvf_fabric *fabric)
+{
+    const struct kvf_fabric_config *c = &fabric->config;
+    /* A few slots more than peers: one that was removed is not reused while the transport still sends from it. */
+    fabric->peer_slots = c->peers_max + 8;
+    fabric->by_id_mask = 15;
+    while (fabric->by_id_mask + 1 < 2 * fabric->peer_slots)
+        fabric->by_id_mask = 2 * fabric->by_id_mask + 1;
+    fabric->tx_count = c->requests_max + 4 * c->peers_max + 16;
+    fabric->peers = calloc(fabric->peer_slots, sizeof *fabric->peers);
+    fabric->serves = calloc((size_t)fabric->peer_slots * KVF_SERVES_MAX, sizeof *fabric->serves);
+    fabric->requests = calloc(c->requests_max, sizeof *fabric->requests);
+    fabric->parts = calloc((size_t)c->requests_max * KVF_PULL_RANGES_MAX, sizeof *fabric->parts);
+    fabric->by_id = calloc(fabric->by_id_mask + 1, sizeof *fabric->by_id);
+    fabric->tx = calloc(fabric->tx_count, sizeof *fabric->tx);
+    if (!fabric->peers || !fabric->serves || !fabric->requests || !fabric->parts || !fabric->by_id || !fabric->tx)
+        return KVF_ERR_NO_MEMORY;
+    for (unsigned i = 0; i < fabric->peer_slots; i++) {
+        struct kvf_peer *peer = &fabric->peers[i];
+        peer->fabric = fabric;
+        peer->serves = fabric->serves + (size_t)i * KVF_SERVES_MAX;
+        kvf_ring_init(&peer->requests);
+        kvf_ring_init(&peer->asking);
+    }
+    for (unsigned i = fabric->tx_count; i-- > 0;) {
+        fabric->tx[i].fabric = fabric;
+        fabric->tx[i].next = fabric->tx_free;
+        fabric->tx_free = &fabric->tx[i];
+    }
+    kvf_request_init(fabric);
+    return KVF_OK;
+}
+
+enum kvf_status kvf_fabric_create(const struct kvf_fabric_config *config, struct kvf_fabric **out)
+{
+    if (!config_fits(config))
+        return KVF_ERR_INVALID;
+    struct kvf_fabric *fabric = calloc(1, sizeof *fabric);
+    if (!fabric)
+        return KVF_ERR_NO_MEMORY;
+    fabric->config = *config;
+    enum kvf_status st = allocate(fabric);
+    if (st != KVF_OK) {
+        free_all(fabric);
+        return st;
+    }
+    struct kvf_transport *t = config->transport;
+    fabric->id = kvf_wire_node_id(config->name);
+    fabric->region = config->region ? t->ops->region_base(config->region) : NULL;
+    fabric->payload_max = t->ops->payload_max(t);
+    if (fabric->payload_max > KVF_WIRE_PAYLOAD_MAX)
+        fabric->payload_max = KVF_WIRE_PAYLOAD_MAX;
+    fabric->next_deadline_ns = fabric->next_peer_ns = UINT64_MAX;
+    fabric->polled_ns = kvf_now(config->env);
+    struct kvf_transport_handler handler = {.arg = fabric, .frame = on_frame, .link_down = on_link_down};
+    t->ops->handler_set(t, &handler);
+    *out = fabric;
+    return KVF_OK;
+}
+
+static bool outstanding(const struct kvf_fabric *fabric)
+{
+    return fabric->tx_used > 0 || fabric->held_count > 0 || fabric->frames_out > 0 || !kvf_ring_empty(&fabric->due);
+}
+
+/* Drives the transport until it holds nothing of ours, within a time and a number of rounds. */
+static void drain(struct kvf_fabric *fabric, uint64_t until_ns)
+{
+    struct kvf_transport *t = fabric->config.transport;
+    for (unsigned round = 0; round < CLOSE_ROUNDS && outstanding(fabric); round++) {
+        t->ops->poll(t);
+        kvf_request_due(fabric);
+        if (kvf_now(fabric->config.env) >= until_ns)
+            return;
+    }
+}
+
+void kvf_fabric_destroy(struct kvf_fabric *fabric)
+{
+    struct kvf_transport *t = fabric->config.transport;
+    uint64_t start = kvf_now(fabric->config.env);
+    assert(!fabric->polling);
+    fabric->closing = true;
+    for (unsigned i = 0; i < fabric->peer_slots; i++) {
+        struct kvf_wire_header goodbye = {.type = KVF_WIRE_GOODBYE};
+        struct kvf_peer *peer = &fabric->peers[i];
+        if (peer->state == KVF_PEER_UP || peer->state == KVF_PEER_CONNECTING)
+            kvf_fabric_post(peer, &goodbye, NULL, 0, NULL, NULL);
+    }
+    /* A few rounds even when nothing is held: goodbyes carry no memory of ours, but need the transport to be driven. */
+    for (unsigned round = 0; round < 16; round++)
+        t->ops->poll(t);
+    drain(fabric, start + CLOSE_NS / 2);
+    for (unsigned i = 0; i < fabric->peer_slots; i++) {
+        struct kvf_peer *peer = &fabric->peers[i];
+        if (peer->state == KVF_PEER_UP || peer->state == KVF_PEER_CONNECTING)
+            kvf_peer_cut(peer, KVF_CANCELLED);
+    }
+    drain(fabric, start + CLOSE_NS);
+    t->ops->handler_set(t, &(struct kvf_transport_handler){0});
+    if (outstanding(fabric)) {
+        /* The transport may still call back into this memory: it is given up rather than freed under it. */
+        kvf_log_error(fabric->config.log, "the transport did not let go of %u sends in time", fabric->tx_used + fabric->frames_out);
+        return;
+    }
+    free_all(fabric);
+}

@@ -1,0 +1,127 @@
+/* Peers: who they are, whether they live, requests with deadlines, and pulls of ranges of their memory.
+ *
+ * LIFE OF A PEER
+ *     peer_add -> CONNECTING (hello sent, again every heartbeat) -> UP (its hello arrived and fits) -> DOWN (its link
+ *     failed, it was silent for dead_after, it said goodbye, or peer_remove) -> freed by peer_remove.
+ *     A peer is one incarnation of a node: a node that restarts is another peer. Our own state is asked before every post.
+ *     DOWN ends everything asked of the peer with ERR_PEER_LOST before peer_down is called. A peer that is DOWN by
+ *     silence is not revived; the owner removes it and may add it anew.
+ *
+ * MESSAGES carry a versioned header (wire.h, docs/PROTOCOL.md): magic, version, type, sender's node id and incarnation,
+ * the receiver's incarnation, request id, status, payload length. Frames of another magic, version, incarnation or length
+ * are refused and counted, and never reach the handler. Frames from nodes we have no peer for are handed to `stranger`
+ * (a hello only), so that the owner can add the peer.
+ *
+ * Threads: one at a time; callbacks run inside poll() or inside the call that ended the request (stated below).
+ * Time comes from env only. Every call and pull ends exactly once: at the latest at its deadline.
+ */
+#ifndef KVF_FABRIC_FABRIC_H
+#define KVF_FABRIC_FABRIC_H
+
+#include "base/counters.h"
+#include "fabric/transport.h"
+
+struct kvf_fabric;
+struct kvf_peer;
+
+#define KVF_NODE_NAME_MAX 64
+#define KVF_PULL_RANGES_MAX 256
+
+/* Message types below 32 are the fabric's own (hello, heartbeat, goodbye, pull, pull data); the node's begin here. */
+#define KVF_MESSAGE_FIRST 32
+
+struct kvf_message {
+    uint16_t type;
+    uint64_t request;        /* 0: a notice, no reply is expected */
+    const void *payload;     /* valid during the callback */
+    size_t bytes;
+};
+
+struct kvf_fabric_handler {
+    void *arg;
+    void (*peer_up)(void *arg, struct kvf_peer *peer);
+    void (*peer_down)(void *arg, struct kvf_peer *peer, enum kvf_status why);
+    /* A request or notice; answer a request with kvf_fabric_reply, now or later (once). */
+    void (*message)(void *arg, struct kvf_peer *peer, const struct kvf_message *message);
+    /* A well-formed hello of a node that is no peer yet, with its address: the owner may peer_add it, or ignore it. */
+    void (*stranger)(void *arg, const char *name, uint64_t incarnation, const void *address, size_t address_bytes);
+};
+
+struct kvf_fabric_config {
+    const struct kvf_env *env;
+    struct kvf_transport *transport; /* the fabric does not own it */
+    const struct kvf_log *log;
+    struct kvf_counters *counters;
+    char name[KVF_NODE_NAME_MAX]; /* ours */
+    uint64_t incarnation;         /* ours; never 0 */
+    struct kvf_region *region;    /* ours that peers may pull from; NULL: none */
+    uint64_t region_bytes;
+    unsigned peers_max;
+    unsigned requests_max;        /* calls and pulls outstanding over all peers */
+    uint64_t inflight_bytes;      /* asked of one peer by pull and not yet arrived */
+    uint64_t heartbeat_ns, dead_ns;
+    struct kvf_fabric_handler handler;
+};
+
+enum kvf_status kvf_fabric_create(const struct kvf_fabric_config *config, struct kvf_fabric **out);
+/* Says goodbye to every peer, ends every request with CANCELLED, drives the transport for at most 100 ms of env time. */
+void kvf_fabric_destroy(struct kvf_fabric *fabric);
+
+/* A node's 64-bit id on the wire: a hash of its name. Never 0. */
+uint64_t kvf_fabric_node_id(const char *name);
+
+/* Starts to know a peer. A second add of the same (name, incarnation) returns the same peer. An add of the same name with
+ * another incarnation first takes the old one DOWN (peer_down is called inside) and frees it.
+ * ERR_BUSY (peers_max), ERR_INVALID, ERR_PEER_UNREACHABLE. */
+enum kvf_status kvf_fabric_peer_add(struct kvf_fabric *fabric, const char *name, uint64_t incarnation, const void *address,
+                                    size_t address_bytes, struct kvf_peer **out);
+/* DOWN (peer_down is called inside if it was not already), then freed: the pointer is dead. */
+void kvf_fabric_peer_remove(struct kvf_fabric *fabric, struct kvf_peer *peer);
+/* NULL when there is none. */
+struct kvf_peer *kvf_fabric_peer_find(struct kvf_fabric *fabric, const char *name);
+/* index 0.. in a stable order; NULL past the end. */
+struct kvf_peer *kvf_fabric_peer_at(struct kvf_fabric *fabric, unsigned index);
+
+const char *kvf_peer_name(const struct kvf_peer *peer);
+uint64_t kvf_peer_incarnation(const struct kvf_peer *peer);
+bool kvf_peer_is_up(const struct kvf_peer *peer);
+enum kvf_way kvf_peer_way(const struct kvf_peer *peer);
+uint64_t kvf_peer_region_bytes(const struct kvf_peer *peer);
+/* Free for the owner. */
+void kvf_peer_user_set(struct kvf_peer *peer, void *user);
+void *kvf_peer_user(const struct kvf_peer *peer);
+
+/* status: the peer's answer (its reply's status), or ERR_PEER_LOST, ERR_DEADLINE, CANCELLED with no payload. */
+typedef void (*kvf_reply_fn)(void *arg, enum kvf_status status, const void *payload, size_t bytes);
+
+/* A request. The parts are copied when they are at most 4 KiB in all; larger ones stay the caller's until the callback.
+ * Never calls back inside. ERR_BUSY, ERR_PEER_LOST (not UP), ERR_INVALID (more than payload_max). `deadline_ns` is absolute. */
+enum kvf_status kvf_fabric_call(struct kvf_peer *peer, uint16_t type, const struct iovec *parts, unsigned n_parts, uint64_t deadline_ns,
+                                kvf_reply_fn reply, void *arg);
+/* A notice of at most 4 KiB, copied; it may be lost. */
+enum kvf_status kvf_fabric_notify(struct kvf_peer *peer, uint16_t type, const void *payload, size_t bytes);
+/* Answers a request. Parts beyond 4 KiB in all stay the caller's until done (called also when the peer dies); done may be
+ * NULL for smaller ones. A reply that cannot be sent now (ERR_BUSY) is not queued: try again later, or let the peer time out. */
+enum kvf_status kvf_fabric_reply(struct kvf_peer *peer, uint64_t request, enum kvf_status status, const struct iovec *parts,
+                                 unsigned n_parts, kvf_done_fn done, void *arg);
+/* Largest payload of a call or reply. */
+size_t kvf_fabric_payload_max(const struct kvf_fabric *fabric);
+
+struct kvf_pull_range {
+    uint64_t offset; /* in the peer's region */
+    uint32_t bytes;
+    void *to;
+};
+
+/* Reads up to KVF_PULL_RANGES_MAX ranges of the peer's region, by the peer's way, at most inflight_bytes at once (the rest
+ * waits inside). Calls back once, inside a later poll: OK (every byte is there, unverified: test checksums), ERR_PEER_LOST,
+ * ERR_DEADLINE, ERR_PEER_REFUSED (out of the region), CANCELLED. After the callback no memory of `to` is written any more.
+ * The ranges are copied. ERR_BUSY (requests_max), ERR_PEER_LOST, ERR_INVALID. */
+enum kvf_status kvf_fabric_pull(struct kvf_peer *peer, const struct kvf_pull_range *ranges, unsigned n, uint64_t deadline_ns,
+                                kvf_done_fn done, void *arg);
+
+/* Moves everything forward: transport, heartbeats, deadlines. Returns events handled. */
+unsigned kvf_fabric_poll(struct kvf_fabric *fabric);
+/* env time at which poll must be called at the latest. */
+uint64_t kvf_fabric_next_timer(const struct kvf_fabric *fabric);
+#endif

@@ -1,0 +1,254 @@
+/* What the files of the fabric share. For the .c files of this room only.
+ *
+ *     fabric.c   life of the fabric, frames in, frames out, poll and timers
+ *     peer.c     peers: add, hello, up, down, remove
+ *     request.c  calls, replies, the request table, deadlines
+ *     pull.c     reading a peer's memory
+ *     serve.c    answering the peers that ask for ours
+ *
+ * A request lives in a slot of a table made at start. Its id on the wire is (generation, index): the generation changes
+ * when the request ends, so what arrives late finds nothing. `held` counts operations in which the transport still uses
+ * the caller's memory; a request that ended while held calls back when the last of them is over, and not before.
+ */
+#ifndef KVF_FABRIC_INTERNAL_H
+#define KVF_FABRIC_INTERNAL_H
+
+#include "fabric/fabric.h"
+#include "fabric/wire.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define KVF_COPY_MAX 4096              /* payloads up to this are copied, larger ones stay the caller's */
+#define KVF_MAPPED_BYTES (1u << 20)    /* copied from mapped memory in one poll: the owner's lock is not held longer */
+#define KVF_ASKS_MAX 64                /* PULL frames that one peer may owe us */
+#define KVF_SERVES_MAX 128             /* PULL frames of one peer that wait here; more are refused with ERR_BUSY */
+#define KVF_SERVE_FRAMES_MAX 16        /* PULL_DATA frames on their way to one peer */
+#define KVF_PULL_PIECES_MAX 2          /* PULL frames of one pull on their way */
+#define KVF_PULL_GAPS_MAX 8            /* stretches that arrived ahead of their turn; more are dropped */
+#define KVF_RETRY_NS (1 * KVF_MS)      /* how soon poll is wanted again when the transport was busy */
+
+/* Doubly linked ring; an empty one points to itself. */
+struct kvf_ring {
+    struct kvf_ring *prev, *next;
+};
+static inline void kvf_ring_init(struct kvf_ring *r) { r->prev = r->next = r; }
+static inline bool kvf_ring_empty(const struct kvf_ring *r) { return r->next == r; }
+static inline void kvf_ring_append(struct kvf_ring *head, struct kvf_ring *r)
+{
+    assert(kvf_ring_empty(r));
+    r->prev = head->prev;
+    r->next = head;
+    head->prev->next = r;
+    head->prev = r;
+}
+static inline void kvf_ring_remove(struct kvf_ring *r)
+{
+    r->prev->next = r->next;
+    r->next->prev = r->prev;
+    kvf_ring_init(r);
+}
+#define KVF_RING_OF(at, type, field) ((type *)(void *)((char *)(at) - offsetof(type, field)))
+
+/* A copied payload on its way out. */
+struct kvf_tx {
+    struct kvf_fabric *fabric;
+    struct kvf_tx *next; /* free list */
+    kvf_done_fn done;    /* the caller's, may be NULL */
+    void *arg;
+    uint8_t data[KVF_COPY_MAX];
+};
+
+/* One range of a pull. `start` is where its bytes begin in the sequence of all the pull's bytes. */
+struct kvf_pull_part {
+    struct kvf_request_slot *slot;
+    uint64_t offset, start;
+    uint8_t *to;
+    uint32_t bytes;
+};
+
+struct kvf_pull_gap {
+    uint64_t from, to;
+};
+
+enum kvf_request_kind { KVF_REQUEST_FREE, KVF_REQUEST_CALL, KVF_REQUEST_PULL };
+
+struct kvf_request_slot {
+    /* identity */
+    struct kvf_fabric *fabric;
+    uint32_t index, generation;
+    enum kvf_request_kind kind;
+    struct kvf_peer *peer; /* NULL when the peer was removed before the transport let go of the memory */
+
+    /* life */
+    bool ended;             /* `status` is what the callback gets or got */
+    bool called;            /* ... got */
+    enum kvf_status status;
+    unsigned held;
+    uint64_t deadline_ns;
+    kvf_reply_fn reply; /* of a call */
+    kvf_done_fn done;   /* of a pull */
+    void *arg;
+
+    /* links */
+    struct kvf_ring of_peer; /* peer->requests, as long as the callback is owed */
+    struct kvf_ring queue;   /* free list, peer->asking, fabric->copying or fabric->due */
+
+    /* of a pull: positions in the sequence of all its bytes */
+    struct kvf_pull_part *parts;
+    unsigned n_parts;
+    unsigned at_part;    /* the part that `asked` lies in */
+    uint64_t total;
+    uint64_t asked;      /* asked, posted or copied up to here */
+    uint64_t arrived;    /* everything before it is there */
+    uint64_t taken;      /* bytes that are there, those after gaps too */
+    unsigned n_pieces, n_gaps;
+    uint64_t piece_end[KVF_PULL_PIECES_MAX];
+    struct kvf_pull_gap gaps[KVF_PULL_GAPS_MAX]; /* stretches that are there though bytes before them are not; sorted */
+};
+
+/* A peer's PULL frame that waits for its bytes to be sent. */
+struct kvf_serve {
+    uint64_t request, position, deadline_ns; /* position: of the next byte; deadline 0: none */
+    uint32_t at_byte;
+    uint16_t at_range, n;
+    struct kvf_wire_range ranges[KVF_WIRE_RANGES_MAX];
+};
+
+enum kvf_peer_state { KVF_PEER_FREE, KVF_PEER_CONNECTING, KVF_PEER_UP, KVF_PEER_DOWN };
+
+struct kvf_peer {
+    /* identity */
+    struct kvf_fabric *fabric;
+    char name[KVF_NODE_NAME_MAX];
+    uint64_t id, incarnation;
+
+    /* state */
+    enum kvf_peer_state state;
+    uint32_t life;             /* changes when the slot is freed: callbacks may do that under our feet */
+    enum kvf_status doom;      /* not OK: it goes DOWN for this in the next poll, and nothing is posted any more */
+    enum kvf_status down_why;
+    bool told;                 /* DOWN: peer_down was called */
+    struct kvf_link *link;     /* NULL when DOWN */
+    struct kvf_remote *remote; /* NULL without a region */
+    const uint8_t *mapped;     /* WAY_MAPPED: the region */
+    enum kvf_way way;
+    uint64_t region_bytes;
+    size_t payload_max; /* what it takes */
+    uint64_t heard_ns, sent_ns, hello_ns; /* hello_ns: when the next hello is due while CONNECTING */
+    void *user;
+
+    /* asked of it */
+    struct kvf_ring requests; /* whose callback is owed */
+    struct kvf_ring asking;   /* pulls of which something is not asked yet, in order */
+    uint64_t inflight;        /* bytes asked and not yet there */
+    unsigned asks;            /* PULL frames it owes us */
+
+    /* asked of us */
+    struct kvf_serve *serves; /* [KVF_SERVES_MAX], a ring */
+    unsigned serve_first, serve_count;
+    unsigned frames_out;      /* PULL_DATA frames that the transport still reads; the slot is not reused before it is 0 */
+};
+
+struct kvf_fabric {
+    struct kvf_fabric_config config;
+    uint64_t id;
+    const uint8_t *region;
+    size_t payload_max;
+
+    struct kvf_peer *peers; /* [peer_slots] */
+    unsigned peer_slots, peer_count;
+    struct kvf_serve *serves;
+    uint32_t *by_id; /* hash table of slot + 1; 0 is empty */
+    unsigned by_id_mask;
+
+    struct kvf_request_slot *requests; /* [requests_max] */
+    struct kvf_pull_part *parts;       /* [requests_max][KVF_PULL_RANGES_MAX]; pages are touched only when used */
+    struct kvf_ring free_requests, due, copying;
+    unsigned request_count;
+    unsigned held_count; /* operations in which the transport uses callers' memory */
+
+    struct kvf_tx *tx; /* [tx_count] */
+    struct kvf_tx *tx_free;
+    unsigned tx_count, tx_used;
+    unsigned frames_out; /* PULL_DATA frames of all peers */
+
+    unsigned work;       /* pulls that are asking plus serves that wait, over all peers */
+    unsigned changes;    /* peers that are doomed, or DOWN and not told */
+    bool polling, closing;
+    uint64_t next_deadline_ns, next_peer_ns; /* not before these; may be too early */
+    uint64_t polled_ns;
+    uint64_t refusal_log_ns; /* no further line about refused frames before it */
+};
+
+/* ---- fabric.c */
+
+/* Sends a frame. `header` needs type, flags, status, request, position, budget; the rest is filled in. ERR_BUSY leaves
+ * everything as it was; any other failure dooms the peer. */
+enum kvf_status kvf_fabric_post(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts, unsigned n_parts,
+                                kvf_done_fn done, void *arg);
+/* The same for at most KVF_COPY_MAX bytes, which are copied. done may be NULL. */
+enum kvf_status kvf_fabric_post_copy(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts,
+                                     unsigned n_parts, kvf_done_fn done, void *arg);
+/* Bytes of all parts; SIZE_MAX when there are too many of them. */
+size_t kvf_fabric_parts_bytes(const struct iovec *parts, unsigned n_parts);
+/* Counts a frame that is not believed, and says so now and then. peer may be NULL. */
+void kvf_fabric_refuse(struct kvf_fabric *fabric, const struct kvf_peer *peer, const char *why);
+void kvf_fabric_timer_peer(struct kvf_fabric *fabric, uint64_t at_ns);
+uint32_t kvf_fabric_budget_us(uint64_t now_ns, uint64_t deadline_ns);
+
+/* ---- peer.c */
+struct kvf_peer *kvf_peer_by_id(struct kvf_fabric *fabric, uint64_t id);
+/* A hello arrived; peer is NULL when the sender is none of ours in that incarnation. */
+void kvf_peer_hello(struct kvf_fabric *fabric, struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+/* The peer goes DOWN in this poll or the next. The first reason counts. */
+void kvf_peer_doom(struct kvf_peer *peer, enum kvf_status why);
+/* Takes doomed peers DOWN and tells the owner of those that are. */
+void kvf_peer_changes(struct kvf_fabric *fabric);
+/* Heartbeats, hellos, silence. `judge`: whether silence counts now. Sets the next timer. */
+void kvf_peer_timers(struct kvf_fabric *fabric, uint64_t now_ns, bool judge);
+/* Ends link and queues without telling the owner. Requests that are not held end with `status`. */
+void kvf_peer_cut(struct kvf_peer *peer, enum kvf_status status);
+static inline bool kvf_peer_usable(const struct kvf_peer *peer)
+{
+    return peer->state == KVF_PEER_UP && peer->doom == KVF_OK;
+}
+
+/* ---- request.c */
+void kvf_request_init(struct kvf_fabric *fabric);
+/* NULL: all are in use. */
+struct kvf_request_slot *kvf_request_take(struct kvf_peer *peer, enum kvf_request_kind kind, uint64_t deadline_ns, void *arg);
+/* Gives back a slot whose request never was (its send failed). */
+void kvf_request_drop(struct kvf_request_slot *slot);
+uint64_t kvf_request_id(const struct kvf_request_slot *slot);
+/* The living request of that id and kind that was asked of the peer; NULL when there is none (any more). */
+struct kvf_request_slot *kvf_request_find(struct kvf_peer *peer, uint64_t id, enum kvf_request_kind kind);
+/* The answer to a call arrived. Calls back inside. */
+void kvf_request_answer(struct kvf_request_slot *slot, enum kvf_status status, const void *payload, size_t bytes);
+/* Ends a request (one that ended already keeps its status). Calls back inside, or, while it is held, when it no longer is. */
+void kvf_request_end(struct kvf_request_slot *slot, enum kvf_status status);
+/* Only notes the end (one that ended already keeps its status): the callback is still owed. */
+void kvf_request_mark(struct kvf_request_slot *slot, enum kvf_status status);
+/* Ends a request; the callback waits for the next poll. */
+void kvf_request_end_later(struct kvf_request_slot *slot, enum kvf_status status);
+/* The transport let go of memory of the request. */
+void kvf_request_release(struct kvf_request_slot *slot);
+void kvf_request_deadlines(struct kvf_fabric *fabric, uint64_t now_ns);
+unsigned kvf_request_due(struct kvf_fabric *fabric);
+void kvf_request_reply(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+
+/* ---- pull.c */
+/* Asks for, or posts, as much of the peer's waiting pulls as is allowed. */
+void kvf_pull_step(struct kvf_peer *peer);
+/* Copies a portion from mapped memory; bytes copied. */
+size_t kvf_pull_copy(struct kvf_fabric *fabric);
+void kvf_pull_data(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+/* Takes an ended pull out of queues and gives back its credits. */
+void kvf_pull_forget(struct kvf_request_slot *slot);
+
+/* ---- serve.c */
+void kvf_serve_pull(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+void kvf_serve_step(struct kvf_peer *peer);
+void kvf_serve_forget(struct kvf_peer *peer);
+#endif

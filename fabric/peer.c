@@ -1,0 +1,386 @@
+/* Peers: who they are and whether they live.
+ *
+ *     FREE -> CONNECTING -> UP -> DOWN -> FREE
+ *                 \_______________/
+ *
+ *   CONNECTING  the link is there; our hello goes out every heartbeat until theirs arrives and fits
+ *   UP          things may be asked. Our hello went out before, on the same link, so the peer has it before anything else
+ *   DOWN        no link; requests that the transport does not hold have ended. The owner is told when all have
+ *
+ * A peer is taken DOWN only from poll (doomed first, anywhere) or by its owner's remove, so that nothing ends under the
+ * feet of a caller that is in the middle of a post.
+ */
+#include "base/hash.h"
+#include "fabric/internal.h"
+
+/* ------------------------------------------------------------------------------------------------ finding */
+static unsigned bucket_of(const struct kvf_fabric *fabric, uint64_t id)
+{
+    return (unsigned)(kvf_mix(id, 0) & fabric->by_id_mask);
+}
+
+struct kvf_peer *kvf_peer_by_id(struct kvf_fabric *fabric, uint64_t id)
+{
+    for (unsigned at = bucket_of(fabric, id); fabric->by_id[at] != 0; at = (at + 1) & fabric->by_id_mask) {
+        struct kvf_peer *peer = &fabric->peers[fabric->by_id[at] - 1];
+        if (peer->id == id)
+            return peer;
+    }
+    return NULL;
+}
+
+static void index_peer(struct kvf_fabric *fabric, const struct kvf_peer *peer)
+{
+    unsigned at = bucket_of(fabric, peer->id);
+    while (fabric->by_id[at] != 0)
+        at = (at + 1) & fabric->by_id_mask;
+    fabric->by_id[at] = (uint32_t)(peer - fabric->peers) + 1;
+}
+
+/* Peers go seldom: making the table anew is simpler than taking one out of it. */
+static void index_all(struct kvf_fabric *fabric)
+{
+    memset(fabric->by_id, 0, (fabric->by_id_mask + 1) * sizeof fabric->by_id[0]);
+    for (unsigned i = 0; i < fabric->peer_slots; i++) {
+        if (fabric->peers[i].state != KVF_PEER_FREE)
+            index_peer(fabric, &fabric->peers[i]);
+    }
+}
+
+struct kvf_peer *kvf_fabric_peer_find(struct kvf_fabric *fabric, const char *name)
+{
+    struct kvf_peer *peer = kvf_peer_by_id(fabric, kvf_wire_node_id(name));
+    return peer && strcmp(peer->name, name) == 0 ? peer : NULL;
+}
+
+struct kvf_peer *kvf_fabric_peer_at(struct kvf_fabric *fabric, unsigned index)
+{
+    for (unsigned i = 0; i < fabric->peer_slots; i++) {
+        if (fabric->peers[i].state != KVF_PEER_FREE && index-- == 0)
+            return &fabric->peers[i];
+    }
+    return NULL;
+}
+
+const char *kvf_peer_name(const struct kvf_peer *peer) { return peer->name; }
+uint64_t kvf_peer_incarnation(const struct kvf_peer *peer) { return peer->incarnation; }
+bool kvf_peer_is_up(const struct kvf_peer *peer) { return kvf_peer_usable(peer); }
+enum kvf_way kvf_peer_way(const struct kvf_peer *peer) { return peer->way; }
+uint64_t kvf_peer_region_bytes(const struct kvf_peer *peer) { return peer->region_bytes; }
+void kvf_peer_user_set(struct kvf_peer *peer, void *user) { peer->user = user; }
+void *kvf_peer_user(const struct kvf_peer *peer) { return peer->user; }
+
+/* ------------------------------------------------------------------------------------------------ hello */
+static enum kvf_status send_hello(struct kvf_peer *peer, bool heard)
+{
+    struct kvf_fabric *fabric = peer->fabric;
+    struct kvf_transport *t = fabric->config.transport;
+    struct kvf_wire_hello hello = {.payload_max = (uint32_t)fabric->payload_max};
+    memcpy(hello.name, fabric->config.name, sizeof hello.name);
+    hello.address_bytes = sizeof hello.address;
+    enum kvf_status st = t->ops->address(t, hello.address, &hello.address_bytes);
+    if (st != KVF_OK)
+        return st;
+    if (fabric->region) {
+        hello.key_bytes = sizeof hello.key;
+        st = t->ops->region_key(fabric->config.region, hello.key, &hello.key_bytes);
+        if (st != KVF_OK)
+            return st;
+        hello.region_base = (uintptr_t)fabric->region;
+        hello.region_bytes = fabric->config.region_bytes;
+    }
+    uint8_t payload[KVF_WIRE_HELLO_BYTES_MAX];
+    size_t bytes = sizeof payload;
+    st = kvf_wire_hello_encode(&hello, payload, &bytes);
+    if (st != KVF_OK)
+        return st;
+    struct kvf_wire_header header = {.type = KVF_WIRE_HELLO, .payload_bytes = (uint32_t)bytes};
+    header.flags = heard ? KVF_WIRE_FLAG_HEARD : 0;
+    struct iovec part = {.iov_base = payload, .iov_len = bytes};
+    return kvf_fabric_post_copy(peer, &header, &part, 1, NULL, NULL);
+}
+
+/* What the hello says fits: the region is made readable and the peer is UP. */
+static enum kvf_status take_hello(struct kvf_peer *peer, const struct kvf_wire_hello *hello)
+{
+    struct kvf_transport *t = peer->fabric->config.transport;
+    peer->way = KVF_WAY_ASK;
+    peer->payload_max = hello->payload_max;
+    peer->region_bytes = hello->region_bytes;
+    if (hello->region_bytes == 0)
+        return KVF_OK;
+    enum kvf_status st = t->ops->import(t, peer->link, hello->key, hello->key_bytes, hello->region_base, hello->region_bytes,
+                                        &peer->remote, &peer->way);
+    if (st != KVF_OK)
+        return st;
+    peer->mapped = peer->way == KVF_WAY_MAPPED ? t->ops->remote_mapped(peer->remote) : NULL;
+    if (peer->way == KVF_WAY_MAPPED && !peer->mapped)
+        peer->way = KVF_WAY_ASK;
+    return KVF_OK;
+}
+
+void kvf_peer_hello(struct kvf_fabric *fabric, struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload)
+{
+    struct kvf_wire_hello hello;
+    if (kvf_wire_hello_decode(payload, header->payload_bytes, &hello) != KVF_OK ||
+        kvf_wire_node_id(hello.name) != header->sender || strcmp(hello.name, fabric->config.name) == 0) {
+        kvf_fabric_refuse(fabric, peer, "a malformed hello");
+        return;
+    }
+    if (!peer || strcmp(peer->name, hello.name) != 0) {
+        if (fabric->config.handler.stranger)
+            fabric->config.handler.stranger(fabric->config.handler.arg, hello.name, header->sender_incarnation, hello.address,
+                                            hello.address_bytes);
+        return;
+    }
+    if (peer->state == KVF_PEER_DOWN || peer->doom != KVF_OK)
+        return;
+    peer->heard_ns = kvf_now(fabric->config.env);
+    bool heard = header->flags & KVF_WIRE_FLAG_HEARD;
+    if (peer->state == KVF_PEER_UP) {
+        if (!heard)
+            send_hello(peer, true);
+        return;
+    }
+    /* Ours first: what we ask as soon as the peer is UP must find that it knows us. If it cannot go out now, theirs is
+     * forgotten; it comes again, or ours goes out with the next heartbeat and asks for it. */
+    if (send_hello(peer, true) != KVF_OK)
+        return;
+    enum kvf_status st = take_hello(peer, &hello);
+    if (st != KVF_OK) {
+        kvf_log_warn(fabric->config.log, "peer %s: its region cannot be reached (%s)", peer->name, kvf_status_name(st));
+        kvf_peer_doom(peer, st);
+        return;
+    }
+    peer->state = KVF_PEER_UP;
+    kvf_fabric_timer_peer(fabric, peer->heard_ns);
+    kvf_log_info(fabric->config.log, "peer %s is up", peer->name);
+    if (fabric->config.handler.peer_up)
+        fabric->config.handler.peer_up(fabric->config.handler.arg, peer);
+}
+
+/* ------------------------------------------------------------------------------------------------ ends of requests */
+/* Calls back for every ended request of the peer that is not held. Callbacks may remove the peer, so each round begins at
+ * the front and asks whether it is still the same one. */
+static void end_unheld(struct kvf_peer *peer)
+{
+    uint32_t life = peer->life;
+    struct kvf_request_slot *slot;
+    do {
+        slot = NULL;
+        for (struct kvf_ring *at = peer->requests.next; at != &peer->requests && !slot; at = at->next) {
+            slot = KVF_RING_OF(at, struct kvf_request_slot, of_peer);
+            slot = slot->ended && slot->held == 0 ? slot : NULL;
+        }
+        if (slot)
+            kvf_request_end(slot, slot->status);
+    } while (slot && peer->life == life);
+}
+
+/* ------------------------------------------------------------------------------------------------ add, remove */
+static bool name_fits(const char *name)
+{
+    size_t length = strnlen(name, KVF_NODE_NAME_MAX);
+    return length > 0 && length < KVF_NODE_NAME_MAX;
+}
+
+static struct kvf_peer *free_slot(struct kvf_fabric *fabric)
+{
+    if (fabric->peer_count == fabric->config.peers_max)
+        return NULL;
+    for (unsigned i = 0; i < fabric->peer_slots; i++) {
+        struct kvf_peer *peer = &fabric->peers[i];
+        if (peer->state == KVF_PEER_FREE && peer->frames_out == 0)
+            return peer;
+    }
+    return NULL;
+}
+
+enum kvf_status kvf_fabric_peer_add(struct kvf_fabric *fabric, const char *name, uint64_t incarnation, const void *address,
+                                    size_t address_bytes, struct kvf_peer **out)
+{
+    if (!name_fits(name) || incarnation == 0 || address_bytes == 0 || address_bytes > KVF_ADDRESS_MAX ||
+        strcmp(name, fabric->config.name) == 0)
+        return KVF_ERR_INVALID;
+    struct kvf_peer *peer = kvf_peer_by_id(fabric, kvf_wire_node_id(name));
+    if (peer && strcmp(peer->name, name) != 0)
+        return KVF_ERR_INVALID; /* two names with one id: 2^-64, and no frame could tell them apart */
+    if (peer && peer->incarnation == incarnation) {
+        *out = peer;
+        return KVF_OK;
+    }
+    if (peer)
+        kvf_fabric_peer_remove(fabric, peer);
+    peer = free_slot(fabric);
+    if (!peer)
+        return KVF_ERR_BUSY;
+    struct kvf_transport *t = fabric->config.transport;
+    struct kvf_link *link;
+    enum kvf_status st = t->ops->connect(t, address, address_bytes, peer, &link);
+    if (st != KVF_OK)
+        return st;
+    assert(peer->serve_count == 0 && kvf_ring_empty(&peer->requests) && kvf_ring_empty(&peer->asking));
+    memcpy(peer->name, name, strlen(name) + 1);
+    peer->id = kvf_wire_node_id(name);
+    peer->incarnation = incarnation;
+    peer->state = KVF_PEER_CONNECTING;
+    peer->link = link;
+    peer->way = KVF_WAY_ASK;
+    peer->payload_max = fabric->payload_max;
+    uint64_t now = kvf_now(fabric->config.env);
+    peer->heard_ns = peer->sent_ns = now;
+    fabric->peer_count++;
+    index_peer(fabric, peer);
+    st = send_hello(peer, false);
+    peer->hello_ns = st == KVF_ERR_BUSY ? now + KVF_RETRY_NS : now + fabric->config.heartbeat_ns;
+    kvf_fabric_timer_peer(fabric, peer->hello_ns);
+    *out = peer;
+    return KVF_OK;
+}
+
+static void free_peer(struct kvf_peer *peer)
+{
+    struct kvf_fabric *fabric = peer->fabric;
+    /* Requests that the transport still holds go on without their peer. */
+    while (!kvf_ring_empty(&peer->requests)) {
+        struct kvf_request_slot *slot = KVF_RING_OF(peer->requests.next, struct kvf_request_slot, of_peer);
+        assert(slot->ended && slot->held > 0);
+        kvf_ring_remove(&slot->of_peer);
+        slot->peer = NULL;
+    }
+    /* Answered calls whose parts are not let go of yet are in no list of the peer's. */
+    for (unsigned i = 0; fabric->held_count > 0 && i < fabric->config.requests_max; i++) {
+        if (fabric->requests[i].kind != KVF_REQUEST_FREE && fabric->requests[i].peer == peer)
+            fabric->requests[i].peer = NULL;
+    }
+    peer->state = KVF_PEER_FREE;
+    peer->life++;
+    peer->doom = peer->down_why = KVF_OK;
+    peer->told = false;
+    peer->user = NULL;
+    peer->id = peer->incarnation = peer->region_bytes = peer->inflight = 0;
+    fabric->peer_count--;
+    index_all(fabric);
+}
+
+void kvf_fabric_peer_remove(struct kvf_fabric *fabric, struct kvf_peer *peer)
+{
+    assert(peer->fabric == fabric && peer->state != KVF_PEER_FREE);
+    uint32_t life = peer->life;
+    if (peer->state != KVF_PEER_DOWN) {
+        if (peer->doom == KVF_OK) {
+            peer->doom = KVF_CANCELLED;
+            fabric->changes++;
+        }
+        peer->down_why = peer->doom;
+        kvf_peer_cut(peer, KVF_ERR_PEER_LOST);
+    } else {
+        end_unheld(peer);
+    }
+    if (peer->life == life && !peer->told) {
+        peer->told = true;
+        fabric->changes--;
+        if (fabric->config.handler.peer_down)
+            fabric->config.handler.peer_down(fabric->config.handler.arg, peer, peer->down_why);
+    }
+    /* The owner may have removed it inside one of the callbacks. */
+    if (peer->life == life)
+        free_peer(peer);
+}
+
+/* ------------------------------------------------------------------------------------------------ down */
+void kvf_peer_doom(struct kvf_peer *peer, enum kvf_status why)
+{
+    assert(why != KVF_OK);
+    if (peer->doom != KVF_OK || peer->state == KVF_PEER_FREE || peer->state == KVF_PEER_DOWN)
+        return;
+    peer->doom = why;
+    peer->fabric->changes++;
+}
+
+void kvf_peer_cut(struct kvf_peer *peer, enum kvf_status status)
+{
+    struct kvf_fabric *fabric = peer->fabric;
+    struct kvf_transport *t = fabric->config.transport;
+    assert(peer->state != KVF_PEER_DOWN && peer->state != KVF_PEER_FREE);
+    if (peer->state == KVF_PEER_UP && fabric->config.counters)
+        kvf_count(&fabric->config.counters->peers_lost, 1);
+    peer->state = KVF_PEER_DOWN;
+    kvf_serve_forget(peer);
+    if (peer->remote)
+        t->ops->remote_destroy(t, peer->remote);
+    peer->remote = NULL;
+    peer->mapped = NULL;
+    t->ops->disconnect(t, peer->link);
+    peer->link = NULL;
+
+    /* All are marked before the first callback: none may find the peer's requests half ended. */
+    for (struct kvf_ring *at = peer->requests.next; at != &peer->requests; at = at->next)
+        kvf_request_mark(KVF_RING_OF(at, struct kvf_request_slot, of_peer), status);
+    end_unheld(peer);
+}
+
+void kvf_peer_changes(struct kvf_fabric *fabric)
+{
+    for (unsigned i = 0; fabric->changes > 0 && i < fabric->peer_slots; i++) {
+        struct kvf_peer *peer = &fabric->peers[i];
+        uint32_t life = peer->life;
+        if (peer->doom == KVF_OK || peer->told)
+            continue;
+        if (peer->state != KVF_PEER_DOWN) {
+            peer->down_why = peer->doom;
+            kvf_log_info(fabric->config.log, "peer %s is down: %s", peer->name, kvf_status_text(peer->doom));
+            kvf_peer_cut(peer, KVF_ERR_PEER_LOST);
+        }
+        if (peer->life != life || peer->told || !kvf_ring_empty(&peer->requests))
+            continue;
+        peer->told = true;
+        fabric->changes--;
+        if (fabric->config.handler.peer_down)
+            fabric->config.handler.peer_down(fabric->config.handler.arg, peer, peer->down_why);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ time */
+/* The time at which the peer needs to be looked at again. */
+static uint64_t peer_timer(struct kvf_peer *peer, uint64_t now, bool judge)
+{
+    const struct kvf_fabric_config *config = &peer->fabric->config;
+    uint64_t dead = kvf_deadline(peer->heard_ns, config->dead_ns);
+    if (now >= dead) {
+        if (judge)
+            kvf_peer_doom(peer, peer->state == KVF_PEER_UP ? KVF_ERR_PEER_LOST : KVF_ERR_PEER_UNREACHABLE);
+        return now;
+    }
+    uint64_t next;
+    if (peer->state == KVF_PEER_CONNECTING) {
+        if (now >= peer->hello_ns) {
+            enum kvf_status st = send_hello(peer, false);
+            peer->hello_ns = now + (st == KVF_ERR_BUSY ? KVF_RETRY_NS : config->heartbeat_ns);
+        }
+        next = peer->hello_ns;
+    } else {
+        next = kvf_deadline(peer->sent_ns, config->heartbeat_ns);
+        if (now >= next) {
+            struct kvf_wire_header header = {.type = KVF_WIRE_HEARTBEAT};
+            enum kvf_status st = kvf_fabric_post(peer, &header, NULL, 0, NULL, NULL);
+            next = now + (st == KVF_ERR_BUSY ? KVF_RETRY_NS : config->heartbeat_ns);
+        }
+    }
+    return next < dead ? next : dead;
+}
+
+void kvf_peer_timers(struct kvf_fabric *fabric, uint64_t now_ns, bool judge)
+{
+    if (now_ns < fabric->next_peer_ns)
+        return;
+    uint64_t next = UINT64_MAX;
+    for (unsigned i = 0; i < fabric->peer_slots; i++) {
+        struct kvf_peer *peer = &fabric->peers[i];
+        if ((peer->state != KVF_PEER_CONNECTING && peer->state != KVF_PEER_UP) || peer->doom != KVF_OK)
+            continue;
+        uint64_t at = peer_timer(peer, now_ns, judge);
+        next = at < next ? at : next;
+    }
+    fabric->next_peer_ns = next;
+}

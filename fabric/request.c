@@ -1,0 +1,264 @@
+/* The request table, calls and replies. */
+#include "fabric/internal.h"
+
+void kvf_request_init(struct kvf_fabric *fabric)
+{
+    kvf_ring_init(&fabric->free_requests);
+    kvf_ring_init(&fabric->due);
+    kvf_ring_init(&fabric->copying);
+    for (unsigned i = 0; i < fabric->config.requests_max; i++) {
+        struct kvf_request_slot *slot = &fabric->requests[i];
+        slot->fabric = fabric;
+        slot->index = i;
+        slot->parts = fabric->parts + (size_t)i * KVF_PULL_RANGES_MAX;
+        kvf_ring_init(&slot->of_peer);
+        kvf_ring_init(&slot->queue);
+        kvf_ring_append(&fabric->free_requests, &slot->queue);
+    }
+}
+
+struct kvf_request_slot *kvf_request_take(struct kvf_peer *peer, enum kvf_request_kind kind, uint64_t deadline_ns, void *arg)
+{
+    struct kvf_fabric *fabric = peer->fabric;
+    if (kvf_ring_empty(&fabric->free_requests))
+        return NULL;
+    /* The slot that rested longest: its old id is the least likely to be on its way still. */
+    struct kvf_request_slot *slot = KVF_RING_OF(fabric->free_requests.next, struct kvf_request_slot, queue);
+    assert(slot->kind == KVF_REQUEST_FREE && slot->held == 0);
+    kvf_ring_remove(&slot->queue);
+    slot->kind = kind;
+    slot->peer = peer;
+    slot->ended = slot->called = false;
+    slot->status = KVF_OK;
+    slot->deadline_ns = deadline_ns;
+    slot->reply = NULL;
+    slot->done = NULL;
+    slot->arg = arg;
+    slot->n_parts = slot->at_part = slot->n_pieces = slot->n_gaps = 0;
+    slot->total = slot->asked = slot->arrived = slot->taken = 0;
+    kvf_ring_append(&peer->requests, &slot->of_peer);
+    if (deadline_ns < fabric->next_deadline_ns)
+        fabric->next_deadline_ns = deadline_ns;
+    fabric->request_count++;
+    return slot;
+}
+
+void kvf_request_drop(struct kvf_request_slot *slot)
+{
+    struct kvf_fabric *fabric = slot->fabric;
+    assert(slot->kind != KVF_REQUEST_FREE && slot->held == 0);
+    kvf_ring_remove(&slot->of_peer);
+    kvf_ring_remove(&slot->queue);
+    slot->kind = KVF_REQUEST_FREE;
+    slot->peer = NULL;
+    slot->generation++;
+    kvf_ring_append(&fabric->free_requests, &slot->queue);
+    fabric->request_count--;
+}
+
+uint64_t kvf_request_id(const struct kvf_request_slot *slot)
+{
+    return (uint64_t)slot->generation << 32 | (slot->index + 1);
+}
+
+struct kvf_request_slot *kvf_request_find(struct kvf_peer *peer, uint64_t id, enum kvf_request_kind kind)
+{
+    uint64_t number = id & UINT32_MAX;
+    if (number == 0 || number > peer->fabric->config.requests_max)
+        return NULL;
+    struct kvf_request_slot *slot = &peer->fabric->requests[number - 1];
+    if (slot->kind != kind || slot->ended || slot->generation != id >> 32 || slot->peer != peer)
+        return NULL;
+    return slot;
+}
+
+/* Calls back once and frees the slot unless the transport still holds memory of it. */
+static void call_back(struct kvf_request_slot *slot, const void *payload, size_t bytes)
+{
+    assert(slot->ended && !slot->called);
+    slot->called = true;
+    kvf_ring_remove(&slot->of_peer);
+    kvf_reply_fn reply = slot->reply;
+    kvf_done_fn done = slot->done;
+    void *arg = slot->arg;
+    enum kvf_status status = slot->status;
+    bool call = slot->kind == KVF_REQUEST_CALL;
+    /* Freed first: the callback may ask for the next thing and must find the slot. */
+    if (slot->held == 0)
+        kvf_request_drop(slot);
+    if (call)
+        reply(arg, status, payload, bytes);
+    else
+        done(arg, status);
+}
+
+void kvf_request_mark(struct kvf_request_slot *slot, enum kvf_status status)
+{
+    assert(slot->kind != KVF_REQUEST_FREE);
+    if (slot->ended)
+        return;
+    slot->ended = true;
+    slot->status = status;
+    if (slot->kind == KVF_REQUEST_PULL)
+        kvf_pull_forget(slot);
+}
+
+void kvf_request_answer(struct kvf_request_slot *slot, enum kvf_status status, const void *payload, size_t bytes)
+{
+    assert(slot->kind == KVF_REQUEST_CALL);
+    kvf_request_mark(slot, status);
+    /* Even if held: the answer proves that the peer has the whole request, so nothing reads the caller's parts any more. */
+    call_back(slot, payload, bytes);
+}
+
+void kvf_request_end(struct kvf_request_slot *slot, enum kvf_status status)
+{
+    kvf_request_mark(slot, status);
+    if (slot->held == 0)
+        call_back(slot, NULL, 0);
+}
+
+void kvf_request_end_later(struct kvf_request_slot *slot, enum kvf_status status)
+{
+    assert(!slot->ended);
+    kvf_request_mark(slot, status);
+    if (slot->held == 0)
+        kvf_ring_append(&slot->fabric->due, &slot->queue);
+}
+
+void kvf_request_release(struct kvf_request_slot *slot)
+{
+    assert(slot->held > 0 && slot->fabric->held_count > 0);
+    slot->held--;
+    slot->fabric->held_count--;
+    if (slot->held > 0 || !slot->ended)
+        return;
+    if (slot->called)
+        kvf_request_drop(slot);
+    else
+        kvf_ring_append(&slot->fabric->due, &slot->queue);
+}
+
+unsigned kvf_request_due(struct kvf_fabric *fabric)
+{
+    /* What callbacks add waits for the next round, so that this ends. */
+    struct kvf_ring batch;
+    unsigned n = 0;
+    kvf_ring_init(&batch);
+    if (kvf_ring_empty(&fabric->due))
+        return 0;
+    batch = fabric->due;
+    batch.next->prev = batch.prev->next = &batch;
+    kvf_ring_init(&fabric->due);
+    while (!kvf_ring_empty(&batch)) {
+        struct kvf_request_slot *slot = KVF_RING_OF(batch.next, struct kvf_request_slot, queue);
+        kvf_ring_remove(&slot->queue);
+        call_back(slot, NULL, 0);
+        n++;
+    }
+    return n;
+}
+
+void kvf_request_deadlines(struct kvf_fabric *fabric, uint64_t now_ns)
+{
+    if (now_ns < fabric->next_deadline_ns)
+        return;
+    for (unsigned i = 0; i < fabric->config.requests_max; i++) {
+        struct kvf_request_slot *slot = &fabric->requests[i];
+        if (slot->kind == KVF_REQUEST_FREE || slot->ended)
+            continue;
+        if (slot->deadline_ns > now_ns)
+            continue;
+        /* The transport may still write to, or read from, the caller's memory. Nothing short of ending the link stops it:
+         * the callback comes when the link's operations are cancelled. */
+        if (slot->held)
+            kvf_peer_doom(slot->peer, KVF_ERR_DEADLINE);
+        kvf_request_end(slot, KVF_ERR_DEADLINE);
+    }
+    /* In a second round, because callbacks of the first may have asked for new things. */
+    fabric->next_deadline_ns = UINT64_MAX;
+    for (unsigned i = 0; i < fabric->config.requests_max; i++) {
+        const struct kvf_request_slot *slot = &fabric->requests[i];
+        if (slot->kind != KVF_REQUEST_FREE && !slot->ended && slot->deadline_ns < fabric->next_deadline_ns)
+            fabric->next_deadline_ns = slot->deadline_ns;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ calls */
+static void call_sent(void *arg, enum kvf_status status)
+{
+    struct kvf_request_slot *slot = arg;
+    if (status != KVF_OK && status != KVF_CANCELLED && slot->peer && !slot->called)
+        kvf_peer_doom(slot->peer, KVF_ERR_PEER_LOST);
+    kvf_request_release(slot);
+}
+
+enum kvf_status kvf_fabric_call(struct kvf_peer *peer, uint16_t type, const struct iovec *parts, unsigned n_parts,
+                                uint64_t deadline_ns, kvf_reply_fn reply, void *arg)
+{
+    size_t bytes = kvf_fabric_parts_bytes(parts, n_parts);
+    if (type < KVF_MESSAGE_FIRST || !reply || bytes > peer->fabric->payload_max)
+        return KVF_ERR_INVALID;
+    if (!kvf_peer_usable(peer))
+        return KVF_ERR_PEER_LOST;
+    if (bytes > peer->payload_max)
+        return KVF_ERR_INVALID;
+    struct kvf_request_slot *slot = kvf_request_take(peer, KVF_REQUEST_CALL, deadline_ns, arg);
+    if (!slot)
+        return KVF_ERR_BUSY;
+    slot->reply = reply;
+    struct kvf_wire_header header = {.type = type, .request = kvf_request_id(slot), .payload_bytes = (uint32_t)bytes};
+    header.budget_us = kvf_fabric_budget_us(kvf_now(peer->fabric->config.env), deadline_ns);
+    enum kvf_status st;
+    if (bytes <= KVF_COPY_MAX) {
+        st = kvf_fabric_post_copy(peer, &header, parts, n_parts, NULL, NULL);
+    } else {
+        slot->held++;
+        peer->fabric->held_count++;
+        st = kvf_fabric_post(peer, &header, parts, n_parts, call_sent, slot);
+        if (st != KVF_OK) {
+            slot->held--;
+            peer->fabric->held_count--;
+        }
+    }
+    if (st != KVF_OK)
+        kvf_request_drop(slot);
+    return st;
+}
+
+enum kvf_status kvf_fabric_notify(struct kvf_peer *peer, uint16_t type, const void *payload, size_t bytes)
+{
+    if (type < KVF_MESSAGE_FIRST || bytes > KVF_COPY_MAX)
+        return KVF_ERR_INVALID;
+    if (!kvf_peer_usable(peer))
+        return KVF_ERR_PEER_LOST;
+    struct iovec part = {.iov_base = (void *)(uintptr_t)payload, .iov_len = bytes};
+    struct kvf_wire_header header = {.type = type, .payload_bytes = (uint32_t)bytes};
+    return kvf_fabric_post_copy(peer, &header, &part, bytes ? 1 : 0, NULL, NULL);
+}
+
+enum kvf_status kvf_fabric_reply(struct kvf_peer *peer, uint64_t request, enum kvf_status status, const struct iovec *parts,
+                                 unsigned n_parts, kvf_done_fn done, void *arg)
+{
+    size_t bytes = kvf_fabric_parts_bytes(parts, n_parts);
+    if (request == 0 || bytes > peer->fabric->payload_max || (bytes > KVF_COPY_MAX && !done))
+        return KVF_ERR_INVALID;
+    if (!kvf_peer_usable(peer))
+        return KVF_ERR_PEER_LOST;
+    if (bytes > peer->payload_max)
+        return KVF_ERR_INVALID;
+    struct kvf_wire_header header = {.type = KVF_WIRE_REPLY, .request = request, .status = status, .payload_bytes = (uint32_t)bytes};
+    if (bytes <= KVF_COPY_MAX)
+        return kvf_fabric_post_copy(peer, &header, parts, n_parts, done, arg);
+    return kvf_fabric_post(peer, &header, parts, n_parts, done, arg);
+}
+
+void kvf_request_reply(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload)
+{
+    struct kvf_request_slot *slot = kvf_request_find(peer, header->request, KVF_REQUEST_CALL);
+    if (!slot) {
+        kvf_fabric_refuse(peer->fabric, peer, "a reply to no request that is still open");
+        return;
+    }
+    kvf_request_answer(slot, (enum kvf_status)header->status, payload, header->payload_bytes);
+}

@@ -1,0 +1,121 @@
+/* Answering PULL frames: the bytes go from our region to the wire as parts of frames, without a copy of ours. What waits
+ * is bounded per peer, and so is what the transport has in hand for it: a slow peer fills its own share alone. */
+#include "fabric/internal.h"
+
+/* One frame back that says why there will be no bytes. When the transport has no room for it the asker's deadline tells. */
+static void refuse(struct kvf_peer *peer, const struct kvf_wire_header *asked, enum kvf_status why)
+{
+    struct kvf_wire_header header = {
+        .type = KVF_WIRE_PULL_DATA, .request = asked->request, .position = asked->position, .status = why};
+    kvf_fabric_post(peer, &header, NULL, 0, NULL, NULL);
+}
+
+void kvf_serve_pull(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload)
+{
+    struct kvf_fabric *fabric = peer->fabric;
+    struct kvf_wire_pull pull;
+    if (kvf_wire_pull_decode(payload, header->payload_bytes, &pull) != KVF_OK) {
+        kvf_fabric_refuse(fabric, peer, "a malformed pull");
+        refuse(peer, header, KVF_ERR_PEER_PROTOCOL);
+        return;
+    }
+    uint64_t limit = fabric->region ? fabric->config.region_bytes : 0;
+    for (unsigned i = 0; i < pull.n; i++) {
+        if (pull.ranges[i].offset > limit || pull.ranges[i].bytes > limit - pull.ranges[i].offset) {
+            kvf_fabric_refuse(fabric, peer, "a pull of bytes outside the region");
+            refuse(peer, header, KVF_ERR_PEER_REFUSED);
+            return;
+        }
+    }
+    if (peer->serve_count == KVF_SERVES_MAX) {
+        refuse(peer, header, KVF_ERR_BUSY);
+        return;
+    }
+    struct kvf_serve *serve = &peer->serves[(peer->serve_first + peer->serve_count) % KVF_SERVES_MAX];
+    serve->request = header->request;
+    serve->position = header->position;
+    serve->deadline_ns = 0;
+    if (header->budget_us)
+        serve->deadline_ns = kvf_deadline(kvf_now(fabric->config.env), header->budget_us * KVF_US);
+    serve->at_byte = 0;
+    serve->at_range = 0;
+    serve->n = (uint16_t)pull.n;
+    memcpy(serve->ranges, pull.ranges, pull.n * sizeof pull.ranges[0]);
+    peer->serve_count++;
+    fabric->work++;
+    kvf_serve_step(peer);
+}
+
+static void drop_first(struct kvf_peer *peer)
+{
+    assert(peer->serve_count > 0 && peer->fabric->work > 0);
+    peer->serve_first = (peer->serve_first + 1) % KVF_SERVES_MAX;
+    peer->serve_count--;
+    peer->fabric->work--;
+}
+
+void kvf_serve_forget(struct kvf_peer *peer)
+{
+    while (peer->serve_count > 0)
+        drop_first(peer);
+}
+
+/* The peer's slot outlives its frames, whoever is in it by then. */
+static void frame_sent(void *arg, enum kvf_status status)
+{
+    struct kvf_peer *peer = arg;
+    assert(peer->frames_out > 0 && peer->fabric->frames_out > 0);
+    peer->frames_out--;
+    peer->fabric->frames_out--;
+}
+
+/* Sends the next frame of a job. The job's cursor moves only when the frame went. */
+static enum kvf_status send_frame(struct kvf_peer *peer, struct kvf_serve *serve)
+{
+    struct kvf_fabric *fabric = peer->fabric;
+    struct iovec parts[KVF_FRAME_PARTS_MAX];
+    size_t limit = peer->payload_max < fabric->payload_max ? peer->payload_max : fabric->payload_max;
+    size_t bytes = 0;
+    unsigned n_parts = 0, at_range = serve->at_range;
+    uint32_t at_byte = serve->at_byte;
+    while (at_range < serve->n && bytes < limit && n_parts < KVF_FRAME_PARTS_MAX) {
+        const struct kvf_wire_range *range = &serve->ranges[at_range];
+        size_t n = range->bytes - at_byte < limit - bytes ? range->bytes - at_byte : limit - bytes;
+        const uint8_t *from = fabric->region + range->offset + at_byte;
+        parts[n_parts++] = (struct iovec){.iov_base = (void *)(uintptr_t)from, .iov_len = n};
+        bytes += n;
+        at_byte += (uint32_t)n;
+        if (at_byte == range->bytes) {
+            at_range++;
+            at_byte = 0;
+        }
+    }
+    assert(bytes > 0);
+    struct kvf_wire_header header = {.type = KVF_WIRE_PULL_DATA, .request = serve->request, .position = serve->position,
+                                     .payload_bytes = (uint32_t)bytes};
+    enum kvf_status st = kvf_fabric_post(peer, &header, parts, n_parts, frame_sent, peer);
+    if (st != KVF_OK)
+        return st;
+    peer->frames_out++;
+    fabric->frames_out++;
+    serve->position += bytes;
+    serve->at_range = (uint16_t)at_range;
+    serve->at_byte = at_byte;
+    return KVF_OK;
+}
+
+void kvf_serve_step(struct kvf_peer *peer)
+{
+    uint64_t now = kvf_now(peer->fabric->config.env);
+    while (peer->serve_count > 0 && peer->frames_out < KVF_SERVE_FRAMES_MAX && kvf_peer_usable(peer)) {
+        struct kvf_serve *serve = &peer->serves[peer->serve_first];
+        if (serve->at_range == serve->n || (serve->deadline_ns && now >= serve->deadline_ns)) {
+            drop_first(peer);
+            continue;
+        }
+        if (send_frame(peer, serve) != KVF_OK)
+            return;
+        if (serve->at_range == serve->n)
+            drop_first(peer);
+    }
+}

@@ -1,0 +1,112 @@
+/* The network seam: frames to and from peers, memory regions that peers may read, one-sided reads. The real one is UCX
+ * (transport_ucx.c); tests and the simulator have an in-process one (tests/sim). It knows nothing of sessions or blocks.
+ *
+ * One thread at a time (the fabric's owner holds its lock). No call blocks. Callbacks run inside poll(), never inside the
+ * call that started the operation, except where a call says so.
+ */
+#ifndef KVF_FABRIC_TRANSPORT_H
+#define KVF_FABRIC_TRANSPORT_H
+
+#include "base/counters.h"
+#include "base/env.h"
+#include "base/log.h"
+#include <kvf/kvf.h>
+#include <sys/uio.h>
+
+struct kvf_transport; /* one per node */
+struct kvf_link;      /* our way to one peer; one direction: the peer makes its own to us */
+struct kvf_region;    /* memory of ours that peers may read */
+struct kvf_remote;    /* a peer's region as seen by us */
+
+#define KVF_ADDRESS_MAX 1024 /* bytes of a transport address */
+#define KVF_REGION_KEY_MAX 256
+#define KVF_FRAME_HEADER_MAX 64
+#define KVF_FRAME_PARTS_MAX 64
+
+/* How a pull from a region is done; chosen per link when the region is imported. */
+enum kvf_way {
+    KVF_WAY_ASK,    /* no one-sided read worth using (TCP): ask, and the peer pushes */
+    KVF_WAY_GET,    /* one-sided get (RDMA) */
+    KVF_WAY_MAPPED, /* the region is mapped here (shared memory): copy it */
+};
+
+typedef void (*kvf_done_fn)(void *arg, enum kvf_status status);
+
+struct kvf_transport_handler {
+    void *arg;
+    /* A frame arrived. header and payload are valid during the call only. The sender is in the header, not known here. */
+    void (*frame)(void *arg, const void *header, size_t header_bytes, const void *payload, size_t payload_bytes);
+    /* The link failed: the transport's first error on it. Nothing may be posted on it any more; disconnect it. */
+    void (*link_down)(void *arg, struct kvf_link *link, enum kvf_status status);
+};
+
+struct kvf_transport_ops {
+    const char *name;
+    void (*destroy)(struct kvf_transport *t);
+
+    /* Set once, before the first poll. */
+    void (*handler_set)(struct kvf_transport *t, const struct kvf_transport_handler *handler);
+
+    /* Our address, to publish. *bytes is the room on entry, the size on return. */
+    enum kvf_status (*address)(struct kvf_transport *t, void *address, size_t *bytes);
+
+    /* Payload bytes that travel as one frame without being staged; sends of more are ERR_INVALID. */
+    size_t (*payload_max)(struct kvf_transport *t);
+
+    /* Starts a link. Success says nothing about the peer being there: that shows by frames or link_down. `user` comes
+     * back by link_user. ERR_BUSY (peers_max), ERR_PEER_UNREACHABLE, ERR_INVALID (not an address). */
+    enum kvf_status (*connect)(struct kvf_transport *t, const void *address, size_t bytes, void *user, struct kvf_link **out);
+    void *(*link_user)(struct kvf_link *link);
+    /* Ends a link, forced. Every send and get outstanding on it completes (with CANCELLED) within later polls and touches
+     * no memory after its completion. The link pointer is dead when this returns. */
+    void (*disconnect)(struct kvf_transport *t, struct kvf_link *link);
+
+    /* Sends one frame: header (copied) and up to KVF_FRAME_PARTS_MAX parts (the caller's until done is called; done may
+     * be NULL only when n_parts is 0). ERR_BUSY when too many are in flight (try again after poll), ERR_PEER_LOST. */
+    enum kvf_status (*send)(struct kvf_transport *t, struct kvf_link *link, const void *header, size_t header_bytes,
+                            const struct iovec *parts, unsigned n_parts, kvf_done_fn done, void *arg);
+
+    /* Memory that peers may read, allocated by the transport so that it can be shared; zeroed, 4096-aligned. */
+    enum kvf_status (*region_create)(struct kvf_transport *t, size_t bytes, struct kvf_region **out);
+    void *(*region_base)(struct kvf_region *region);
+    enum kvf_status (*region_key)(struct kvf_region *region, void *key, size_t *bytes);
+    void (*region_destroy)(struct kvf_transport *t, struct kvf_region *region);
+
+    /* A peer's region. *base is its address at the peer (from its hello). Tells the way. Destroy before disconnect. */
+    enum kvf_status (*import)(struct kvf_transport *t, struct kvf_link *link, const void *key, size_t key_bytes, uint64_t base,
+                              uint64_t bytes, struct kvf_remote **out, enum kvf_way *way);
+    /* WAY_MAPPED: where the region lies in our memory. Else NULL. */
+    const void *(*remote_mapped)(struct kvf_remote *remote);
+    void (*remote_destroy)(struct kvf_transport *t, struct kvf_remote *remote);
+
+    /* WAY_GET: reads bytes of the peer's region at `offset` into `to`; may complete inside the call. */
+    enum kvf_status (*get)(struct kvf_transport *t, struct kvf_remote *remote, uint64_t offset, void *to, size_t bytes,
+                           kvf_done_fn done, void *arg);
+
+    /* Moves things forward; the number of events handled (0: idle). */
+    unsigned (*poll)(struct kvf_transport *t);
+    /* Readable when poll has work; arm before sleeping on it: false means poll again first. -1 where there is none. */
+    int (*event_fd)(struct kvf_transport *t);
+    bool (*arm)(struct kvf_transport *t);
+
+    /* One line of what was chosen and why, for `kvf info`. */
+    void (*describe)(struct kvf_transport *t, char *text, size_t size);
+};
+
+struct kvf_transport {
+    const struct kvf_transport_ops *ops;
+};
+
+struct kvf_transport_config {
+    const char *kind;      /* fabric.transport: auto, tcp, shm, rdma */
+    const char *interface; /* fabric.interface */
+    size_t segment_bytes;
+    unsigned peers_max;
+    const struct kvf_log *log;
+};
+
+/* ERR_UNSUPPORTED (this build has no UCX), ERR_CONFIG (no such device or transport; the log line says which there are). */
+enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *config, struct kvf_transport **out);
+/* Why UCX cannot be used here, or what it offers: for `kvf info`. */
+void kvf_transport_ucx_about(char *text, size_t size);
+#endif

@@ -1,0 +1,767 @@
+/* The network seam over UCX 1.13 and later. The only file that knows UCX.
+ *
+ * What UCX is told, and why:
+ *   - every setting that matters is set in code: UCX also reads UCX_* of the environment, under any prefix, and an engine
+ *     in the same process may have set those for itself;
+ *   - endpoints with error handling (mode PEER): without it, what is outstanding when a peer dies never ends. Shared memory
+ *     refuses that mode unless MM_ERROR_HANDLING is set, and TCP would be used in its place without a word;
+ *   - no rendezvous: a frame of at most payload_max fits one TCP segment, so it arrives in one piece, and its parts are
+ *     the sender's again when the send completes;
+ *   - regions that shared memory can reach are allocated by UCX: no other memory can be mapped by a peer.
+ *
+ * Ways: mapped when the peer's region can be mapped here (same host, shared memory on); get where RDMA devices are used;
+ * else ask, because UCX emulates gets over TCP by messages that wait for the target.
+ */
+#include "fabric/devices.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucp/api/ucp.h>
+
+#define AM_FRAME 1           /* the only active message id */
+#define POLL_ROUNDS 32       /* of progress in one poll, at most */
+#define SENDS_PER_LINK 128   /* in flight on one link, so that a stuck peer leaves room to others */
+#define SENDS_MAX 8192
+#define SEGMENT_OVERHEAD 4096 /* of a segment: headers of UCX and ours, with room to spare */
+#define POSIX_SEGMENT "8256"  /* bytes of one fragment in shared memory */
+#define CLOSE_ROUNDS 200000
+
+enum link_state { LINK_FREE, LINK_OPEN, LINK_CLOSING };
+
+struct kvf_link {
+    struct kvf_transport *transport;
+    enum link_state state;
+    ucp_ep_h ep;
+    void *user;
+    bool failed, told; /* UCX reported an error; link_down was called */
+    bool closed;       /* CLOSING: UCX is done with the endpoint */
+    bool close_due;    /* CLOSING: the close waits for the end of progress */
+    unsigned ops;      /* sends and gets that UCX has */
+    struct kvf_remote *remotes_gone; /* destroyed when ops is 0: a get that waits inside UCX still reads its key */
+};
+
+struct kvf_region {
+    ucp_mem_h memh;
+    void *base;
+    size_t bytes;
+    bool mapped_by_us; /* munmap is ours */
+    uint8_t key[KVF_REGION_KEY_MAX];
+    size_t key_bytes;
+};
+
+struct kvf_remote {
+    struct kvf_link *link;
+    ucp_rkey_h rkey; /* NULL: asking is the only way */
+    const void *mapped;
+    uint64_t base, bytes;
+    struct kvf_remote *next;
+};
+
+/* A send or get that UCX has, or whose done is due. */
+struct op {
+    struct op *next;
+    struct kvf_link *link;
+    kvf_done_fn done;
+    void *arg;
+    enum kvf_status status;
+    uint8_t header[KVF_FRAME_HEADER_MAX];
+    ucp_dt_iov_t iov[KVF_FRAME_PARTS_MAX];
+};
+
+struct ucx {
+    struct kvf_transport transport; /* first: the handle */
+    const struct kvf_log *log;
+    struct kvf_transport_handler handler;
+    ucp_context_h context;
+    ucp_worker_h worker;
+    uint8_t address[KVF_ADDRESS_MAX];
+    size_t address_bytes;
+    int event_fd;
+    struct kvf_devices_choice choice;
+    size_t segment_bytes, payload_max;
+    bool in_progress;
+    struct kvf_link *links; /* [n_links] */
+    unsigned n_links, links_max;
+    struct op *ops; /* [n_ops] */
+    unsigned n_ops;
+    struct op *free_ops;
+    struct op *due_first, **due_last; /* done callbacks that wait for poll */
+    unsigned downs;                   /* links that failed and were not told */
+    unsigned closes;                  /* links whose close waits for the end of progress */
+};
+
+static struct ucx *ucx_of(struct kvf_transport *t) { return (struct ucx *)t; }
+
+static enum kvf_status status_of(ucs_status_t status)
+{
+    switch (status) {
+    case UCS_OK:
+        return KVF_OK;
+    case UCS_ERR_CANCELED:
+        return KVF_CANCELLED;
+    case UCS_ERR_NO_RESOURCE:
+        return KVF_ERR_BUSY;
+    case UCS_ERR_NO_MEMORY:
+        return KVF_ERR_NO_MEMORY;
+    case UCS_ERR_INVALID_PARAM:
+    case UCS_ERR_INVALID_ADDR:
+        return KVF_ERR_INVALID;
+    case UCS_ERR_UNSUPPORTED:
+        return KVF_ERR_UNSUPPORTED;
+    case UCS_ERR_UNREACHABLE:
+    case UCS_ERR_NO_DEVICE:
+        return KVF_ERR_PEER_UNREACHABLE;
+    default:
+        return KVF_ERR_PEER_LOST;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ operations */
+static struct op *op_take(struct ucx *u, struct kvf_link *link, kvf_done_fn done, void *arg)
+{
+    struct op *op = u->free_ops;
+    if (!op || link->ops >= SENDS_PER_LINK)
+        return NULL;
+    u->free_ops = op->next;
+    op->next = NULL;
+    op->link = link;
+    op->done = done;
+    op->arg = arg;
+    link->ops++;
+    return op;
+}
+
+static void op_free(struct ucx *u, struct op *op)
+{
+    op->next = u->free_ops;
+    u->free_ops = op;
+}
+
+static void link_release(struct kvf_link *link)
+{
+    if (link->state != LINK_CLOSING || !link->closed || link->ops > 0)
+        return;
+    while (link->remotes_gone) {
+        struct kvf_remote *remote = link->remotes_gone;
+        link->remotes_gone = remote->next;
+        if (remote->rkey)
+            ucp_rkey_destroy(remote->rkey);
+        free(remote);
+    }
+    link->state = LINK_FREE;
+}
+
+/* UCX is done with the operation: its callback becomes due. */
+static void op_over(struct ucx *u, struct op *op, ucs_status_t status)
+{
+    op->status = status_of(status);
+    op->link->ops--;
+    link_release(op->link);
+    op->link = NULL;
+    *u->due_last = op;
+    u->due_last = &op->next;
+}
+
+static void on_sent(void *request, ucs_status_t status, void *user_data)
+{
+    struct op *op = user_data;
+    struct ucx *u = ucx_of(op->link->transport);
+    ucp_request_free(request);
+    op_over(u, op, status);
+}
+
+/* What a call of UCX that may complete at once returned. */
+static enum kvf_status op_started(struct ucx *u, struct op *op, ucs_status_ptr_t started)
+{
+    if (!UCS_PTR_IS_ERR(started)) {
+        if (!started)
+            op_over(u, op, UCS_OK);
+        return KVF_OK;
+    }
+    struct kvf_link *link = op->link;
+    enum kvf_status st = status_of(UCS_PTR_STATUS(started));
+    link->ops--;
+    op_free(u, op);
+    if (st == KVF_ERR_BUSY || st == KVF_ERR_NO_MEMORY)
+        return KVF_ERR_BUSY;
+    return KVF_ERR_PEER_LOST;
+}
+
+static unsigned drain_due(struct ucx *u)
+{
+    struct op *op = u->due_first;
+    unsigned n = 0;
+    u->due_first = NULL;
+    u->due_last = &u->due_first;
+    while (op) {
+        struct op over = {.next = op->next, .done = op->done, .arg = op->arg, .status = op->status};
+        op_free(u, op);
+        if (over.done)
+            over.done(over.arg, over.status);
+        op = over.next;
+        n++;
+    }
+    return n;
+}
+
+static enum kvf_status ucx_send(struct kvf_transport *t, struct kvf_link *link, const void *header, size_t header_bytes,
+                                const struct iovec *parts, unsigned n_parts, kvf_done_fn done, void *arg)
+{
+    struct ucx *u = ucx_of(t);
+    size_t bytes = 0;
+    if (header_bytes > KVF_FRAME_HEADER_MAX || n_parts > KVF_FRAME_PARTS_MAX || (n_parts > 0 && !done))
+        return KVF_ERR_INVALID;
+    for (unsigned i = 0; i < n_parts; i++)
+        bytes += parts[i].iov_len;
+    if (bytes > u->payload_max)
+        return KVF_ERR_INVALID;
+    if (link->state != LINK_OPEN || link->failed)
+        return KVF_ERR_PEER_LOST;
+    struct op *op = op_take(u, link, done, arg);
+    if (!op)
+        return KVF_ERR_BUSY;
+    memcpy(op->header, header, header_bytes);
+    for (unsigned i = 0; i < n_parts; i++)
+        op->iov[i] = (ucp_dt_iov_t){.buffer = parts[i].iov_base, .length = parts[i].iov_len};
+    ucp_request_param_t param = {
+        .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_DATATYPE |
+                        UCP_OP_ATTR_FIELD_FLAGS,
+        .flags = UCP_AM_SEND_FLAG_EAGER,
+        .cb = {.send = on_sent},
+        .user_data = op,
+    };
+    const void *buffer = n_parts == 1 ? parts[0].iov_base : op->iov;
+    size_t count = n_parts == 1 ? bytes : n_parts;
+    param.datatype = n_parts > 1 ? ucp_dt_make_iov() : ucp_dt_make_contig(1);
+    return op_started(u, op, ucp_am_send_nbx(link->ep, AM_FRAME, op->header, header_bytes, n_parts ? buffer : NULL, count, &param));
+}
+
+static enum kvf_status ucx_get(struct kvf_transport *t, struct kvf_remote *remote, uint64_t offset, void *to, size_t bytes,
+                               kvf_done_fn done, void *arg)
+{
+    struct ucx *u = ucx_of(t);
+    struct kvf_link *link = remote->link;
+    if (!remote->rkey || !done || offset > remote->bytes || bytes > remote->bytes - offset)
+        return KVF_ERR_INVALID;
+    if (link->state != LINK_OPEN || link->failed)
+        return KVF_ERR_PEER_LOST;
+    struct op *op = op_take(u, link, done, arg);
+    if (!op)
+        return KVF_ERR_BUSY;
+    ucp_request_param_t param = {
+        .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+        .cb = {.send = on_sent},
+        .user_data = op,
+    };
+    return op_started(u, op, ucp_get_nbx(link->ep, to, bytes, remote->base + offset, remote->rkey, &param));
+}
+
+static ucs_status_t on_frame(void *arg, const void *header, size_t header_bytes, void *data, size_t bytes,
+                             const ucp_am_recv_param_t *param)
+{
+    struct ucx *u = arg;
+    /* We never send by rendezvous; one who does is not one of us, and the data is not taken. */
+    if (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV)
+        return UCS_OK;
+    if (u->handler.frame)
+        u->handler.frame(u->handler.arg, header, header_bytes, data, bytes);
+    return UCS_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ links */
+static void on_error(void *arg, ucp_ep_h ep, ucs_status_t status)
+{
+    struct kvf_link *link = arg;
+    if (link->state != LINK_OPEN || link->failed)
+        return;
+    link->failed = true;
+    ucx_of(link->transport)->downs++;
+}
+
+static enum kvf_status ucx_connect(struct kvf_transport *t, const void *address, size_t bytes, void *user, struct kvf_link **out)
+{
+    struct ucx *u = ucx_of(t);
+    struct kvf_link *link = NULL;
+    unsigned open = 0;
+    for (unsigned i = 0; i < u->n_links; i++) {
+        open += u->links[i].state == LINK_OPEN;
+        if (!link && u->links[i].state == LINK_FREE)
+            link = &u->links[i];
+    }
+    if (!link || open >= u->links_max)
+        return KVF_ERR_BUSY;
+    if (bytes == 0 || bytes > KVF_ADDRESS_MAX)
+        return KVF_ERR_INVALID;
+    /* UCX is not told the length: behind an address that was cut lie zeros, not somebody else's bytes. */
+    uint8_t padded[KVF_ADDRESS_MAX + 64] = {0};
+    memcpy(padded, address, bytes);
+    *link = (struct kvf_link){.transport = t, .state = LINK_OPEN, .user = user};
+    ucp_ep_params_t params = {
+        .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER,
+        .address = (const ucp_address_t *)padded,
+        .err_mode = UCP_ERR_HANDLING_MODE_PEER,
+        .err_handler = {.cb = on_error, .arg = link},
+    };
+    ucs_status_t status = ucp_ep_create(u->worker, &params, &link->ep);
+    if (status != UCS_OK) {
+        link->state = LINK_FREE;
+        return status == UCS_ERR_NO_MEMORY ? KVF_ERR_NO_MEMORY : KVF_ERR_PEER_UNREACHABLE;
+    }
+    *out = link;
+    return KVF_OK;
+}
+
+static void *ucx_link_user(struct kvf_link *link) { return link->user; }
+
+static void on_closed(void *request, ucs_status_t status, void *user_data)
+{
+    struct kvf_link *link = user_data;
+    ucp_request_free(request);
+    link->closed = true;
+    link_release(link);
+}
+
+static void link_close(struct kvf_link *link)
+{
+    ucp_request_param_t param = {
+        .op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+        .flags = UCP_EP_CLOSE_FLAG_FORCE,
+        .cb = {.send = on_closed},
+        .user_data = link,
+    };
+    link->close_due = false;
+    ucs_status_ptr_t started = ucp_ep_close_nbx(link->ep, &param);
+    if (started && !UCS_PTR_IS_ERR(started))
+        return;
+    link->closed = true;
+    link_release(link);
+}
+
+static void ucx_disconnect(struct kvf_transport *t, struct kvf_link *link)
+{
+    struct ucx *u = ucx_of(t);
+    assert(link->state == LINK_OPEN);
+    if (link->failed && !link->told)
+        u->downs--;
+    link->state = LINK_CLOSING;
+    /* Inside a callback of UCX, which may be about this very endpoint: afterwards. */
+    if (u->in_progress) {
+        link->close_due = true;
+        u->closes++;
+    } else {
+        link_close(link);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ regions */
+static void ucx_region_destroy(struct kvf_transport *t, struct kvf_region *region)
+{
+    if (region->memh)
+        ucp_mem_unmap(ucx_of(t)->context, region->memh);
+    if (region->mapped_by_us)
+        munmap(region->base, region->bytes);
+    free(region);
+}
+
+static enum kvf_status region_pack(struct ucx *u, struct kvf_region *region)
+{
+    void *key;
+    size_t bytes;
+    if (ucp_rkey_pack(u->context, region->memh, &key, &bytes) != UCS_OK)
+        return KVF_ERR_NO_MEMORY;
+    bool fits = bytes <= sizeof region->key;
+    if (fits) {
+        memcpy(region->key, key, bytes);
+        region->key_bytes = bytes;
+    }
+    ucp_rkey_buffer_release(key);
+    return fits ? KVF_OK : KVF_ERR_UNSUPPORTED;
+}
+
+static enum kvf_status ucx_region_create(struct kvf_transport *t, size_t bytes, struct kvf_region **out)
+{
+    struct ucx *u = ucx_of(t);
+    if (bytes == 0 || bytes > SIZE_MAX - 4095)
+        return KVF_ERR_INVALID;
+    struct kvf_region *region = calloc(1, sizeof *region);
+    if (!region)
+        return KVF_ERR_NO_MEMORY;
+    region->bytes = (bytes + 4095) & ~(size_t)4095;
+    ucp_mem_map_params_t params = {.field_mask = UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS,
+                                   .length = region->bytes,
+                                   .flags = UCP_MEM_MAP_ALLOCATE};
+    enum kvf_status st = KVF_ERR_NO_MEMORY;
+    if (!u->choice.shm) {
+        void *base = mmap(NULL, region->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (base == MAP_FAILED)
+            goto fail;
+        region->base = base;
+        region->mapped_by_us = true;
+        params.field_mask |= UCP_MEM_MAP_PARAM_FIELD_ADDRESS;
+        params.address = base;
+        params.flags = 0;
+    }
+    if (ucp_mem_map(u->context, &params, &region->memh) != UCS_OK)
+        goto fail;
+    ucp_mem_attr_t attr = {.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS | UCP_MEM_ATTR_FIELD_LENGTH};
+    if (ucp_mem_query(region->memh, &attr) != UCS_OK || attr.length < region->bytes || (uintptr_t)attr.address % 4096 != 0)
+        goto fail;
+    region->base = attr.address;
+    st = region_pack(u, region);
+    if (st != KVF_OK)
+        goto fail;
+    *out = region;
+    return KVF_OK;
+fail:
+    ucx_region_destroy(t, region);
+    return st;
+}
+
+static void *ucx_region_base(struct kvf_region *region) { return region->base; }
+
+static enum kvf_status ucx_region_key(struct kvf_region *region, void *key, size_t *bytes)
+{
+    if (*bytes < region->key_bytes)
+        return KVF_ERR_INVALID;
+    memcpy(key, region->key, region->key_bytes);
+    *bytes = region->key_bytes;
+    return KVF_OK;
+}
+
+static enum kvf_status ucx_import(struct kvf_transport *t, struct kvf_link *link, const void *key, size_t key_bytes, uint64_t base,
+                                  uint64_t bytes, struct kvf_remote **out, enum kvf_way *way)
+{
+    struct ucx *u = ucx_of(t);
+    if (link->state != LINK_OPEN || link->failed)
+        return KVF_ERR_PEER_LOST;
+    if (key_bytes == 0 || key_bytes > KVF_REGION_KEY_MAX)
+        return KVF_ERR_INVALID;
+    struct kvf_remote *remote = calloc(1, sizeof *remote);
+    if (!remote)
+        return KVF_ERR_NO_MEMORY;
+    *remote = (struct kvf_remote){.link = link, .base = base, .bytes = bytes};
+    /* As for addresses: UCX is not told the length. */
+    uint8_t padded[KVF_REGION_KEY_MAX + 64] = {0};
+    memcpy(padded, key, key_bytes);
+    *way = KVF_WAY_ASK;
+    /* A key that cannot be used (shared memory of another user, say) is no failure: the peer can be asked. */
+    if ((u->choice.shm || u->choice.rdma) && ucp_ep_rkey_unpack(link->ep, padded, &remote->rkey) == UCS_OK) {
+        void *mapped = NULL;
+        if (u->choice.shm && ucp_rkey_ptr(remote->rkey, base, &mapped) == UCS_OK && mapped) {
+            remote->mapped = mapped;
+            *way = KVF_WAY_MAPPED;
+        } else if (u->choice.rdma) {
+            *way = KVF_WAY_GET;
+        }
+    }
+    *out = remote;
+    return KVF_OK;
+}
+
+static const void *ucx_remote_mapped(struct kvf_remote *remote) { return remote->mapped; }
+
+static void ucx_remote_destroy(struct kvf_transport *t, struct kvf_remote *remote)
+{
+    struct kvf_link *link = remote->link;
+    if (link->ops > 0) {
+        remote->next = link->remotes_gone;
+        link->remotes_gone = remote;
+        return;
+    }
+    if (remote->rkey)
+        ucp_rkey_destroy(remote->rkey);
+    free(remote);
+}
+
+/* ------------------------------------------------------------------------------------------------ poll */
+static unsigned tell_downs(struct ucx *u)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; u->downs > 0 && i < u->n_links; i++) {
+        struct kvf_link *link = &u->links[i];
+        if (link->state != LINK_OPEN || !link->failed || link->told)
+            continue;
+        link->told = true;
+        u->downs--;
+        n++;
+        if (u->handler.link_down)
+            u->handler.link_down(u->handler.arg, link, KVF_ERR_PEER_LOST);
+    }
+    return n;
+}
+
+static unsigned ucx_poll(struct kvf_transport *t)
+{
+    struct ucx *u = ucx_of(t);
+    unsigned n = 0;
+    assert(!u->in_progress);
+    u->in_progress = true;
+    for (unsigned i = 0; i < POLL_ROUNDS; i++) {
+        unsigned events = ucp_worker_progress(u->worker);
+        n += events;
+        if (events == 0)
+            break;
+    }
+    u->in_progress = false;
+    for (unsigned i = 0; u->closes > 0 && i < u->n_links; i++) {
+        if (u->links[i].close_due) {
+            u->closes--;
+            link_close(&u->links[i]);
+        }
+    }
+    n += drain_due(u);
+    n += tell_downs(u);
+    return n;
+}
+
+static int ucx_event_fd(struct kvf_transport *t) { return ucx_of(t)->event_fd; }
+
+static bool ucx_arm(struct kvf_transport *t)
+{
+    struct ucx *u = ucx_of(t);
+    return !u->due_first && u->downs == 0 && ucp_worker_arm(u->worker) == UCS_OK;
+}
+
+static void ucx_handler_set(struct kvf_transport *t, const struct kvf_transport_handler *handler)
+{
+    ucx_of(t)->handler = *handler;
+}
+
+static enum kvf_status ucx_address(struct kvf_transport *t, void *address, size_t *bytes)
+{
+    struct ucx *u = ucx_of(t);
+    if (*bytes < u->address_bytes)
+        return KVF_ERR_INVALID;
+    memcpy(address, u->address, u->address_bytes);
+    *bytes = u->address_bytes;
+    return KVF_OK;
+}
+
+static size_t ucx_payload_max(struct kvf_transport *t) { return ucx_of(t)->payload_max; }
+
+static void ucx_describe(struct kvf_transport *t, char *text, size_t size)
+{
+    struct ucx *u = ucx_of(t);
+    const char *pulls = "ask and push over TCP (one-sided reads would be emulated there)";
+    if (u->choice.shm && u->choice.rdma)
+        pulls = "mapped on this host, one-sided over RDMA";
+    else if (u->choice.shm)
+        pulls = "mapped on this host, ask and push over TCP";
+    snprintf(text, size, "UCX %s, transports %s, devices %s, segments of %zu bytes; pulls: %s", ucp_get_version_string(),
+             u->choice.transports, u->choice.devices, u->segment_bytes, pulls);
+}
+
+/* ------------------------------------------------------------------------------------------------ life */
+static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
+{
+    char segment[32];
+    snprintf(segment, sizeof segment, "%zu", u->segment_bytes);
+    const struct {
+        const char *name, *value;
+    } settings[] = {
+        {"TLS", u->choice.transports},
+        {"NET_DEVICES", u->choice.devices},
+        {"SHM_DEVICES", "all"},
+        {"SELF_DEVICES", "all"},
+        {"ALLOC_PRIO", "md:posix,mmap"}, /* zeroed pages all; huge pages would be taken from others */
+        {"RNDV_THRESH", "inf"},
+        {"ZCOPY_THRESH", "auto"},
+        {"BCOPY_THRESH", "auto"},
+        {"MAX_EAGER_RAILS", "1"}, /* frames of a link stay in order */
+        {"PROTO_ENABLE", "n"},
+        {"UNIFIED_MODE", "n"},
+        {"ADDRESS_DEBUG_INFO", "n"},
+        {"WARN_INVALID_CONFIG", "n"}, /* we tested the devices and say it ourselves */
+        {"KEEPALIVE_INTERVAL", "500ms"},
+        {"KEEPALIVE_NUM_EPS", "128"},
+        /* Settings of single transports: UCX 1.13 to 1.16 want them without the transport's name, later ones with it. */
+        {"TX_SEG_SIZE", segment},
+        {"TCP_TX_SEG_SIZE", segment},
+        {"RX_SEG_SIZE", segment},
+        {"TCP_RX_SEG_SIZE", segment},
+        {"CONN_NB", "y"}, /* a peer that is cut off must not block ep_create */
+        {"TCP_CONN_NB", "y"},
+        {"NODELAY", "y"},
+        {"TCP_NODELAY", "y"},
+        {"MM_ERROR_HANDLING", "y"},
+        {"MM_SEG_SIZE", POSIX_SEGMENT},
+        {"MM_HUGETLB_MODE", "n"},
+        {"USE_PROC_LINK", "y"}, /* the file has no name any more when it is in use: nothing stays after kill -9 */
+        {"POSIX_USE_PROC_LINK", "y"},
+    };
+    /* UCX writes to standard output, which belongs to the program. What goes wrong is in our own log. Who wants to see
+     * UCX's asks for it by its environment. */
+    if (!getenv("UCX_LOG_LEVEL"))
+        ucp_config_modify(config, "LOG_LEVEL", "fatal");
+    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
+        ucs_status_t status = ucp_config_modify(config, settings[i].name, settings[i].value);
+        if (status != UCS_OK) {
+            kvf_log_error(u->log, "UCX does not take %s=%s: %s", settings[i].name, settings[i].value, ucs_status_string(status));
+            return status;
+        }
+    }
+    return UCS_OK;
+}
+
+static enum kvf_status context_open(struct ucx *u, unsigned peers_max)
+{
+    ucp_config_t *config;
+    ucs_status_t status = ucp_config_read("KVF", NULL, &config);
+    if (status != UCS_OK) {
+        kvf_log_error(u->log, "UCX cannot read its settings (a broken UCX_* in the environment?): %s", ucs_status_string(status));
+        return KVF_ERR_CONFIG;
+    }
+    status = modify(u, config);
+    ucp_params_t params = {
+        .field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS | UCP_PARAM_FIELD_NAME,
+        .features = UCP_FEATURE_AM | UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP,
+        .estimated_num_eps = peers_max,
+        .name = "kvfabric",
+    };
+    if (status == UCS_OK)
+        status = ucp_init(&params, config, &u->context);
+    ucp_config_release(config);
+    if (status == UCS_OK)
+        return KVF_OK;
+    kvf_log_error(u->log, "UCX cannot use transports %s on devices %s: %s", u->choice.transports, u->choice.devices, ucs_status_string(status));
+    return status == UCS_ERR_NO_MEMORY ? KVF_ERR_NO_MEMORY : KVF_ERR_CONFIG;
+}
+
+static enum kvf_status worker_open(struct ucx *u)
+{
+    ucp_worker_params_t params = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE, .thread_mode = UCS_THREAD_MODE_SERIALIZED};
+    ucs_status_t status = ucp_worker_create(u->context, &params, &u->worker);
+    if (status != UCS_OK)
+        goto fail;
+    ucp_am_handler_param_t handler = {
+        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS | UCP_AM_HANDLER_PARAM_FIELD_CB |
+                      UCP_AM_HANDLER_PARAM_FIELD_ARG,
+        .id = AM_FRAME,
+        .flags = UCP_AM_FLAG_WHOLE_MSG,
+        .cb = on_frame,
+        .arg = u,
+    };
+    status = ucp_worker_set_am_recv_handler(u->worker, &handler);
+    if (status != UCS_OK)
+        goto fail;
+    status = ucp_worker_get_efd(u->worker, &u->event_fd);
+    if (status != UCS_OK)
+        goto fail;
+    ucp_worker_attr_t attr = {.field_mask = UCP_WORKER_ATTR_FIELD_MAX_AM_HEADER};
+    status = ucp_worker_query(u->worker, &attr);
+    if (status != UCS_OK || attr.max_am_header < KVF_FRAME_HEADER_MAX)
+        goto fail;
+    ucp_address_t *address;
+    status = ucp_worker_get_address(u->worker, &address, &u->address_bytes);
+    if (status != UCS_OK)
+        goto fail;
+    bool fits = u->address_bytes <= sizeof u->address;
+    if (fits)
+        memcpy(u->address, address, u->address_bytes);
+    ucp_worker_release_address(u->worker, address);
+    if (fits)
+        return KVF_OK;
+fail:
+    kvf_log_error(u->log, "UCX cannot start over transports %s on devices %s: %s", u->choice.transports, u->choice.devices,
+                  status == UCS_OK ? "its addresses or headers do not fit ours" : ucs_status_string(status));
+    return status == UCS_ERR_NO_MEMORY ? KVF_ERR_NO_MEMORY : KVF_ERR_CONFIG;
+}
+
+static bool links_busy(const struct ucx *u)
+{
+    for (unsigned i = 0; i < u->n_links; i++) {
+        if (u->links[i].state != LINK_FREE)
+            return true;
+    }
+    return false;
+}
+
+static void ucx_destroy(struct kvf_transport *t)
+{
+    struct ucx *u = ucx_of(t);
+    u->handler = (struct kvf_transport_handler){0};
+    for (unsigned i = 0; u->links && i < u->n_links; i++) {
+        if (u->links[i].state == LINK_OPEN)
+            ucx_disconnect(t, &u->links[i]);
+    }
+    for (unsigned round = 0; u->links && u->worker && round < CLOSE_ROUNDS && links_busy(u); round++)
+        ucx_poll(t);
+    if (u->worker)
+        ucp_worker_destroy(u->worker);
+    if (u->context)
+        ucp_cleanup(u->context);
+    free(u->links);
+    free(u->ops);
+    free(u);
+}
+
+static const struct kvf_transport_ops ucx_ops = {
+    .name = "ucx",
+    .destroy = ucx_destroy,
+    .handler_set = ucx_handler_set,
+    .address = ucx_address,
+    .payload_max = ucx_payload_max,
+    .connect = ucx_connect,
+    .link_user = ucx_link_user,
+    .disconnect = ucx_disconnect,
+    .send = ucx_send,
+    .region_create = ucx_region_create,
+    .region_base = ucx_region_base,
+    .region_key = ucx_region_key,
+    .region_destroy = ucx_region_destroy,
+    .import = ucx_import,
+    .remote_mapped = ucx_remote_mapped,
+    .remote_destroy = ucx_remote_destroy,
+    .get = ucx_get,
+    .poll = ucx_poll,
+    .event_fd = ucx_event_fd,
+    .arm = ucx_arm,
+    .describe = ucx_describe,
+};
+
+enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *config, struct kvf_transport **out)
+{
+    if (config->segment_bytes < 2 * SEGMENT_OVERHEAD || config->peers_max == 0)
+        return KVF_ERR_INVALID;
+    struct ucx *u = calloc(1, sizeof *u);
+    if (!u)
+        return KVF_ERR_NO_MEMORY;
+    u->transport.ops = &ucx_ops;
+    u->log = config->log;
+    u->event_fd = -1;
+    u->segment_bytes = config->segment_bytes;
+    u->payload_max = config->segment_bytes - SEGMENT_OVERHEAD;
+    u->due_last = &u->due_first;
+    enum kvf_status st = kvf_devices_choose(config->kind, config->interface, config->log, &u->choice);
+    if (st != KVF_OK)
+        goto fail;
+    st = KVF_ERR_NO_MEMORY;
+    u->links_max = config->peers_max;
+    u->n_links = 2 * config->peers_max + 8; /* closed ones linger until UCX is done with them */
+    u->n_ops = SENDS_PER_LINK + 32 * config->peers_max;
+    u->n_ops = u->n_ops < SENDS_MAX ? u->n_ops : SENDS_MAX;
+    u->links = calloc(u->n_links, sizeof *u->links);
+    u->ops = calloc(u->n_ops, sizeof *u->ops);
+    if (!u->links || !u->ops)
+        goto fail;
+    for (unsigned i = u->n_ops; i-- > 0;)
+        op_free(u, &u->ops[i]);
+    st = context_open(u, config->peers_max);
+    if (st == KVF_OK)
+        st = worker_open(u);
+    if (st != KVF_OK)
+        goto fail;
+    *out = &u->transport;
+    return KVF_OK;
+fail:
+    ucx_destroy(&u->transport);
+    return st;
+}
+
+void kvf_transport_ucx_about(char *text, size_t size)
+{
+    snprintf(text, size, "UCX %s; RDMA devices: %s", ucp_get_version_string(),
+             kvf_devices_any_rdma() ? "yes (/sys/class/infiniband)" : "none on this machine");
+}

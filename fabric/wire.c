@@ -1,0 +1,222 @@
+/* Encoding and decoding of frames (wire.h). */
+#include "fabric/wire.h"
+#include "base/bytes.h"
+#include "base/hash.h"
+
+#include <assert.h>
+#include <string.h>
+
+#define STATUS_LIMIT 1000 /* codes beyond it are nobody's */
+
+uint64_t kvf_wire_node_id(const char *name)
+{
+    uint64_t id = kvf_hash(name, strlen(name), 0x6b76666e6f646531ull);
+    return id ? id : 1;
+}
+
+/* What each type allows beside the fields that all have. */
+static bool type_fits(const struct kvf_wire_header *h)
+{
+    bool answer = h->type == KVF_WIRE_REPLY || h->type == KVF_WIRE_PULL_DATA;
+    bool pull = h->type == KVF_WIRE_PULL || h->type == KVF_WIRE_PULL_DATA;
+    if (!answer && h->status != 0)
+        return false;
+    if (!pull && h->position != 0)
+        return false;
+    if (h->type != KVF_WIRE_HELLO && (h->receiver_incarnation == 0 || h->flags != 0))
+        return false;
+    switch (h->type) {
+    case KVF_WIRE_HELLO:
+        return h->request == 0 && (h->flags & ~KVF_WIRE_FLAG_HEARD) == 0;
+    case KVF_WIRE_HEARTBEAT:
+    case KVF_WIRE_GOODBYE:
+        return h->request == 0 && h->payload_bytes == 0;
+    case KVF_WIRE_PULL:
+        return h->request != 0 && h->payload_bytes != 0;
+    case KVF_WIRE_PULL_DATA: /* bytes or a refusal, never both and never neither */
+        return h->request != 0 && (h->status == 0) == (h->payload_bytes != 0);
+    case KVF_WIRE_REPLY:
+        return h->request != 0;
+    default:
+        return h->type >= KVF_WIRE_TYPE_NODE;
+    }
+}
+
+static bool header_fits(const struct kvf_wire_header *h)
+{
+    if (h->sender == 0 || h->sender_incarnation == 0)
+        return false;
+    if (h->payload_bytes > KVF_WIRE_PAYLOAD_MAX || h->status < -STATUS_LIMIT || h->status > STATUS_LIMIT)
+        return false;
+    return type_fits(h);
+}
+
+void kvf_wire_header_encode(const struct kvf_wire_header *h, void *out)
+{
+    assert(header_fits(h));
+    struct kvf_writer w = kvf_writer_of(out, KVF_WIRE_HEADER_BYTES);
+    kvf_write_u32(&w, KVF_WIRE_MAGIC);
+    kvf_write_u16(&w, KVF_WIRE_VERSION);
+    kvf_write_u16(&w, h->type);
+    kvf_write_u16(&w, h->flags);
+    kvf_write_u16(&w, 0);
+    kvf_write_u32(&w, (uint32_t)h->status);
+    kvf_write_u64(&w, h->sender);
+    kvf_write_u64(&w, h->sender_incarnation);
+    kvf_write_u64(&w, h->receiver_incarnation);
+    kvf_write_u64(&w, h->request);
+    kvf_write_u64(&w, h->position);
+    kvf_write_u32(&w, h->payload_bytes);
+    kvf_write_u32(&w, h->budget_us);
+    assert(!w.bad && kvf_writer_used(&w) == KVF_WIRE_HEADER_BYTES);
+}
+
+enum kvf_status kvf_wire_header_decode(const void *data, size_t bytes, struct kvf_wire_header *out)
+{
+    struct kvf_reader r = kvf_reader_of(data, bytes);
+    uint32_t magic = kvf_read_u32(&r);
+    uint16_t version = kvf_read_u16(&r);
+    if (r.bad || magic != KVF_WIRE_MAGIC)
+        return KVF_ERR_PEER_PROTOCOL;
+    /* Before the length: another version may have another header. */
+    if (version != KVF_WIRE_VERSION)
+        return KVF_ERR_PEER_VERSION;
+    if (bytes != KVF_WIRE_HEADER_BYTES)
+        return KVF_ERR_PEER_PROTOCOL;
+    struct kvf_wire_header h;
+    h.type = kvf_read_u16(&r);
+    h.flags = kvf_read_u16(&r);
+    uint16_t zero = kvf_read_u16(&r);
+    h.status = (int32_t)kvf_read_u32(&r);
+    h.sender = kvf_read_u64(&r);
+    h.sender_incarnation = kvf_read_u64(&r);
+    h.receiver_incarnation = kvf_read_u64(&r);
+    h.request = kvf_read_u64(&r);
+    h.position = kvf_read_u64(&r);
+    h.payload_bytes = kvf_read_u32(&r);
+    h.budget_us = kvf_read_u32(&r);
+    if (r.bad || zero != 0 || !header_fits(&h))
+        return KVF_ERR_PEER_PROTOCOL;
+    *out = h;
+    return KVF_OK;
+}
+
+static bool name_fits(const char *name, size_t length)
+{
+    if (length == 0 || length >= KVF_WIRE_NAME_MAX)
+        return false;
+    for (size_t i = 0; i < length; i++) {
+        char c = name[i];
+        bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+        if (!letter && !(c >= '0' && c <= '9') && c != '.' && c != '_' && c != '-')
+            return false;
+    }
+    return true;
+}
+
+static bool hello_fits(const struct kvf_wire_hello *h)
+{
+    if (!name_fits(h->name, strnlen(h->name, sizeof h->name)))
+        return false;
+    if (h->address_bytes == 0 || h->address_bytes > sizeof h->address || h->key_bytes > sizeof h->key)
+        return false;
+    if ((h->region_bytes == 0) != (h->key_bytes == 0) || h->region_base + h->region_bytes < h->region_base)
+        return false;
+    return h->payload_max > 0 && h->payload_max <= KVF_WIRE_PAYLOAD_MAX;
+}
+
+enum kvf_status kvf_wire_hello_encode(const struct kvf_wire_hello *h, void *out, size_t *bytes)
+{
+    if (!hello_fits(h))
+        return KVF_ERR_INVALID;
+    struct kvf_writer w = kvf_writer_of(out, *bytes);
+    size_t length = strlen(h->name);
+    kvf_write_u8(&w, (uint8_t)length);
+    kvf_write_bytes(&w, h->name, length);
+    kvf_write_u16(&w, (uint16_t)h->address_bytes);
+    kvf_write_bytes(&w, h->address, h->address_bytes);
+    kvf_write_u16(&w, (uint16_t)h->key_bytes);
+    kvf_write_bytes(&w, h->key, h->key_bytes);
+    kvf_write_u64(&w, h->region_base);
+    kvf_write_u64(&w, h->region_bytes);
+    kvf_write_u32(&w, h->payload_max);
+    if (w.bad)
+        return KVF_ERR_INVALID;
+    *bytes = kvf_writer_used(&w);
+    return KVF_OK;
+}
+
+/* Copies a field whose length comes first, when it fits. */
+static size_t read_field(struct kvf_reader *r, size_t length, void *to, size_t room)
+{
+    if (length > room)
+        r->bad = true;
+    const uint8_t *from = kvf_read_bytes(r, length);
+    if (from && length)
+        memcpy(to, from, length);
+    return from ? length : 0;
+}
+
+enum kvf_status kvf_wire_hello_decode(const void *data, size_t bytes, struct kvf_wire_hello *out)
+{
+    struct kvf_reader r = kvf_reader_of(data, bytes);
+    struct kvf_wire_hello h;
+    memset(&h, 0, sizeof h);
+    size_t length = read_field(&r, kvf_read_u8(&r), h.name, sizeof h.name - 1);
+    h.address_bytes = read_field(&r, kvf_read_u16(&r), h.address, sizeof h.address);
+    h.key_bytes = read_field(&r, kvf_read_u16(&r), h.key, sizeof h.key);
+    h.region_base = kvf_read_u64(&r);
+    h.region_bytes = kvf_read_u64(&r);
+    h.payload_max = kvf_read_u32(&r);
+    if (r.bad || kvf_reader_left(&r) != 0)
+        return KVF_ERR_PEER_PROTOCOL;
+    /* The length is tested apart: a NUL inside the name must not shorten it. */
+    if (!name_fits(h.name, length) || !hello_fits(&h))
+        return KVF_ERR_PEER_PROTOCOL;
+    *out = h;
+    return KVF_OK;
+}
+
+static bool range_fits(const struct kvf_wire_range *range)
+{
+    return range->bytes != 0 && range->offset + range->bytes >= range->offset;
+}
+
+enum kvf_status kvf_wire_pull_encode(const struct kvf_wire_pull *pull, void *out, size_t *bytes)
+{
+    if (pull->n == 0 || pull->n > KVF_WIRE_RANGES_MAX)
+        return KVF_ERR_INVALID;
+    struct kvf_writer w = kvf_writer_of(out, *bytes);
+    kvf_write_u16(&w, (uint16_t)pull->n);
+    kvf_write_u16(&w, 0);
+    for (unsigned i = 0; i < pull->n; i++) {
+        if (!range_fits(&pull->ranges[i]))
+            return KVF_ERR_INVALID;
+        kvf_write_u64(&w, pull->ranges[i].offset);
+        kvf_write_u32(&w, pull->ranges[i].bytes);
+    }
+    if (w.bad)
+        return KVF_ERR_INVALID;
+    *bytes = kvf_writer_used(&w);
+    return KVF_OK;
+}
+
+enum kvf_status kvf_wire_pull_decode(const void *data, size_t bytes, struct kvf_wire_pull *out)
+{
+    struct kvf_reader r = kvf_reader_of(data, bytes);
+    struct kvf_wire_pull pull;
+    pull.n = kvf_read_u16(&r);
+    uint16_t zero = kvf_read_u16(&r);
+    if (r.bad || zero != 0 || pull.n == 0 || pull.n > KVF_WIRE_RANGES_MAX || kvf_reader_left(&r) != 12u * pull.n)
+        return KVF_ERR_PEER_PROTOCOL;
+    for (unsigned i = 0; i < pull.n; i++) {
+        pull.ranges[i].offset = kvf_read_u64(&r);
+        pull.ranges[i].bytes = kvf_read_u32(&r);
+        if (!range_fits(&pull.ranges[i]))
+            return KVF_ERR_PEER_PROTOCOL;
+    }
+    assert(!r.bad);
+    out->n = pull.n;
+    memcpy(out->ranges, pull.ranges, pull.n * sizeof pull.ranges[0]);
+    return KVF_OK;
+}

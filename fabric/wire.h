@@ -1,0 +1,94 @@
+/* Bytes of frames: the header of every frame, and the payloads of the fabric's own messages. Everything is little-endian,
+ * is tested in full when decoded, and is never taken over by a cast. docs/PROTOCOL.md tells when each is sent.
+ *
+ *     offset  bytes  header
+ *          0      4  magic
+ *          4      2  version
+ *          6      2  type
+ *          8      2  flags
+ *         10      2  0
+ *         12      4  status (of a reply or of a refused pull; else 0)
+ *         16      8  sender: node id, a hash of the name
+ *         24      8  sender's incarnation
+ *         32      8  receiver's incarnation; 0 in a hello to a node that was not heard yet
+ *         40      8  request: the asker's number; 0 where no answer is expected
+ *         48      8  position: of a pull's bytes in the sequence of all its ranges
+ *         56      4  payload bytes
+ *         60      4  budget: microseconds that the asker will still wait; 0 where it does not matter
+ *
+ * No state, any thread.
+ */
+#ifndef KVF_FABRIC_WIRE_H
+#define KVF_FABRIC_WIRE_H
+
+#include "fabric/transport.h"
+
+#define KVF_WIRE_MAGIC 0x4246564bu /* "KVFB" */
+#define KVF_WIRE_VERSION 1
+#define KVF_WIRE_HEADER_BYTES 64
+_Static_assert(KVF_WIRE_HEADER_BYTES <= KVF_FRAME_HEADER_MAX, "a transport carries our header");
+
+#define KVF_WIRE_PAYLOAD_MAX (64u << 20) /* no transport has a larger frame */
+#define KVF_WIRE_NAME_MAX 64             /* with the NUL */
+#define KVF_WIRE_RANGES_MAX 64           /* of one PULL frame */
+
+enum kvf_wire_type {
+    KVF_WIRE_HELLO = 1,     /* who I am, where, and which memory may be pulled */
+    KVF_WIRE_HEARTBEAT = 2, /* I live; no payload */
+    KVF_WIRE_GOODBYE = 3,   /* I leave; no payload */
+    KVF_WIRE_PULL = 4,      /* push me these ranges of your region */
+    KVF_WIRE_PULL_DATA = 5, /* their bytes from `position` on; with a status that is not 0: refused, no payload */
+    KVF_WIRE_REPLY = 6,     /* the answer to a request of the node */
+    KVF_WIRE_TYPE_NODE = 32 /* from here on the node's own requests and notices */
+};
+
+#define KVF_WIRE_FLAG_HEARD 1u /* of a hello: yours has arrived, do not answer this one */
+
+struct kvf_wire_header {
+    uint16_t type, flags;
+    int32_t status;
+    uint64_t sender, sender_incarnation, receiver_incarnation;
+    uint64_t request, position;
+    uint32_t payload_bytes, budget_us;
+};
+
+/* The node id of a name: never 0. */
+uint64_t kvf_wire_node_id(const char *name);
+
+/* Writes KVF_WIRE_HEADER_BYTES. The fields must be valid: what this writes, decode takes. */
+void kvf_wire_header_encode(const struct kvf_wire_header *header, void *out);
+
+/* ERR_PEER_PROTOCOL (length, magic, a field that its type does not allow), ERR_PEER_VERSION. *out only on KVF_OK. */
+enum kvf_status kvf_wire_header_decode(const void *data, size_t bytes, struct kvf_wire_header *out);
+
+struct kvf_wire_hello {
+    char name[KVF_WIRE_NAME_MAX]; /* letters, digits, . _ - */
+    uint8_t address[KVF_ADDRESS_MAX];
+    uint8_t key[KVF_REGION_KEY_MAX];
+    size_t address_bytes; /* at least 1 */
+    size_t key_bytes;
+    uint64_t region_base, region_bytes; /* 0 bytes: no region, then no key either */
+    uint32_t payload_max;               /* the largest payload that the sender takes */
+};
+#define KVF_WIRE_HELLO_BYTES_MAX (1 + KVF_WIRE_NAME_MAX + 2 + KVF_ADDRESS_MAX + 2 + KVF_REGION_KEY_MAX + 8 + 8 + 4)
+
+/* *bytes is the room on entry and the size on return. ERR_INVALID: a field is out of bounds, or the room is too small. */
+enum kvf_status kvf_wire_hello_encode(const struct kvf_wire_hello *hello, void *out, size_t *bytes);
+/* ERR_PEER_PROTOCOL. *out only on KVF_OK. */
+enum kvf_status kvf_wire_hello_decode(const void *data, size_t bytes, struct kvf_wire_hello *out);
+
+struct kvf_wire_range {
+    uint64_t offset; /* in the region of the node that is asked */
+    uint32_t bytes;  /* at least 1 */
+};
+
+struct kvf_wire_pull {
+    unsigned n; /* 1..KVF_WIRE_RANGES_MAX */
+    struct kvf_wire_range ranges[KVF_WIRE_RANGES_MAX];
+};
+#define KVF_WIRE_PULL_BYTES_MAX (4 + 12 * KVF_WIRE_RANGES_MAX)
+
+/* As for hello. Whether the ranges lie in the region is for the one who serves them to test. */
+enum kvf_status kvf_wire_pull_encode(const struct kvf_wire_pull *pull, void *out, size_t *bytes);
+enum kvf_status kvf_wire_pull_decode(const void *data, size_t bytes, struct kvf_wire_pull *out);
+#endif

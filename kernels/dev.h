@@ -1,0 +1,140 @@
+/* The device table: arithmetic and movement of KV blocks on one device, in plain C. No CUDA type appears here.
+ *
+ * kvf_dev_cpu_reference() is the plain loop that everything is tested against, kvf_dev_cpu() the fastest version that
+ * this CPU can run (AVX-512, AVX2 or plain, chosen once at run time), kvf_dev_cuda(n) a GPU or NULL. Memory arguments
+ * are device memory of that device (ordinary memory for the CPU ones).
+ *
+ * Streams: operations are queued on a stream and done in order; a CPU stream is done when the call returns. stream NULL
+ * is the default stream. All calls are thread-safe for different streams. Operations not yet written for a device are
+ * NULL in its table (on CUDA: those after gather and scatter); callers that may run on CUDA test for that.
+ *
+ * LAYOUT. A chunk is [K: chunk_tokens x dim_k][V: chunk_tokens x dim_v] in the storage type, contiguous, chunk after
+ * chunk in a block. Arithmetic is fp32 whatever the storage type.
+ *
+ * DETERMINISM. attend and merge give, for one query row, the same bits whatever n_queries is and wherever the chunks
+ * lie: the order of additions depends only on the position of a token in its list. Different tables (reference, AVX2,
+ * AVX-512) differ within the error bounds below.
+ */
+#ifndef KVF_KERNELS_DEV_H
+#define KVF_KERNELS_DEV_H
+
+#include <kvf/kvf.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct kvf_dev;
+struct kvf_stream; /* opaque */
+
+/* One element of gather and scatter. */
+struct kvf_copy {
+    const void *from;
+    void *to;
+    size_t bytes; /* 0 is allowed and copies nothing */
+};
+
+struct kvf_attend {
+    const void *const *chunks; /* [n_chunks] address of every chunk, in order of position; 16-byte aligned */
+    uint32_t n_chunks;         /* 0 gives lse -inf and out 0 */
+    uint32_t chunk_tokens;     /* tokens of a chunk, so token t of the list lies in chunk t / chunk_tokens */
+    uint32_t dim_k, dim_v;     /* multiples of 16, at most 512 */
+    enum kvf_dtype dtype;
+    const float *q;          /* row r at q + r * q_stride: dim_k floats */
+    size_t q_stride;         /* floats */
+    uint32_t n_queries;      /* rows */
+    const uint32_t *visible; /* [n_queries] the row sees tokens 0 .. visible-1 of the list (causal mask); 0 sees none */
+    float scale;             /* logits = scale * q.k */
+    float *out;              /* row r at out + r * out_stride: dim_v floats, normalised */
+    size_t out_stride;       /* floats */
+    float *lse;              /* [n_queries] log of the sum of exp(logits); -inf when nothing is visible (out is 0) */
+};
+
+/* Partial results of one set of queries over `n_parts` disjoint token sets, merged in the order 0 .. n_parts-1
+ * (sparse-attention literature: log-sum-exp merge). Parts with lse = -inf do not count. In place over part 0 is allowed. */
+struct kvf_merge {
+    const float *const *outs; /* [n_parts] each [n_queries] rows of dim_v at out_stride */
+    const float *const *lses; /* [n_parts] each [n_queries] */
+    uint32_t n_parts;
+    uint32_t n_queries;
+    uint32_t dim_v;
+    size_t out_stride; /* floats, of the parts and of out */
+    float *out;
+    float *lse;
+};
+
+enum kvf_summary_kind { KVF_SUMMARY_MEAN, KVF_SUMMARY_MINMAX };
+
+enum kvf_dev_kind { KVF_DEV_CPU, KVF_DEV_CUDA };
+
+/* Every function returns KVF_OK or: ERR_INVALID (a bound above is broken), ERR_NO_MEMORY, ERR_NO_DEVICE, ERR_IO (the
+ * driver failed). */
+struct kvf_dev {
+    const char *name; /* "cpu avx512", "cpu avx2", "cpu plain", "cpu reference", "cuda 0: NVIDIA H200" */
+    enum kvf_dev_kind kind;
+    int index;          /* CUDA ordinal, 0 for a CPU */
+    size_t memory_bytes; /* total, 0 where not known */
+
+    /* Memory. alloc is 4096-aligned. free takes NULL. alloc_host is host memory that the device copies at full speed
+     * (pinned); for a CPU the same as alloc. upload and download may be asynchronous: sync the stream. */
+    enum kvf_status (*alloc)(const struct kvf_dev *dev, size_t bytes, void **out);
+    void (*free)(const struct kvf_dev *dev, void *memory);
+    enum kvf_status (*alloc_host)(const struct kvf_dev *dev, size_t bytes, void **out);
+    void (*free_host)(const struct kvf_dev *dev, void *memory);
+    enum kvf_status (*upload)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes);
+    enum kvf_status (*download)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes);
+
+    enum kvf_status (*stream_create)(const struct kvf_dev *dev, struct kvf_stream **out);
+    void (*stream_destroy)(const struct kvf_dev *dev, struct kvf_stream *stream);
+    enum kvf_status (*stream_sync)(const struct kvf_dev *dev, struct kvf_stream *stream);
+
+    /* n independent copies, not overlapping. The list itself is host memory and may be reused when the call returns.
+     * gather: scattered chunks to one place or many; scatter: the reverse. Bit-exact. On CUDA `from` may be pinned host
+     * memory in gather and `to` in scatter. */
+    enum kvf_status (*gather)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_copy *copies, size_t n);
+    enum kvf_status (*scatter)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_copy *copies, size_t n);
+
+    /* XXH3-64 with a seed (xxHash 0.8 specification). Bit-exact with XXH3_64bits_withSeed. *out is host memory. */
+    enum kvf_status (*checksum)(const struct kvf_dev *dev, struct kvf_stream *stream, const void *data, size_t bytes, uint64_t seed,
+                                uint64_t *out);
+
+    /* n elements from one type to another, round to nearest even, NaN stays NaN. Bit-exact among devices. */
+    enum kvf_status (*convert)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, enum kvf_dtype to_type,
+                               const void *from, enum kvf_dtype from_type, size_t n);
+
+    /* Summary of `tokens` K rows of a chunk (row stride dim_k, storage type). MEAN: dim_k floats, the mean key
+     * (ShadowKV's landmark); MINMAX: dim_k minima then dim_k maxima (Quest, 2406.10774 alg. 1).
+     * Mean: relative error 1e-5 against double; min and max exact. */
+    enum kvf_status (*summarise)(const struct kvf_dev *dev, struct kvf_stream *stream, enum kvf_summary_kind kind, const void *k,
+                                 enum kvf_dtype dtype, uint32_t tokens, uint32_t dim_k, float *summary);
+
+    /* Score of every chunk for a group of G query rows that share a KV head. summaries: [n_chunks] of the kind's floats.
+     * MEAN: scores[c] = max over g of softmax over c of scale * q_g.mean_c (ShadowKV). MINMAX: max over g of
+     * scale * sum_j max(q_j min_j, q_j max_j). Relative error 1e-4. */
+    enum kvf_status (*score)(const struct kvf_dev *dev, struct kvf_stream *stream, enum kvf_summary_kind kind,
+                             const float *summaries, uint32_t n_chunks, uint32_t dim_k, const float *q, size_t q_stride,
+                             uint32_t group, float scale, float *scores);
+
+    /* Indices of the k largest scores, in rising order of index; ties go to the lower index, NaN counts as -inf.
+     * k >= n gives all. *count is min(k, n). Exact. */
+    enum kvf_status (*topk)(const struct kvf_dev *dev, struct kvf_stream *stream, const float *scores, uint32_t n, uint32_t k,
+                            uint32_t *indices, uint32_t *count);
+
+    /* Attention over chunks, one partial result per query row. Relative L2 error of out 1e-4 against double. */
+    enum kvf_status (*attend)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_attend *args);
+    enum kvf_status (*merge)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_merge *args);
+};
+
+/* Never NULL. */
+const struct kvf_dev *kvf_dev_cpu_reference(void);
+/* The best of this machine; KVF_CPU=plain|avx2|avx512 in the environment asks for a lesser one. Never NULL. */
+const struct kvf_dev *kvf_dev_cpu(void);
+/* The n-th GPU, or NULL: no CUDA in this build, no driver, no such GPU. *why (may be NULL) says which. */
+const struct kvf_dev *kvf_dev_cuda(int index, const char **why);
+/* Every CPU version that this machine can run, reference first, ended by NULL: for tests and benches. */
+const struct kvf_dev *const *kvf_dev_cpu_all(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

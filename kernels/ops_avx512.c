@@ -1,0 +1,16 @@
+/* The table "cpu avx512". A product and a sum are fused where the code says so and nowhere else. */
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#else
+#pragma GCC optimize("fp-contract=off")
+#endif
+#define XXH_VECTOR XXH_AVX512
+#define DEVICE_TABLE kvf_ops_avx512_dev
+#define DEVICE_NAME "cpu avx512"
+#include "kernels/simd_avx512.h"
+
+#include "kernels/ops_simd.h"
+
+#include "kernels/ops_attend.h"
+
+#include "kernels/ops_data.h"

@@ -1,0 +1,487 @@
+/* Attention over a session's blocks, wherever they lie.
+ *
+ * Blocks are taken in rising order, all heads of one block index together. A *wave* is a run of block indices whose bytes are all
+ * here; its heads and slices of query rows are computed by the workers, each row merging block after block, so that the result has
+ * the same bits whatever came from where and whenever. While a wave is computed the reactor brings the next blocks, and behind them
+ * those of the next layers. Bytes from below DRAM are verified by the thread that is about to use them. */
+#include "node/step.h"
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SLICE_ROWS 96
+#define WAVE_BLOCKS 32
+
+struct kvf_scratch {
+    struct kvf_want *wants; /* [blocks][kv_heads] */
+    uint32_t wants_room;
+    float *q, *out, *lse;   /* [kv_heads][rows][dim_k], [..][dim_v], [..]: the running results */
+    float *part, *part_lse; /* one partial result, [workers][SLICE_ROWS][..] */
+    uint32_t rows_room;
+    float *scores;          /* [chunks_room] */
+    uint32_t *picked;
+    uint32_t chunks_room;
+};
+
+/* One attend under way. */
+struct attend {
+    struct kvf_core *core;
+    struct kvf_sess *sess;
+    const struct kvf_model *model;
+    struct kvf_scratch *scratch;
+    uint32_t layer, n, group, rows; /* rows = n * group: query rows per KV head */
+    uint32_t heads, blocks, slices;
+    float scale;
+    uint64_t deadline_ns;
+    uint32_t asked;                /* wants whose block was looked up and asked for */
+    uint32_t wave_from, wave_to;   /* block indices being computed */
+    _Atomic bool bad;              /* a block did not verify */
+};
+
+void kvf_sess_scratch_free(struct kvf_sess *s)
+{
+    struct kvf_scratch *x = s->scratch;
+    if (!x)
+        return;
+    free(x->wants);
+    free(x->q);
+    free(x->out);
+    free(x->lse);
+    free(x->part);
+    free(x->part_lse);
+    free(x->scores);
+    free(x->picked);
+    free(x);
+    s->scratch = NULL;
+}
+
+static bool grow(void *pointer, size_t bytes)
+{
+    void **p = pointer;
+    void *fresh = realloc(*p, bytes);
+    if (!fresh)
+        return false;
+    *p = fresh;
+    return true;
+}
+
+/* Grows with the session and the largest step, so not in a steady state. */
+static enum kvf_status scratch_room(struct attend *a)
+{
+    struct kvf_sess *s = a->sess;
+    const struct kvf_model_desc *d = &a->model->desc;
+    if (!s->scratch && !(s->scratch = calloc(1, sizeof *s->scratch)))
+        return KVF_ERR_NO_MEMORY;
+    struct kvf_scratch *x = a->scratch = s->scratch;
+    if (a->blocks * a->heads > x->wants_room) {
+        uint32_t room = (a->blocks + 64) * 2 * a->heads, chunks = (a->blocks + 64) * 2 * a->model->chunks;
+        if (!grow(&x->wants, room * sizeof *x->wants) || !grow(&x->scores, chunks * sizeof *x->scores) ||
+            !grow(&x->picked, chunks * sizeof *x->picked))
+            return KVF_ERR_NO_MEMORY;
+        x->wants_room = room;
+        x->chunks_room = chunks;
+    }
+    if (a->rows > x->rows_room) {
+        size_t rows = (size_t)a->heads * a->rows, part = (size_t)kvf_workers_count(a->core->workers) * SLICE_ROWS;
+        if (!grow(&x->q, rows * d->dim_k * sizeof(float)) || !grow(&x->out, rows * d->dim_v * sizeof(float)) ||
+            !grow(&x->lse, rows * sizeof(float)) || !grow(&x->part, part * d->dim_v * sizeof(float)) ||
+            !grow(&x->part_lse, part * sizeof(float)))
+            return KVF_ERR_NO_MEMORY;
+        x->rows_room = a->rows;
+    }
+    return KVF_OK;
+}
+
+static struct kvf_want *want_at(struct attend *a, uint32_t block, uint32_t head)
+{
+    return &a->scratch->wants[(size_t)block * a->heads + head];
+}
+
+/* ---------------------------------------------------------------- which chunks */
+
+static uint64_t all_chunks(const struct kvf_model *m)
+{
+    return m->chunks == 64 ? UINT64_MAX : (1ull << m->chunks) - 1;
+}
+
+static void choose_all(struct attend *a)
+{
+    for (uint32_t b = 0; b < a->blocks; b++)
+        for (uint32_t h = 0; h < a->heads; h++)
+            *want_at(a, b, h) = (struct kvf_want){.handle = KVF_HANDLE_NONE, .stage = KVF_STAGE_NONE, .mask = all_chunks(a->model)};
+}
+
+/* Under a budget: the chunks with the best scores (ShadowKV's rule over mean keys), the first and the last tokens always; blocks
+ * whose summaries are not here (they lie at an earlier home) are taken whole. */
+static enum kvf_status choose_best(struct attend *a, const struct kvf_attend_options *o)
+{
+    const struct kvf_model *m = a->model;
+    struct kvf_sess *s = a->sess;
+    struct kvf_scratch *x = a->scratch;
+    uint32_t sealed = s->sealed_blocks < a->blocks ? s->sealed_blocks : a->blocks, chunks = sealed * m->chunks, count;
+    uint32_t k = (uint32_t)ceilf(o->budget * (float)(a->blocks * m->chunks));
+    uint32_t sink = ((o->sink_tokens ? o->sink_tokens : 4) + m->desc.chunk_tokens - 1) / m->desc.chunk_tokens;
+    uint64_t end = s->step_first + a->n, local = o->local_tokens ? o->local_tokens : 64;
+    uint32_t local_from = (uint32_t)((end > local ? end - local : 0) / m->desc.chunk_tokens);
+    for (uint32_t h = 0; h < a->heads; h++) {
+        const float *summaries = s->summaries + (size_t)(a->layer * a->heads + h) * s->summary_chunks_room * m->summary_floats;
+        enum kvf_status st = a->core->dev->score(a->core->dev, NULL, KVF_SUMMARY_MEAN, summaries, chunks, m->desc.dim_k,
+                                                 x->q + (size_t)h * a->rows * m->desc.dim_k, m->desc.dim_k, a->rows, a->scale, x->scores);
+        if (st == KVF_OK)
+            st = a->core->dev->topk(a->core->dev, NULL, x->scores, chunks, k, x->picked, &count);
+        if (st != KVF_OK)
+            return st;
+        for (uint32_t b = 0; b < a->blocks; b++) {
+            kvf_handle handle = b < sealed ? kvf_sess_block(s, a->layer, h, b) : KVF_HANDLE_NONE;
+            bool known = handle != KVF_HANDLE_NONE && (kvf_index_entry(a->core->index, handle)->flags & KVF_FLAG_SUMMARY);
+            want_at(a, b, h)->mask = known ? 0 : all_chunks(m);
+        }
+        for (uint32_t i = 0; i < count; i++)
+            want_at(a, x->picked[i] / m->chunks, h)->mask |= 1ull << x->picked[i] % m->chunks;
+        for (uint32_t c = 0; c < chunks; c++)
+            if (c < sink || c >= local_from)
+                want_at(a, c / m->chunks, h)->mask |= 1ull << c % m->chunks;
+    }
+    return KVF_OK;
+}
+
+/* ---------------------------------------------------------------- asking for blocks (under the lock) */
+
+/* Finds one block and asks for it. false: no staging room now. */
+static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status *st)
+{
+    struct kvf_core *core = a->core;
+    struct kvf_want *w = want_at(a, block, head);
+    if (w->mask == 0 || w->data || w->stage != KVF_STAGE_NONE)
+        return true;
+    if (block >= a->sess->sealed_blocks) {
+        uint32_t stream = a->layer * a->heads + head;
+        uint64_t slot = a->sess->tail[stream * KVF_TAIL_BLOCKS + (block - a->sess->sealed_blocks)];
+        w->data = core->memory + slot;
+        return true;
+    }
+    w->handle = kvf_sess_block(a->sess, a->layer, head, block);
+    struct kvf_entry *e = w->handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, w->handle);
+    if (!e || e->state == KVF_BLOCK_LOST) {
+        *st = KVF_LOST;
+        return true;
+    }
+    if (e->tier == KVF_TIER_DRAM) {
+        atomic_fetch_add(&e->pins, 1);
+        w->dram_pinned = true;
+        w->data = core->memory + e->location;
+        kvf_count(&core->counters.dram_chunks_read, (uint64_t)__builtin_popcountll(w->mask));
+        kvf_count(&core->counters.dram_bytes_read, (uint64_t)__builtin_popcountll(w->mask) * a->model->chunk_bytes);
+        return true;
+    }
+    w->stage = kvf_stage_get(core, w->handle, w->mask, a->deadline_ns, false);
+    return w->stage != KVF_STAGE_NONE;
+}
+
+/* Asks for as many blocks as staging takes, in the order in which they will be used. */
+static enum kvf_status ask_ahead(struct attend *a)
+{
+    enum kvf_status st = KVF_OK;
+    while (a->asked < a->blocks * a->heads && st == KVF_OK) {
+        if (!ask(a, a->asked / a->heads, a->asked % a->heads, &st))
+            break;
+        a->asked++;
+    }
+    return st;
+}
+
+static void unpin(struct attend *a, struct kvf_want *w)
+{
+    if (w->dram_pinned)
+        atomic_fetch_sub(&kvf_index_entry(a->core->index, w->handle)->pins, 1);
+    if (w->stage != KVF_STAGE_NONE)
+        kvf_stage_unpin(a->core, w->stage);
+    w->dram_pinned = false;
+    w->stage = KVF_STAGE_NONE;
+    w->data = NULL;
+}
+
+/* Reads the next layers' cold blocks ahead, as far as there is room that nobody waits for. */
+static void prefetch(struct attend *a)
+{
+    struct kvf_core *core = a->core;
+    uint64_t deadline = kvf_deadline(kvf_now(core->env), core->settings.fetch_timeout_ns);
+    uint64_t layers = core->settings.prefetch_layers < a->model->desc.layers ? core->settings.prefetch_layers : a->model->desc.layers - 1;
+    for (uint32_t ahead = 1; ahead <= layers; ahead++) {
+        uint32_t layer = (a->layer + ahead) % a->model->desc.layers;
+        for (uint32_t b = 0; b < a->sess->sealed_blocks; b++) {
+            for (uint32_t h = 0; h < a->heads; h++) {
+                kvf_handle handle = kvf_sess_block(a->sess, layer, h, b);
+                struct kvf_entry *e = handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, handle);
+                if (!e || e->tier == KVF_TIER_DRAM || (e->state != KVF_BLOCK_READY && e->state != KVF_BLOCK_RISING))
+                    continue;
+                if (kvf_stage_get(core, handle, all_chunks(a->model), deadline, true) == KVF_STAGE_NONE)
+                    return;
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- waiting (under the lock) */
+
+/* Whether the bytes of a want are here; *st tells of a failure. */
+static bool arrived(struct attend *a, struct kvf_want *w, enum kvf_status *st)
+{
+    if (w->mask == 0 || w->data)
+        return true;
+    if (w->stage == KVF_STAGE_NONE)
+        return false;
+    struct kvf_stage *s = &a->core->stages[w->stage];
+    if ((atomic_load_explicit(&s->have, memory_order_acquire) & w->mask) == w->mask) {
+        w->data = s->slot;
+        return true;
+    }
+    int failed = atomic_load(&s->status);
+    if (failed != KVF_OK && s->inflight == 0) {
+        struct kvf_entry *e = kvf_index_entry(a->core->index, w->handle);
+        bool still = !s->orphan && e->state != KVF_BLOCK_LOST;
+        if (failed == KVF_ERR_IO && still) {
+            kvf_log_error(&a->core->log, "reading a block of session %llx from %s failed", (unsigned long long)e->key.hi,
+                          kvf_tier_name((enum kvf_tier)e->tier));
+            kvf_block_lose(a->core, w->handle);
+            still = false;
+        }
+        if (still && failed == KVF_LOST)
+            kvf_block_lose(a->core, w->handle);
+        if (!still || failed == KVF_LOST)
+            *st = KVF_LOST;
+        else if (failed == KVF_ERR_BUSY)
+            kvf_stage_retry(a->core, w->stage, w->mask, a->deadline_ns);
+        else
+            *st = (enum kvf_status)failed;
+    }
+    return false;
+}
+
+/* How many block indices from `from` on are ready in all heads, at most WAVE_BLOCKS. */
+static uint32_t ready_run(struct attend *a, uint32_t from, enum kvf_status *st)
+{
+    uint32_t b = from;
+    for (; b < a->blocks && b - from < WAVE_BLOCKS; b++)
+        for (uint32_t h = 0; h < a->heads; h++)
+            if (!arrived(a, want_at(a, b, h), st))
+                return b - from;
+    return b - from;
+}
+
+static enum kvf_status wave_wait(struct attend *a, uint32_t from)
+{
+    struct kvf_core *core = a->core;
+    enum kvf_status st = ask_ahead(a);
+    uint64_t start = 0;
+    for (;;) {
+        if (st != KVF_OK)
+            return st;
+        uint32_t n = ready_run(a, from, &st);
+        if (st == KVF_OK && n > 0) {
+            a->wave_from = from;
+            a->wave_to = from + n;
+            if (start)
+                kvf_histogram_add(&core->attend_wait_ns, kvf_now(core->env) - start);
+            return KVF_OK;
+        }
+        if (st != KVF_OK)
+            return st;
+        if (!start)
+            start = kvf_now(core->env);
+        kvf_core_wake(core);
+        if (!kvf_core_wait(core, a->deadline_ns))
+            return KVF_ERR_DEADLINE;
+        st = ask_ahead(a);
+    }
+}
+
+/* ---------------------------------------------------------------- computing (without the lock) */
+
+static bool verify(struct attend *a, struct kvf_want *w)
+{
+    struct kvf_stage *s = &a->core->stages[w->stage];
+    uint64_t unchecked = w->mask & ~atomic_load_explicit(&s->verified, memory_order_acquire);
+    if (unchecked == 0)
+        return true;
+    struct kvf_entry *e = kvf_index_entry(a->core->index, w->handle);
+    kvf_count(&a->core->counters.blocks_verified, 1);
+    if (!kvf_block_verify(a->core->dev, s->seed, w->data, s->bytes, a->model->chunk_bytes, unchecked, kvf_sums_at(a->core->sums, e->sums)))
+        return false;
+    atomic_fetch_or_explicit(&s->verified, unchecked, memory_order_release);
+    return true;
+}
+
+/* Rows [from, to) of one head over one block: a partial result, merged into the running one. */
+static void block_rows(struct attend *a, uint32_t block, uint32_t head, uint32_t from, uint32_t to, unsigned worker)
+{
+    const struct kvf_model_desc *d = &a->model->desc;
+    struct kvf_scratch *x = a->scratch;
+    struct kvf_want *w = want_at(a, block, head);
+    const void *chunks[64];
+    uint32_t visible[SLICE_ROWS], n_chunks = 0, n = to - from;
+    for (uint32_t c = 0; c < a->model->chunks; c++)
+        if (w->mask >> c & 1)
+            chunks[n_chunks++] = w->data + (size_t)c * a->model->chunk_bytes;
+    uint64_t start = (uint64_t)block * d->block_tokens;
+    bool whole = n_chunks < a->model->chunks; /* a choice of chunks is of sealed blocks before the step: all of it is seen */
+    for (uint32_t r = 0; r < n; r++) {
+        uint64_t at = a->sess->step_first + (from + r) / a->group + 1;
+        uint64_t sees = at > start ? at - start : 0;
+        visible[r] = whole ? n_chunks * d->chunk_tokens : (uint32_t)(sees < d->block_tokens ? sees : d->block_tokens);
+    }
+    size_t row = (size_t)head * a->rows + from;
+    float *part = x->part + (size_t)worker * SLICE_ROWS * d->dim_v, *part_lse = x->part_lse + (size_t)worker * SLICE_ROWS;
+    float *out = x->out + row * d->dim_v, *lse = x->lse + row;
+    struct kvf_attend args = {.chunks = chunks, .n_chunks = n_chunks, .chunk_tokens = d->chunk_tokens, .dim_k = d->dim_k,
+                              .dim_v = d->dim_v, .dtype = d->dtype, .q = x->q + row * d->dim_k, .q_stride = d->dim_k, .n_queries = n,
+                              .visible = visible, .scale = a->scale, .out = block == 0 ? out : part, .out_stride = d->dim_v,
+                              .lse = block == 0 ? lse : part_lse};
+    enum kvf_status st = a->core->dev->attend(a->core->dev, NULL, &args);
+    assert(st == KVF_OK);
+    if (block == 0)
+        return;
+    struct kvf_merge merge = {.outs = (const float *const[]){out, part}, .lses = (const float *const[]){lse, part_lse}, .n_parts = 2,
+                              .n_queries = n, .dim_v = d->dim_v, .out_stride = d->dim_v, .out = out, .lse = lse};
+    st = a->core->dev->merge(a->core->dev, NULL, &merge);
+    assert(st == KVF_OK);
+    (void)st;
+}
+
+/* One head's slice of rows over the wave. */
+static void compute_item(void *arg, unsigned item, unsigned worker)
+{
+    struct attend *a = arg;
+    uint32_t head = item / a->slices, from = item % a->slices * SLICE_ROWS;
+    uint32_t to = from + SLICE_ROWS < a->rows ? from + SLICE_ROWS : a->rows;
+    for (uint32_t b = a->wave_from; b < a->wave_to; b++) {
+        struct kvf_want *w = want_at(a, b, head);
+        if (w->mask == 0)
+            continue;
+        if (w->stage != KVF_STAGE_NONE && !verify(a, w)) {
+            atomic_store(&w->bad, true); /* several slices may say so: all of them say the same */
+            atomic_store(&a->bad, true);
+            return;
+        }
+        block_rows(a, b, head, from, to, worker);
+    }
+}
+
+/* ---------------------------------------------------------------- damage (under the lock) */
+
+/* A block did not match its checksum. Where it has moved meanwhile its old slot may hold another block by now: asked for again.
+ * Else it is damaged, and lost. */
+static enum kvf_status damaged(struct attend *a)
+{
+    struct kvf_core *core = a->core;
+    enum kvf_status st = KVF_ERR_DEADLINE;
+    for (uint32_t b = a->wave_from; b < a->wave_to; b++) {
+        for (uint32_t h = 0; h < a->heads; h++) {
+            struct kvf_want *w = want_at(a, b, h);
+            if (!w->bad)
+                continue;
+            struct kvf_stage *s = &core->stages[w->stage];
+            struct kvf_entry *e = kvf_index_entry(core->index, w->handle);
+            if (s->orphan || e->location != s->location || e->tier == KVF_TIER_DRAM) {
+                kvf_stage_drop(core, w->handle);
+                continue;
+            }
+            kvf_count(&core->counters.blocks_corrupt, 1);
+            kvf_log_error(&core->log, "a block of session %llx (layer %u, head %u, index %u) from %s does not match its checksum: dropped",
+                          (unsigned long long)e->key.hi, a->layer, h, b, kvf_tier_name((enum kvf_tier)e->tier));
+            kvf_block_lose(core, w->handle);
+            st = KVF_LOST;
+        }
+    }
+    return st;
+}
+
+/* ---------------------------------------------------------------- the call */
+
+static void queries_in(struct attend *a, const float *q)
+{
+    const struct kvf_model_desc *d = &a->model->desc;
+    for (uint32_t h = 0; h < a->heads; h++)
+        for (uint32_t t = 0; t < a->n; t++)
+            memcpy(a->scratch->q + ((size_t)h * a->rows + (size_t)t * a->group) * d->dim_k,
+                   q + ((size_t)t * d->q_heads + (size_t)h * a->group) * d->dim_k, (size_t)a->group * d->dim_k * sizeof *q);
+}
+
+static void results_out(struct attend *a, float *out)
+{
+    const struct kvf_model_desc *d = &a->model->desc;
+    for (uint32_t h = 0; h < a->heads; h++)
+        for (uint32_t t = 0; t < a->n; t++)
+            memcpy(out + ((size_t)t * d->q_heads + (size_t)h * a->group) * d->dim_v,
+                   a->scratch->out + ((size_t)h * a->rows + (size_t)t * a->group) * d->dim_v, (size_t)a->group * d->dim_v * sizeof *out);
+}
+
+static enum kvf_status attend_run(struct attend *a)
+{
+    struct kvf_core *core = a->core;
+    uint32_t done = 0;
+    enum kvf_status st = ask_ahead(a);
+    if (st == KVF_OK)
+        prefetch(a);
+    kvf_core_wake(core);
+    while (st == KVF_OK && done < a->blocks) {
+        st = wave_wait(a, done);
+        if (st != KVF_OK)
+            break;
+        kvf_core_unlock(core);
+        kvf_workers_run(core->workers, a->heads * a->slices, compute_item, a);
+        kvf_core_lock(core);
+        if (atomic_load(&a->bad))
+            st = damaged(a);
+        for (uint32_t i = a->wave_from * a->heads; i < a->wave_to * a->heads; i++)
+            unpin(a, &a->scratch->wants[i]);
+        done = a->wave_to;
+    }
+    for (uint32_t i = done * a->heads; i < a->blocks * a->heads; i++)
+        unpin(a, &a->scratch->wants[i]);
+    return st;
+}
+
+static enum kvf_status attend_check(const struct kvf_session *handle, uint32_t layer, const float *q, const float *out,
+                                    const struct kvf_attend_options *o)
+{
+    if (!handle || !q || !out)
+        return KVF_ERR_INVALID;
+    if (handle->moved)
+        return KVF_MOVED;
+    if (layer >= handle->sess->model->desc.layers || (o && !(o->budget >= 0 && o->budget <= 1 && o->scale >= 0)))
+        return KVF_ERR_INVALID;
+    return handle->sess->step_open && handle->sess->step_layers[layer] ? KVF_OK : KVF_ERR_STATE;
+}
+
+enum kvf_status kvf_step_attend(struct kvf_session *handle, uint32_t layer, const float *q, float *out,
+                                const struct kvf_attend_options *o)
+{
+    enum kvf_status st = attend_check(handle, layer, q, out, o);
+    if (st != KVF_OK)
+        return st;
+    struct kvf_sess *s = handle->sess;
+    const struct kvf_model_desc *d = &s->model->desc;
+    struct attend a = {.core = s->core, .sess = s, .model = s->model, .layer = layer, .n = s->step_n, .group = d->q_heads / d->kv_heads,
+                       .heads = d->kv_heads};
+    a.rows = a.n * a.group;
+    a.slices = (a.rows + SLICE_ROWS - 1) / SLICE_ROWS;
+    a.blocks = (uint32_t)((s->step_first + s->step_n + d->block_tokens - 1) / d->block_tokens);
+    a.scale = o && o->scale > 0 ? o->scale : 1.0f / sqrtf((float)d->dim_k);
+    a.deadline_ns = kvf_deadline(kvf_now(s->core->env), o && o->timeout_ns ? o->timeout_ns : s->core->settings.fetch_timeout_ns);
+    st = scratch_room(&a);
+    if (st != KVF_OK)
+        return st;
+    queries_in(&a, q);
+    choose_all(&a);
+    kvf_core_lock(s->core);
+    if (o && o->budget > 0 && o->budget < 1)
+        st = choose_best(&a, o);
+    if (st == KVF_OK)
+        st = attend_run(&a);
+    kvf_core_unlock(s->core);
+    if (st == KVF_OK)
+        results_out(&a, out);
+    return st;
+}

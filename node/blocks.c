@@ -1,0 +1,613 @@
+/* Opaque blocks under a key: put, get, exists, remove, in batches, with completions and an event fd.
+ *
+ * What can be done at once (exists, remove, a get from DRAM, a put into free DRAM) is done in the submit; the rest stands in the node's
+ * list of pending requests and is looked at in every poll: a put waits for room in DRAM, a get for its bytes in staging or, where the
+ * caller's memory is registered and aligned, for the read that goes straight there. */
+#include "node/internal.h"
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define QUEUES_MAX 256
+#define MEMORIES_MAX 64
+
+enum pending_state { PENDING_FREE, PENDING_PUT, PENDING_STAGED, PENDING_DIRECT };
+
+struct pending {
+    struct kvf_queue *queue;
+    enum pending_state state;
+    struct kvf_request request;
+    struct kvf_key key; /* in the index */
+    uint64_t deadline_ns;
+    uint32_t stage;
+    uint64_t mask;
+    kvf_handle handle;
+    bool read_ended, cancelled;
+    enum kvf_status read_status;
+    struct pending *next, **at; /* in the node's list, or the queue's free list */
+};
+
+struct kvf_queue {
+    struct kvf_node *node;
+    int fd;
+    uint32_t depth, outstanding, n_done, first_done;
+    bool closing;
+    struct pending *pool, *free;
+    struct kvf_completion *done; /* ring of depth */
+    struct kvf_queue *next;
+};
+
+struct kvf_memory {
+    struct kvf_core *core;
+    uint8_t *base;
+    size_t bytes;
+};
+
+struct kvf_blocks {
+    struct pending *pending;
+    struct kvf_memory *memories[MEMORIES_MAX];
+    unsigned n_queues;
+    struct kvf_queue *queues;
+};
+
+enum kvf_status kvf_blocks_create(struct kvf_core *core)
+{
+    core->blocks = calloc(1, sizeof *core->blocks);
+    return core->blocks ? KVF_OK : KVF_ERR_NO_MEMORY;
+}
+
+static void queue_free(struct kvf_queue *q)
+{
+    if (q->fd >= 0)
+        close(q->fd);
+    free(q->pool);
+    free(q->done);
+    free(q);
+}
+
+void kvf_blocks_destroy(struct kvf_core *core)
+{
+    if (!core->blocks)
+        return;
+    for (struct kvf_queue *q = core->blocks->queues, *next; q; q = next) {
+        next = q->next;
+        queue_free(q);
+    }
+    for (unsigned i = 0; i < MEMORIES_MAX; i++)
+        free(core->blocks->memories[i]);
+    free(core->blocks);
+    core->blocks = NULL;
+}
+
+static struct kvf_key key_of(struct kvf_key key)
+{
+    return (struct kvf_key){.hi = key.hi | KVF_OPAQUE_BIT, .lo = key.lo};
+}
+
+/* ---------------------------------------------------------------- completions */
+
+static void complete(struct kvf_queue *q, uint64_t user, enum kvf_status status, enum kvf_tier tier, uint64_t length)
+{
+    assert(q->n_done < q->depth);
+    q->done[(q->first_done + q->n_done++) % q->depth] =
+        (struct kvf_completion){.user = user, .status = status, .tier = tier, .length = length};
+    uint64_t one = 1;
+    if (q->n_done == 1 && write(q->fd, &one, sizeof one) < 0)
+        assert(errno == EAGAIN);
+}
+
+static void pending_end(struct kvf_core *core, struct pending *p, enum kvf_status status, enum kvf_tier tier, uint64_t length)
+{
+    struct kvf_queue *q = p->queue;
+    *p->at = p->next;
+    if (p->next)
+        p->next->at = p->at;
+    p->state = PENDING_FREE;
+    complete(q, p->request.user, q->closing ? KVF_CANCELLED : status, tier, length);
+    p->next = q->free;
+    q->free = p;
+    kvf_core_changed(core);
+}
+
+static struct pending *pending_new(struct kvf_queue *q, const struct kvf_request *r, uint64_t deadline_ns, enum pending_state state)
+{
+    struct kvf_core *core = q->node->core;
+    struct pending *p = q->free;
+    assert(p);
+    q->free = p->next;
+    *p = (struct pending){.queue = q, .state = state, .request = *r, .key = key_of(r->key), .deadline_ns = deadline_ns,
+                          .stage = KVF_STAGE_NONE, .next = core->blocks->pending, .at = &core->blocks->pending};
+    if (p->next)
+        p->next->at = &p->next;
+    core->blocks->pending = p;
+    return p;
+}
+
+/* ---------------------------------------------------------------- put */
+
+static uint32_t chunk_count(uint32_t bytes, uint32_t chunk)
+{
+    return (bytes + chunk - 1) / chunk;
+}
+
+/* Copies, seals and places. The lock is given up for the copy when `unlock` is set. IN_PROGRESS: no room in DRAM now. */
+static enum kvf_status put_try(struct kvf_core *core, const struct kvf_request *r, bool unlock)
+{
+    struct kvf_key key = key_of(r->key);
+    uint32_t bytes = (uint32_t)r->length;
+    if (kvf_index_find(core->index, key) != KVF_HANDLE_NONE)
+        return KVF_ERR_EXISTS;
+    if (!kvf_block_reserve(core, 1))
+        return KVF_ERR_FULL;
+    core->entries_reserved--;
+    uint64_t slot = kvf_block_memory(core, bytes);
+    if (slot == KVF_ARENA_NONE)
+        return KVF_IN_PROGRESS;
+    struct kvf_entry probe = {.bytes = bytes, .model = KVF_MODEL_NONE};
+    uint32_t chunk = kvf_block_chunk_bytes(core, &probe), chunks = chunk_count(bytes, chunk);
+    uint32_t sums_at = kvf_sums_alloc(core->sums, chunks);
+    kvf_handle h = KVF_HANDLE_NONE;
+    enum kvf_status st = sums_at == KVF_SUMS_NONE ? KVF_ERR_FULL : kvf_index_add(core->index, key, &h);
+    if (st != KVF_OK) {
+        if (sums_at != KVF_SUMS_NONE)
+            kvf_sums_free(core->sums, sums_at, chunks);
+        kvf_arena_free(core->dram, slot, bytes);
+        return KVF_ERR_FULL;
+    }
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    e->sums = sums_at;
+    e->chunks = (uint8_t)chunks;
+    e->seed = kvf_block_seed(0, key);
+    e->bytes = bytes;
+    e->model = KVF_MODEL_NONE;
+    e->state = KVF_BLOCK_WRITING;
+    if (unlock)
+        kvf_core_unlock(core);
+    memcpy(core->memory + slot, r->data, bytes);
+    memset(core->memory + slot + bytes, 0, (4096 - bytes % 4096) % 4096); /* SSD writes whole pages: no old bytes behind */
+    kvf_block_sum(core->dev, e->seed, core->memory + slot, bytes, chunk, UINT64_MAX, kvf_sums_at(core->sums, sums_at));
+    if (unlock)
+        kvf_core_lock(core);
+    bool removed = e->flags & KVF_FLAG_REMOVED;
+    e->flags = 0;
+    kvf_block_place(core, h, KVF_TIER_DRAM, KVF_PEER_NONE, slot);
+    kvf_count(&core->counters.blocks_sealed, 1);
+    if (removed)
+        kvf_block_remove(core, h);
+    return KVF_OK;
+}
+
+static void put_poll(struct kvf_core *core, struct pending *p, uint64_t now)
+{
+    enum kvf_status st = p->queue->closing ? KVF_CANCELLED : put_try(core, &p->request, false);
+    if (st == KVF_IN_PROGRESS && (core->spill_stuck || now >= p->deadline_ns))
+        st = KVF_ERR_FULL;
+    if (st != KVF_IN_PROGRESS)
+        pending_end(core, p, st, KVF_TIER_DRAM, 0);
+}
+
+/* ---------------------------------------------------------------- get */
+
+/* The entry that a reader may see, or NULL. */
+static struct kvf_entry *readable(struct kvf_core *core, struct kvf_key key, kvf_handle *handle)
+{
+    *handle = kvf_index_find(core->index, key);
+    struct kvf_entry *e = *handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, *handle);
+    if (!e || e->state == KVF_BLOCK_WRITING || e->state == KVF_BLOCK_LOST || (e->flags & KVF_FLAG_REMOVED))
+        return NULL;
+    return e;
+}
+
+static void unpin(struct kvf_core *core, kvf_handle h)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    if (atomic_fetch_sub(&e->pins, 1) == 1 && (e->flags & KVF_FLAG_REMOVED) && e->state == KVF_BLOCK_READY)
+        kvf_block_reap(core, h);
+}
+
+static void get_dram(struct kvf_queue *q, const struct kvf_request *r, struct kvf_entry *e, kvf_handle h)
+{
+    struct kvf_core *core = q->node->core;
+    atomic_fetch_add(&e->pins, 1);
+    const uint8_t *from = core->memory + e->location + r->offset;
+    uint32_t chunk = kvf_block_chunk_bytes(core, e);
+    kvf_core_unlock(core);
+    memcpy(r->data, from, r->length);
+    kvf_core_lock(core);
+    unpin(core, h);
+    kvf_count(&core->counters.dram_chunks_read, chunk_count((uint32_t)r->length, chunk));
+    kvf_count(&core->counters.dram_bytes_read, r->length);
+    complete(q, r->user, KVF_OK, KVF_TIER_DRAM, r->length);
+}
+
+static bool registered(const struct kvf_core *core, const uint8_t *data, size_t bytes)
+{
+    for (unsigned i = 0; i < MEMORIES_MAX; i++) {
+        const struct kvf_memory *m = core->blocks->memories[i];
+        if (m && data >= m->base && bytes <= m->bytes && (size_t)(data - m->base) <= m->bytes - bytes)
+            return true;
+    }
+    return false;
+}
+
+static void direct_done(void *arg, struct kvf_read *read, enum kvf_status status)
+{
+    struct pending *p = arg;
+    p->read_ended = true;
+    p->read_status = status;
+}
+
+/* Whole chunks into registered, aligned memory: read there, without a copy. */
+static bool get_direct(struct kvf_core *core, const struct kvf_entry *e, const struct kvf_request *r)
+{
+    uint32_t chunk = kvf_block_chunk_bytes(core, e);
+    return registered(core, r->data, r->length) && (uintptr_t)r->data % 4096 == 0 && r->offset % chunk == 0 && r->length % 4096 == 0 &&
+           (r->length % chunk == 0 || r->offset + r->length == e->bytes);
+}
+
+static uint64_t mask_of(const struct kvf_core *core, const struct kvf_entry *e, uint64_t offset, uint64_t length)
+{
+    uint32_t chunk = kvf_block_chunk_bytes(core, e);
+    uint64_t mask = 0;
+    for (uint64_t c = offset / chunk; c <= (offset + length - 1) / chunk; c++)
+        mask |= 1ull << c;
+    return mask;
+}
+
+static void get_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t deadline_ns)
+{
+    struct kvf_core *core = q->node->core;
+    kvf_handle h;
+    struct kvf_entry *e = readable(core, key_of(r->key), &h);
+    if (!e) {
+        complete(q, r->user, KVF_MISS, KVF_TIER_DRAM, 0);
+        return;
+    }
+    if (r->offset > e->bytes || r->length > e->bytes - r->offset) {
+        complete(q, r->user, KVF_ERR_INVALID, (enum kvf_tier)e->tier, 0);
+        return;
+    }
+    if (e->tier == KVF_TIER_DRAM) {
+        get_dram(q, r, e, h);
+        return;
+    }
+    struct pending *p = pending_new(q, r, deadline_ns, PENDING_STAGED);
+    p->handle = h;
+    p->mask = mask_of(core, e, r->offset, r->length);
+    if (!get_direct(core, e, r))
+        return; /* the poll finds it room in staging */
+    p->state = PENDING_DIRECT;
+    enum kvf_status st = kvf_read_start(core, h, p->mask, (uint8_t *)r->data - r->offset, deadline_ns, true, direct_done, p);
+    if (st != KVF_OK)
+        p->state = PENDING_STAGED;
+}
+
+/* Ends a get whose bytes did not match or could not be had. */
+static void get_damaged(struct kvf_core *core, struct pending *p, struct kvf_entry *e, enum kvf_status status)
+{
+    enum kvf_tier tier = (enum kvf_tier)e->tier;
+    if (status == KVF_ERR_CORRUPT) {
+        kvf_count(&core->counters.blocks_corrupt, 1);
+        kvf_log_error(&core->log, "block %016llx%016llx from %s does not match its checksum: dropped", (unsigned long long)p->key.hi,
+                      (unsigned long long)p->key.lo, kvf_tier_name(tier));
+    }
+    if (status == KVF_ERR_CORRUPT || status == KVF_LOST || status == KVF_ERR_IO)
+        kvf_block_lose(core, p->handle);
+    pending_end(core, p, status == KVF_LOST ? KVF_MISS : status, tier, 0);
+}
+
+static bool verified(struct kvf_core *core, const struct pending *p, const struct kvf_entry *e, const void *block)
+{
+    kvf_count(&core->counters.blocks_verified, 1);
+    return kvf_block_verify(core->dev, e->seed, block, e->bytes, kvf_block_chunk_bytes(core, e), p->mask, kvf_sums_at(core->sums, e->sums));
+}
+
+static void direct_poll(struct kvf_core *core, struct pending *p)
+{
+    kvf_handle h;
+    struct kvf_entry *e = readable(core, p->key, &h);
+    if (!p->read_ended)
+        return;
+    if (!e || h != p->handle)
+        pending_end(core, p, KVF_MISS, KVF_TIER_DRAM, 0);
+    else if (p->read_status != KVF_OK)
+        get_damaged(core, p, e, p->read_status);
+    else if (!verified(core, p, e, (uint8_t *)p->request.data - p->request.offset))
+        get_damaged(core, p, e, KVF_ERR_CORRUPT);
+    else
+        pending_end(core, p, KVF_OK, (enum kvf_tier)e->tier, p->request.length);
+}
+
+static void staged_end(struct kvf_core *core, struct pending *p, struct kvf_entry *e, enum kvf_status status)
+{
+    if (p->stage != KVF_STAGE_NONE)
+        kvf_stage_unpin(core, p->stage);
+    p->stage = KVF_STAGE_NONE;
+    if (status == KVF_OK)
+        pending_end(core, p, KVF_OK, (enum kvf_tier)e->tier, p->request.length);
+    else if (e)
+        get_damaged(core, p, e, status);
+    else
+        pending_end(core, p, status, KVF_TIER_DRAM, 0);
+}
+
+static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
+{
+    kvf_handle h;
+    struct kvf_entry *e = readable(core, p->key, &h);
+    if (p->queue->closing || !e || h != p->handle) {
+        staged_end(core, p, NULL, p->queue->closing ? KVF_CANCELLED : KVF_MISS);
+        return;
+    }
+    if (e->tier == KVF_TIER_DRAM) { /* it rose meanwhile */
+        memcpy(p->request.data, core->memory + e->location + p->request.offset, p->request.length);
+        staged_end(core, p, e, KVF_OK);
+        return;
+    }
+    if (p->stage == KVF_STAGE_NONE)
+        p->stage = kvf_stage_get(core, h, p->mask, p->deadline_ns, false);
+    if (p->stage == KVF_STAGE_NONE) {
+        if (now >= p->deadline_ns)
+            staged_end(core, p, e, KVF_ERR_DEADLINE);
+        return;
+    }
+    struct kvf_stage *s = &core->stages[p->stage];
+    if ((atomic_load(&s->have) & p->mask) == p->mask) {
+        bool good = (atomic_load(&s->verified) & p->mask) == p->mask || verified(core, p, e, s->slot);
+        if (good) {
+            atomic_fetch_or(&s->verified, p->mask);
+            memcpy(p->request.data, s->slot + p->request.offset, p->request.length);
+        }
+        staged_end(core, p, e, good ? KVF_OK : KVF_ERR_CORRUPT);
+    } else if (s->inflight == 0 && atomic_load(&s->status) != KVF_OK) {
+        staged_end(core, p, e, (enum kvf_status)atomic_load(&s->status));
+    }
+}
+
+unsigned kvf_blocks_poll(struct kvf_core *core)
+{
+    uint64_t now = core->blocks->pending ? kvf_now(core->env) : 0;
+    for (struct pending *p = core->blocks->pending, *next; p; p = next) {
+        next = p->next;
+        if (p->state == PENDING_PUT)
+            put_poll(core, p, now);
+        else if (p->state == PENDING_STAGED)
+            staged_poll(core, p, now);
+        else
+            direct_poll(core, p);
+    }
+    return 0;
+}
+
+bool kvf_blocks_idle(const struct kvf_core *core)
+{
+    return core->blocks->pending == NULL;
+}
+
+/* ---------------------------------------------------------------- the public calls */
+
+enum kvf_status kvf_queue_create(struct kvf_node *node, uint32_t depth, struct kvf_queue **out)
+{
+    if (!node || !out || depth < 1 || depth > 65536)
+        return KVF_ERR_INVALID;
+    struct kvf_core *core = node->core;
+    struct kvf_queue *q = calloc(1, sizeof *q);
+    if (!q)
+        return KVF_ERR_NO_MEMORY;
+    q->node = node;
+    q->depth = depth;
+    q->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    q->pool = calloc(depth, sizeof *q->pool);
+    q->done = calloc(depth, sizeof *q->done);
+    kvf_core_lock(core);
+    bool room = core->blocks->n_queues < QUEUES_MAX;
+    if (q->fd >= 0 && q->pool && q->done && room) {
+        for (uint32_t i = 0; i < depth; i++) {
+            q->pool[i].next = q->free;
+            q->free = &q->pool[i];
+        }
+        q->next = core->blocks->queues;
+        core->blocks->queues = q;
+        core->blocks->n_queues++;
+        kvf_core_unlock(core);
+        *out = q;
+        return KVF_OK;
+    }
+    kvf_core_unlock(core);
+    queue_free(q);
+    return room ? KVF_ERR_NO_MEMORY : KVF_ERR_BUSY;
+}
+
+void kvf_queue_destroy(struct kvf_queue *q)
+{
+    if (!q)
+        return;
+    struct kvf_core *core = q->node->core;
+    kvf_core_lock(core);
+    q->closing = true;
+    /* What goes straight into the caller's memory ends at its own deadline at the latest; the rest ends in the next poll. */
+    for (;;) {
+        bool any = false;
+        for (uint32_t i = 0; i < q->depth; i++)
+            any |= q->pool[i].state != PENDING_FREE;
+        if (!any)
+            break;
+        kvf_core_wake(core);
+        kvf_core_wait(core, UINT64_MAX);
+    }
+    struct kvf_queue **at = &core->blocks->queues;
+    while (*at != q)
+        at = &(*at)->next;
+    *at = q->next;
+    core->blocks->n_queues--;
+    kvf_core_unlock(core);
+    queue_free(q);
+}
+
+static bool request_valid(const struct kvf_core *core, const struct kvf_request *r)
+{
+    if (r->op == KVF_OP_EXISTS || r->op == KVF_OP_REMOVE)
+        return true;
+    if (r->op == KVF_OP_GET)
+        return r->data && r->length > 0;
+    return r->op == KVF_OP_PUT && r->data && r->offset == 0 && r->length > 0 && r->length <= core->settings.block_bytes_max;
+}
+
+/* Under the lock. */
+static void request_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t deadline_ns)
+{
+    struct kvf_core *core = q->node->core;
+    kvf_handle h;
+    if (!request_valid(core, r)) {
+        complete(q, r->user, KVF_ERR_INVALID, KVF_TIER_DRAM, 0);
+    } else if (r->op == KVF_OP_PUT) {
+        enum kvf_status st = put_try(core, r, true);
+        if (st == KVF_IN_PROGRESS)
+            pending_new(q, r, deadline_ns, PENDING_PUT);
+        else
+            complete(q, r->user, st, KVF_TIER_DRAM, 0);
+    } else if (r->op == KVF_OP_GET) {
+        get_start(q, r, deadline_ns);
+    } else {
+        struct kvf_entry *e = readable(core, key_of(r->key), &h);
+        enum kvf_tier tier = e ? (enum kvf_tier)e->tier : KVF_TIER_DRAM;
+        uint64_t length = e ? e->bytes : 0;
+        if (e && r->op == KVF_OP_REMOVE)
+            kvf_block_remove(core, h);
+        complete(q, r->user, e ? KVF_OK : KVF_MISS, tier, length);
+    }
+}
+
+enum kvf_status kvf_submit(struct kvf_queue *q, const struct kvf_request *requests, size_t count, uint64_t timeout_ns, size_t *accepted)
+{
+    if (!q || !accepted || (!requests && count))
+        return KVF_ERR_INVALID;
+    struct kvf_core *core = q->node->core;
+    kvf_core_lock(core);
+    uint64_t deadline = kvf_deadline(kvf_now(core->env), timeout_ns ? timeout_ns : core->settings.fetch_timeout_ns);
+    size_t n = 0;
+    while (n < count && q->outstanding < q->depth) {
+        q->outstanding++;
+        request_start(q, &requests[n++], deadline);
+    }
+    kvf_core_unlock(core);
+    kvf_core_wake(core);
+    if (n == 0 && count > 0)
+        return KVF_ERR_BUSY;
+    *accepted = n;
+    return KVF_OK;
+}
+
+int kvf_queue_fd(const struct kvf_queue *q)
+{
+    return q ? q->fd : -1;
+}
+
+enum kvf_status kvf_drain(struct kvf_queue *q, struct kvf_completion *completions, size_t max, size_t *count)
+{
+    if (!q || !count || (!completions && max))
+        return KVF_ERR_INVALID;
+    struct kvf_core *core = q->node->core;
+    kvf_core_lock(core);
+    if (core->wake_fd < 0)
+        kvf_core_poll(core);
+    size_t n = 0;
+    while (n < max && q->n_done > 0) {
+        completions[n++] = q->done[q->first_done];
+        q->first_done = (q->first_done + 1) % q->depth;
+        q->n_done--;
+        q->outstanding--;
+    }
+    uint64_t value;
+    if (q->n_done == 0 && read(q->fd, &value, sizeof value) < 0)
+        assert(errno == EAGAIN);
+    kvf_core_unlock(core);
+    *count = n;
+    return KVF_OK;
+}
+
+enum kvf_status kvf_exists_prefix(struct kvf_node *node, const struct kvf_key *keys, size_t count, size_t *prefix)
+{
+    if (!node || !prefix || (!keys && count))
+        return KVF_ERR_INVALID;
+    struct kvf_core *core = node->core;
+    kvf_handle h;
+    size_t n = 0;
+    kvf_core_lock(core);
+    while (n < count && readable(core, key_of(keys[n]), &h))
+        n++;
+    kvf_core_unlock(core);
+    *prefix = n;
+    return KVF_OK;
+}
+
+enum kvf_status kvf_block_pin(struct kvf_node *node, struct kvf_key key, const void **data, uint64_t *length)
+{
+    if (!node || !data || !length)
+        return KVF_ERR_INVALID;
+    struct kvf_core *core = node->core;
+    kvf_handle h;
+    kvf_core_lock(core);
+    struct kvf_entry *e = readable(core, key_of(key), &h);
+    bool here = e && e->tier == KVF_TIER_DRAM;
+    if (here) {
+        atomic_fetch_add(&e->pins, 1);
+        *data = core->memory + e->location;
+        *length = e->bytes;
+    }
+    kvf_core_unlock(core);
+    return here ? KVF_OK : KVF_MISS;
+}
+
+void kvf_block_unpin(struct kvf_node *node, struct kvf_key key)
+{
+    if (!node)
+        return;
+    struct kvf_core *core = node->core;
+    kvf_core_lock(core);
+    kvf_handle h = kvf_index_find(core->index, key_of(key));
+    if (h != KVF_HANDLE_NONE && atomic_load(&kvf_index_entry(core->index, h)->pins) > 0)
+        unpin(core, h);
+    kvf_core_unlock(core);
+}
+
+enum kvf_status kvf_memory_register(struct kvf_node *node, void *memory, size_t bytes, struct kvf_memory **out)
+{
+    if (!node || !memory || !out || bytes == 0 || (uintptr_t)memory % 4096)
+        return KVF_ERR_INVALID;
+    struct kvf_core *core = node->core;
+    struct kvf_memory *m = malloc(sizeof *m);
+    if (!m)
+        return KVF_ERR_NO_MEMORY;
+    *m = (struct kvf_memory){.core = core, .base = memory, .bytes = bytes};
+    enum kvf_status st = KVF_ERR_BUSY;
+    kvf_core_lock(core);
+    for (unsigned i = 0; i < MEMORIES_MAX && st != KVF_OK; i++) {
+        if (core->blocks->memories[i])
+            continue;
+        core->blocks->memories[i] = m;
+        st = KVF_OK;
+    }
+    kvf_core_unlock(core);
+    if (st == KVF_OK)
+        *out = m;
+    else
+        free(m);
+    return st;
+}
+
+void kvf_memory_unregister(struct kvf_memory *m)
+{
+    if (!m)
+        return;
+    struct kvf_core *core = m->core;
+    kvf_core_lock(core);
+    for (unsigned i = 0; i < MEMORIES_MAX; i++)
+        if (core->blocks->memories[i] == m)
+            core->blocks->memories[i] = NULL;
+    kvf_core_unlock(core);
+    free(m);
+}

@@ -1,0 +1,574 @@
+/* The core: the node's memory, the books of its blocks, and one turn of every machine. */
+#include "base/hash.h"
+#include "node/internal.h"
+#include <assert.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ---------------------------------------------------------------- the lock */
+
+void kvf_core_lock(struct kvf_core *core)
+{
+    atomic_fetch_add(&core->waiting, 1);
+    pthread_mutex_lock(&core->lock);
+    atomic_fetch_sub(&core->waiting, 1);
+}
+
+void kvf_core_unlock(struct kvf_core *core)
+{
+    pthread_mutex_unlock(&core->lock);
+}
+
+void kvf_core_wake(struct kvf_core *core)
+{
+    uint64_t one = 1;
+    if (core->wake_fd >= 0 && write(core->wake_fd, &one, sizeof one) < 0) {
+        /* The counter is full: the reactor is awake already. */
+    }
+}
+
+void kvf_core_changed(struct kvf_core *core)
+{
+    pthread_cond_broadcast(&core->changed);
+}
+
+bool kvf_core_wait(struct kvf_core *core, uint64_t deadline_ns)
+{
+    uint64_t now = kvf_now(core->env);
+    if (now >= deadline_ns)
+        return false;
+    if (core->wake_fd < 0) {
+        kvf_core_poll(core);
+        return true;
+    }
+    uint64_t until = deadline_ns - now > 100 * KVF_MS ? now + 100 * KVF_MS : deadline_ns;
+    struct timespec ts = {.tv_sec = (time_t)(until / KVF_SEC), .tv_nsec = (long)(until % KVF_SEC)};
+    pthread_cond_timedwait(&core->changed, &core->lock, &ts);
+    return true;
+}
+
+/* ---------------------------------------------------------------- blocks */
+
+struct kvf_key kvf_block_key(uint64_t session, uint32_t layer, uint32_t head, uint32_t index)
+{
+    return (struct kvf_key){.hi = session, .lo = (uint64_t)layer << 48 | (uint64_t)head << 32 | index};
+}
+
+uint64_t kvf_block_seed(uint64_t fingerprint, struct kvf_key key)
+{
+    return kvf_mix(kvf_mix(fingerprint, key.hi), key.lo);
+}
+
+uint32_t kvf_block_chunk_bytes(const struct kvf_core *core, const struct kvf_entry *entry)
+{
+    if (entry->model != KVF_MODEL_NONE)
+        return core->models[entry->model]->chunk_bytes;
+    uint32_t chunk = (entry->bytes + 63) / 64;
+    return (chunk + 4095) / 4096 * 4096;
+}
+
+void kvf_block_chunk(const struct kvf_core *core, const struct kvf_entry *entry, unsigned c, uint32_t *offset, uint32_t *bytes)
+{
+    uint32_t size = kvf_block_chunk_bytes(core, entry);
+    *offset = c * size;
+    *bytes = entry->bytes - *offset < size ? entry->bytes - *offset : size;
+}
+
+void kvf_block_sum(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes, uint64_t mask,
+                   uint64_t *sums)
+{
+    const uint8_t *p = data;
+    for (unsigned c = 0; c < 64 && (uint64_t)c * chunk_bytes < bytes; c++) {
+        if (!(mask >> c & 1))
+            continue;
+        uint32_t offset = c * chunk_bytes;
+        uint32_t size = bytes - offset < chunk_bytes ? bytes - offset : chunk_bytes;
+        dev->checksum(dev, NULL, p + offset, size, seed + c, &sums[c]);
+    }
+}
+
+bool kvf_block_verify(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes, uint64_t mask,
+                      const uint64_t *sums)
+{
+    uint64_t found[64];
+    kvf_block_sum(dev, seed, data, bytes, chunk_bytes, mask, found);
+    for (unsigned c = 0; c < 64 && (uint64_t)c * chunk_bytes < bytes; c++)
+        if ((mask >> c & 1) && found[c] != sums[c])
+            return false;
+    return true;
+}
+
+struct kvf_sess *kvf_block_session(struct kvf_core *core, const struct kvf_entry *entry)
+{
+    return entry->key.hi & KVF_OPAQUE_BIT ? NULL : kvf_sess_find(core, entry->key.hi);
+}
+
+static bool booked(const struct kvf_entry *e)
+{
+    return e->state == KVF_BLOCK_READY || e->state == KVF_BLOCK_SPILLING || e->state == KVF_BLOCK_RISING;
+}
+
+/* Adds (or with sign -1 takes away) a block to the counts of its tier. */
+static void book(struct kvf_core *core, const struct kvf_entry *e, int sign)
+{
+    core->tier_blocks[e->tier] += (uint64_t)(int64_t)sign;
+    core->tier_bytes[e->tier] += (uint64_t)((int64_t)sign * e->bytes);
+    if (e->tier == KVF_TIER_REMOTE && e->peer != KVF_PEER_NONE) {
+        core->peers[e->peer].borrowed_blocks += (uint64_t)(int64_t)sign;
+        core->peers[e->peer].borrowed_bytes += (uint64_t)((int64_t)sign * e->bytes);
+    }
+    if (e->tier == KVF_TIER_PEER) {
+        struct kvf_sess *sess = kvf_block_session(core, e);
+        if (sess)
+            sess->from_peer += (uint64_t)(int64_t)sign;
+    }
+}
+
+void kvf_block_list(struct kvf_core *core, kvf_handle handle)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    struct kvf_list *list = &core->dram_blocks;
+    assert(e->next == KVF_HANDLE_NONE && e->prev == KVF_HANDLE_NONE && list->head != handle);
+    e->prev = list->tail;
+    if (list->tail != KVF_HANDLE_NONE)
+        kvf_index_entry(core->index, list->tail)->next = handle;
+    else
+        list->head = handle;
+    list->tail = handle;
+    list->count++;
+}
+
+void kvf_block_unlist(struct kvf_core *core, kvf_handle handle)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    struct kvf_list *list = &core->dram_blocks;
+    if (e->next == KVF_HANDLE_NONE && e->prev == KVF_HANDLE_NONE && list->head != handle)
+        return;
+    if (e->prev != KVF_HANDLE_NONE)
+        kvf_index_entry(core->index, e->prev)->next = e->next;
+    else
+        list->head = e->next;
+    if (e->next != KVF_HANDLE_NONE)
+        kvf_index_entry(core->index, e->next)->prev = e->prev;
+    else
+        list->tail = e->prev;
+    e->next = e->prev = KVF_HANDLE_NONE;
+    list->count--;
+}
+
+void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tier, uint16_t peer, uint64_t location)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    if (booked(e)) {
+        book(core, e, -1);
+        kvf_block_unlist(core, handle);
+    }
+    e->tier = (uint8_t)tier;
+    e->peer = peer;
+    e->location = location;
+    e->state = KVF_BLOCK_READY;
+    book(core, e, +1);
+    if (tier == KVF_TIER_DRAM)
+        kvf_block_list(core, handle);
+}
+
+void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes, struct kvf_key key)
+{
+    core->spill_stuck = false;
+
+
+    switch (tier) {
+    case KVF_TIER_DRAM:
+        kvf_arena_free(core->dram, location, bytes);
+        kvf_core_changed(core);
+        break;
+    case KVF_TIER_SSD:
+        if (core->ssd)
+            kvf_ssd_free(core->ssd, location, bytes);
+        break;
+    case KVF_TIER_REMOTE:
+    case KVF_TIER_PEER:
+        if (peer == KVF_PEER_NONE)
+            kvf_lend_release_own(core, key);
+        else if (core->peers[peer].peer && core->peers[peer].up)
+            kvf_cluster_release(core, &core->peers[peer], tier, key);
+        break;
+    default:
+        break;
+    }
+
+}
+
+/* Frees the entry itself. */
+static void forget(struct kvf_core *core, kvf_handle handle)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    kvf_stage_drop(core, handle);
+    if (e->sums != KVF_SUMS_NONE)
+        kvf_sums_free(core->sums, e->sums, e->chunks);
+    kvf_index_remove(core->index, handle);
+}
+
+void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    if (e->state == KVF_BLOCK_LOST)
+        return;
+    assert(booked(e));
+    bool moving = e->state != KVF_BLOCK_READY;
+    struct kvf_sess *sess = kvf_block_session(core, e);
+    kvf_count(&core->counters.blocks_lost, 1);
+    if (!sess || (e->flags & KVF_FLAG_DEPARTED)) {
+        kvf_block_remove(core, handle);
+        return;
+    }
+    book(core, e, -1);
+    if (e->tier == KVF_TIER_DRAM && !moving)
+        kvf_block_unlist(core, handle);
+    /* A block in DRAM is never lost while it is being copied down; one below is: its rise finds it LOST and gives up. */
+    assert(!(moving && e->tier == KVF_TIER_DRAM));
+    kvf_block_release_copy(core, e->tier, e->peer, e->location, e->bytes, e->key);
+    e->state = KVF_BLOCK_LOST;
+    kvf_stage_drop(core, handle);
+    sess->lost++;
+    kvf_core_changed(core);
+}
+
+void kvf_block_remove(struct kvf_core *core, kvf_handle handle)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    if (e->state == KVF_BLOCK_SPILLING || e->state == KVF_BLOCK_RISING || e->state == KVF_BLOCK_WRITING || atomic_load(&e->pins) > 0) {
+        e->flags |= KVF_FLAG_REMOVED;
+        if (e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM)
+            kvf_block_unlist(core, handle);
+        return;
+    }
+    if (e->state == KVF_BLOCK_READY) {
+        book(core, e, -1);
+        if (e->tier == KVF_TIER_DRAM)
+            kvf_block_unlist(core, handle);
+        kvf_block_release_copy(core, e->tier, e->peer, e->location, e->bytes, e->key);
+    } else {
+        struct kvf_sess *sess = kvf_block_session(core, e);
+        if (sess && sess->lost > 0)
+            sess->lost--;
+    }
+    forget(core, handle);
+}
+
+void kvf_block_disown(struct kvf_core *core, kvf_handle handle)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    assert(e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_REMOTE);
+    book(core, e, -1);
+    forget(core, handle);
+}
+
+void kvf_block_reap(struct kvf_core *core, kvf_handle handle)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    assert(e->state == KVF_BLOCK_READY && (e->flags & KVF_FLAG_REMOVED) && atomic_load(&e->pins) == 0);
+    kvf_block_list(core, handle); /* remove takes it off again */
+    kvf_block_remove(core, handle);
+}
+
+bool kvf_block_reserve(struct kvf_core *core, uint64_t n)
+{
+    if (kvf_index_count(core->index) + core->entries_reserved + n > core->settings.blocks_max)
+        return false;
+    core->entries_reserved += n;
+    return true;
+}
+
+uint64_t kvf_block_memory(struct kvf_core *core, uint32_t bytes)
+{
+    uint64_t at = kvf_arena_alloc(core->dram, bytes);
+    if (at == KVF_ARENA_NONE)
+        core->spill_urgent = true;
+    return at;
+}
+
+/* ---------------------------------------------------------------- life */
+
+static void fail(char *error, size_t size, const char *what, enum kvf_status st)
+{
+    snprintf(error, size, "%s: %s (%s)", what, kvf_status_text(st), kvf_status_name(st));
+}
+
+static uint64_t page_up(uint64_t bytes, uint64_t page)
+{
+    return (bytes + page - 1) / page * page;
+}
+
+static enum kvf_status memory_create(struct kvf_core *core, char *error, size_t error_size)
+{
+    const struct kvf_settings *s = &core->settings;
+    uint32_t page = 4096;
+    while (page < s->block_bytes_max)
+        page *= 2;
+    uint64_t dram = page_up(s->dram_bytes, page), lent = page_up(s->lend_bytes, page), staging = page_up(s->staging_bytes, page);
+    core->lent_at = dram;
+    core->staging_at = dram + lent;
+    core->memory_bytes = dram + lent + staging;
+    enum kvf_status st;
+    if (core->transport) {
+        st = core->transport->ops->region_create(core->transport, core->memory_bytes, &core->region);
+        if (st == KVF_OK)
+            core->memory = core->transport->ops->region_base(core->region);
+    } else {
+        void *p = mmap(NULL, core->memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        st = p == MAP_FAILED ? KVF_ERR_NO_MEMORY : KVF_OK;
+        core->memory = p == MAP_FAILED ? NULL : p;
+    }
+    if (st != KVF_OK) {
+        snprintf(error, error_size, "allocating %llu bytes of memory (dram.bytes, lend.bytes, fetch.staging): %s (%s); ask for less",
+                 (unsigned long long)core->memory_bytes, kvf_status_text(st), kvf_status_name(st));
+        return st;
+    }
+    st = kvf_arena_create(core->memory, dram, 4096, page, &core->dram);
+    if (st == KVF_OK && lent)
+        st = kvf_arena_create(core->memory + core->lent_at, lent, 4096, page, &core->lent);
+    if (st == KVF_OK)
+        st = kvf_arena_create(core->memory + core->staging_at, staging, 4096, page, &core->staging);
+    if (st != KVF_OK)
+        fail(error, error_size, "dividing memory into slots", st);
+    return st;
+}
+
+static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core_parts *parts, char *error, size_t error_size)
+{
+    const struct kvf_settings *s = &core->settings;
+    enum kvf_status st = memory_create(core, error, error_size);
+    if (st != KVF_OK)
+        return st;
+    st = kvf_index_create(s->blocks_max, &core->index);
+    if (st == KVF_OK)
+        st = kvf_sums_create(s->blocks_max * 64, &core->sums);
+    if (st != KVF_OK) {
+        fail(error, error_size, "making the block index (block.count_max)", st);
+        return st;
+    }
+    core->disk = parts->disk;
+    if (core->disk) {
+        st = kvf_ssd_create(core->disk, s->ssd_bytes, core->name, core->incarnation, (uint32_t)s->block_bytes_max, (unsigned)s->ssd_depth,
+                            core->env, &core->ssd);
+        if (st != KVF_OK) {
+            fail(error, error_size, "starting the SSD area (ssd.path)", st);
+            return st;
+        }
+        core->disk->ops->register_memory(core->disk, core->memory, core->memory_bytes);
+    }
+    return KVF_OK;
+}
+
+static enum kvf_status machines_create(struct kvf_core *core)
+{
+    enum kvf_status (*const makers[])(struct kvf_core *) = {
+        kvf_reads_create, kvf_staging_create, kvf_spills_create, kvf_rises_create, kvf_lend_create, kvf_serves_create, kvf_moves_create,
+        kvf_blocks_create,
+    };
+    for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
+        enum kvf_status st = makers[i](core);
+        if (st != KVF_OK)
+            return st;
+    }
+    return KVF_OK;
+}
+
+static enum kvf_log_level level_of(const char *word)
+{
+    static const char *const words[] = {"error", "warn", "info", "debug"};
+    for (int i = 0; i < 4; i++)
+        if (strcmp(words[i], word) == 0)
+            return (enum kvf_log_level)i;
+    return KVF_LOG_WARN;
+}
+
+static enum kvf_status lock_create(struct kvf_core *core)
+{
+    pthread_condattr_t attr;
+    if (pthread_mutex_init(&core->lock, NULL) != 0)
+        return KVF_ERR_NO_MEMORY;
+    if (pthread_condattr_init(&attr) != 0)
+        return KVF_ERR_NO_MEMORY;
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    int rc = pthread_cond_init(&core->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    return rc == 0 ? KVF_OK : KVF_ERR_NO_MEMORY;
+}
+
+static void name_choose(struct kvf_core *core)
+{
+    char host[KVF_NODE_NAME_MAX] = "node";
+    if (core->settings.node_name[0])
+        snprintf(host, sizeof host, "%.*s", (int)sizeof host - 1, core->settings.node_name);
+    else if (gethostname(host, sizeof host - 1) != 0)
+        snprintf(host, sizeof host, "node");
+    snprintf(core->name, sizeof core->name, "%s", host);
+}
+
+enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struct kvf_core_parts *parts, char *error, size_t error_size,
+                                struct kvf_core **out)
+{
+    struct kvf_core *core = calloc(1, sizeof *core);
+    if (!core) {
+        if (parts->disk)
+            parts->disk->ops->close(parts->disk);
+        if (parts->transport)
+            parts->transport->ops->destroy(parts->transport);
+        if (parts->store)
+            parts->store->ops->destroy(parts->store);
+        snprintf(error, error_size, "out of memory");
+        return KVF_ERR_NO_MEMORY;
+    }
+    core->settings = *settings;
+    core->env = parts->env;
+    core->transport = parts->transport;
+    core->store = parts->store;
+    core->wake_fd = -1;
+    core->dram_blocks = (struct kvf_list){KVF_HANDLE_NONE, KVF_HANDLE_NONE, 0};
+    name_choose(core);
+    kvf_log_init(&core->log, core->name, level_of(settings->log_level), parts->log);
+    core->incarnation = core->env->random(core->env->arg) | 1;
+    core->dev = kvf_dev_cpu();
+    core->session_buckets = 1024;
+    core->sessions = calloc(core->session_buckets, sizeof *core->sessions);
+    core->peers = calloc(settings->fabric_peers_max, sizeof *core->peers);
+    enum kvf_status st = core->sessions && core->peers ? lock_create(core) : KVF_ERR_NO_MEMORY;
+    if (st != KVF_OK) {
+        fail(error, error_size, "making the node", st);
+        goto destroy;
+    }
+    for (uint16_t i = 0; i < settings->fabric_peers_max; i++)
+        core->peers[i] = (struct kvf_node_peer){.core = core, .number = i};
+    st = kvf_workers_create((unsigned)settings->workers, &core->workers);
+    if (st == KVF_OK)
+        st = tiers_create(core, parts, error, error_size);
+    else
+        fail(error, error_size, "starting worker threads (workers)", st);
+    if (st != KVF_OK)
+        goto destroy;
+    st = machines_create(core);
+    if (st != KVF_OK) {
+        fail(error, error_size, "making the node's queues", st);
+        goto destroy;
+    }
+    st = kvf_cluster_start(core);
+    if (st != KVF_OK) {
+        fail(error, error_size, "starting the fabric", st);
+        goto destroy;
+    }
+    *out = core;
+    return KVF_OK;
+destroy:
+    if (!core->ssd && parts->disk)
+        parts->disk->ops->close(parts->disk);
+    kvf_core_destroy(core);
+    return st;
+}
+
+void kvf_core_destroy(struct kvf_core *core)
+{
+    if (!core)
+        return;
+    core->closing = true;
+    if (core->sessions && core->index)
+        for (uint32_t b = 0; b < core->session_buckets; b++)
+            for (struct kvf_sess *s = core->sessions[b]; s; s = s->next)
+                kvf_sess_step_end(s);
+    if (core->ssd)
+        kvf_ssd_destroy(core->ssd); /* ends its requests: nothing writes into memory any more */
+    core->ssd = NULL;
+    kvf_cluster_stop(core); /* ends every call and pull likewise */
+    kvf_blocks_destroy(core);
+    kvf_moves_destroy(core);
+    kvf_serves_destroy(core);
+    kvf_lend_destroy(core);
+    kvf_rises_destroy(core);
+    kvf_spills_destroy(core);
+    if (core->sessions)
+        for (uint32_t b = 0; b < core->session_buckets; b++)
+            while (core->sessions[b])
+                kvf_sess_free(core->sessions[b]);
+    kvf_staging_destroy(core);
+    kvf_reads_destroy(core);
+    for (unsigned i = 0; i < core->n_models; i++)
+        free(core->models[i]);
+    kvf_arena_destroy(core->dram);
+    kvf_arena_destroy(core->lent);
+    kvf_arena_destroy(core->staging);
+    kvf_index_destroy(core->index);
+    kvf_sums_destroy(core->sums);
+    kvf_workers_destroy(core->workers);
+    if (core->region)
+        core->transport->ops->region_destroy(core->transport, core->region);
+    else if (core->memory)
+        munmap(core->memory, core->memory_bytes);
+    if (core->transport)
+        core->transport->ops->destroy(core->transport);
+    if (core->store)
+        core->store->ops->destroy(core->store);
+    pthread_cond_destroy(&core->changed);
+    pthread_mutex_destroy(&core->lock);
+    free(core->peers);
+    free(core->sessions);
+    free(core);
+}
+
+/* ---------------------------------------------------------------- poll */
+
+unsigned kvf_core_poll(struct kvf_core *core)
+{
+    unsigned events = 0;
+    if (core->fabric)
+        events += kvf_fabric_poll(core->fabric);
+    if (core->ssd)
+        events += kvf_ssd_poll(core->ssd);
+    kvf_cluster_poll(core);
+    events += kvf_moves_poll(core);
+    events += kvf_serves_poll(core);
+    events += kvf_blocks_poll(core);
+    events += kvf_reads_poll(core);
+    events += kvf_spills_poll(core);
+    events += kvf_rises_poll(core);
+    if (core->ssd)
+        events += kvf_ssd_poll(core->ssd); /* hands what was just queued to the kernel */
+    return events;
+}
+
+uint64_t kvf_core_next_timer(const struct kvf_core *core)
+{
+    uint64_t now = kvf_now(core->env);
+    uint64_t next = now + 100 * KVF_MS;
+    if (core->read_head || !kvf_blocks_idle(core) || !kvf_spills_idle(core) || core->spill_urgent)
+        next = now + KVF_MS;
+    if (core->fabric && kvf_fabric_next_timer(core->fabric) < next)
+        next = kvf_fabric_next_timer(core->fabric);
+    if (core->coord && kvf_coord_next_timer(core->coord) < next)
+        next = kvf_coord_next_timer(core->coord);
+    return next;
+}
+
+void kvf_core_check(struct kvf_core *core)
+{
+    uint64_t blocks[KVF_TIER_COUNT] = {0}, bytes[KVF_TIER_COUNT] = {0}, listed = 0, cursor = 0;
+    for (kvf_handle h; (h = kvf_index_walk(core->index, &cursor)) != KVF_HANDLE_NONE;) {
+        struct kvf_entry *e = kvf_index_entry(core->index, h);
+        if (booked(e)) {
+            blocks[e->tier]++;
+            bytes[e->tier] += e->bytes;
+        }
+        listed += e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM && !(e->flags & KVF_FLAG_REMOVED);
+    }
+    for (int t = 0; t < KVF_TIER_COUNT; t++) {
+        assert(blocks[t] == core->tier_blocks[t]);
+        assert(bytes[t] == core->tier_bytes[t]);
+    }
+    assert(listed == core->dram_blocks.count);
+    kvf_arena_check(core->dram);
+    kvf_arena_check(core->staging);
+    kvf_index_check(core->index);
+}

@@ -1,0 +1,441 @@
+/* The node from the inside. One struct kvf_core holds everything; its lock guards all of it but what says otherwise.
+ *
+ * The reactor thread calls kvf_core_poll under the lock; API threads take the lock for short, bounded pieces (look-ups,
+ * pins, starting a request) and wait on core->changed. Data is copied, checked and attended outside the lock, on memory
+ * that is pinned. Tests create a core without a reactor and call kvf_core_poll by hand.
+ *
+ * Who calls whom, top down:
+ *     node.c (API, reactor thread)   step.c (attend)   blocks.c (put, get)   admin.c, status.c
+ *     session.c   move.c (move a session)   promote.c (blocks up)   spill.c (blocks down)   staging.c (cold blocks for attend)
+ *     read.c (bring chunks of one block to a place)   lend.c (the lender's side)   serve.c (reads by key for other nodes)
+ *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
+ */
+#ifndef KVF_NODE_INTERNAL_H
+#define KVF_NODE_INTERNAL_H
+
+#include "base/bytes.h"
+#include "base/config.h"
+#include "base/counters.h"
+#include "base/env.h"
+#include "base/histogram.h"
+#include "base/log.h"
+#include "base/workers.h"
+#include "coordinator/coordinator.h"
+#include "fabric/fabric.h"
+#include "kernels/dev.h"
+#include "tiers/arena.h"
+#include "tiers/index.h"
+#include "tiers/ssd.h"
+#include "tiers/sums.h"
+#include <pthread.h>
+
+#define KVF_MODELS_MAX 64
+#define KVF_PEER_NONE UINT16_MAX
+#define KVF_MODEL_NONE UINT16_MAX
+#define KVF_ORIGINS_MAX 16
+#define KVF_TAIL_BLOCKS 18 /* open blocks of one (layer, head): one, and what a step of 256 tokens adds with blocks of 16 */
+#define KVF_BATCH_MAX 64   /* blocks in one message */
+#define KVF_OPAQUE_BIT (1ull << 63)
+
+/* ---------------------------------------------------------------- blocks (core.c)
+ * States of an entry of the index:
+ *   WRITING   its bytes are being put into DRAM (put, refill, promote from a dead tier): not visible to readers
+ *   READY     whole, at (tier, peer, location)
+ *   SPILLING  READY in DRAM and being copied down; readers go on using DRAM
+ *   RISING    READY below DRAM and being copied up; readers go on using the lower copy
+ *   LOST      was here once; its key and checksums are kept, its bytes are gone
+ * WRITING -> READY <-> SPILLING -> READY(lower); READY(lower) <-> RISING -> READY(DRAM); any READY -> LOST -> WRITING (refill). */
+enum kvf_block_state { KVF_BLOCK_WRITING, KVF_BLOCK_READY, KVF_BLOCK_SPILLING, KVF_BLOCK_RISING, KVF_BLOCK_LOST };
+/* flags of an entry */
+#define KVF_FLAG_DEPARTED 1 /* of a session that moved away: goes down to SSD only, freed when the new home says so */
+#define KVF_FLAG_SUMMARY 4  /* its chunks' summaries are known here */
+#define KVF_FLAG_REMOVED 2  /* to be removed when its spill, rise or pins end */
+
+struct kvf_model {
+    struct kvf_core *core;
+    struct kvf_model_desc desc;
+    uint16_t number;
+    uint64_t fingerprint;
+    uint32_t chunk_bytes, block_bytes, chunks; /* chunks of a block */
+    uint32_t streams;                          /* layers * kv_heads: sequences of blocks of a session */
+    uint32_t summary_floats;
+};
+
+/* One peer of the fabric, by number; entries of the index name lenders and old homes so. */
+struct kvf_node_peer {
+    struct kvf_core *core;
+    struct kvf_peer *peer; /* NULL: the number is free */
+    uint16_t number;
+    struct kvf_member member;    /* from etcd, or name and incarnation alone */
+    bool up;
+    uint64_t lend_retry_ns;      /* it said it was full: not asked for slots before then */
+    uint64_t borrowed_blocks, borrowed_bytes; /* ours that lie there */
+    uint64_t lent_blocks, lent_bytes;         /* theirs that lie here */
+    bool reset;                  /* it may hold blocks of ours that we gave up: RELEASE_ALL goes first */
+    bool resetting;
+    uint64_t retry_ns;           /* DOWN: when to connect anew */
+    struct kvf_key releases[2][KVF_BATCH_MAX]; /* waiting to be sent: to a lender, to an old home */
+    unsigned n_releases[2];
+};
+
+/* ---------------------------------------------------------------- sessions (session.c) */
+enum kvf_sess_state {
+    KVF_SESS_CREATING, /* waiting for etcd */
+    KVF_SESS_ACTIVE,
+    KVF_SESS_FROZEN,   /* a move is under way: no step, no spill */
+    KVF_SESS_UNKNOWN,  /* the move's transaction has no known outcome yet */
+    KVF_SESS_DEPARTED, /* its home is another node; blocks stay for it to fetch */
+    KVF_SESS_INCOMING, /* being handed over to us */
+};
+
+struct kvf_origin {
+    uint64_t owner;     /* session id in the keys of the blocks */
+    uint32_t blocks_to; /* ... whose index is below this */
+};
+
+struct kvf_sess {
+    struct kvf_core *core;
+    struct kvf_model *model;
+    uint64_t id, epoch;
+    enum kvf_sess_state state;
+    bool parked;
+    bool parking; /* its blocks are leaving DRAM */
+    bool rising;  /* resumed: its blocks come back to DRAM */
+    struct kvf_sess *next;   /* in the table's bucket */
+    struct kvf_sess *parent; /* it shares blocks with this one */
+    unsigned forks;          /* living forks */
+    char new_home[64];       /* DEPARTED */
+
+    struct kvf_origin origins[KVF_ORIGINS_MAX];
+    unsigned n_origins;
+
+    int32_t *tokens; /* [tokens_room] */
+    uint64_t n_tokens, tokens_room;
+    uint32_t sealed_blocks; /* per stream */
+    uint8_t blob[KVF_STATE_BYTES_MAX];
+    size_t blob_bytes;
+    uint64_t *tail;      /* [streams][KVF_TAIL_BLOCKS] arena offsets of open blocks, KVF_ARENA_NONE */
+    float *summaries;    /* [streams][summary_chunks_room][summary_floats] mean keys of sealed chunks */
+    uint32_t summary_chunks_room;
+    uint64_t lost;       /* entries in state LOST */
+    uint64_t spilling;   /* entries in SPILLING or RISING */
+    uint64_t from_peer;  /* entries in tier PEER: still to stream in */
+    uint64_t departed_left; /* DEPARTED: entries that the new home has not said it has */
+    bool move_wanted;    /* a move waits for the open step to end */
+    struct kvf_session *handle; /* the open handle, or NULL */
+
+    /* the open step; the handle's thread writes it under the lock */
+    bool step_open, step_refill;
+    uint64_t step_first;
+    uint32_t step_n;
+    int32_t step_tokens[KVF_STEP_TOKENS_MAX];
+    uint8_t *step_layers;  /* [layers] appended */
+    struct kvf_scratch *scratch; /* of attend (step.c) */
+};
+
+/* The public handle. */
+struct kvf_session {
+    struct kvf_node *node;
+    struct kvf_sess *sess;
+    _Atomic bool moved; /* the home is elsewhere: sess may be gone. Set under the lock */
+    uint64_t id;
+};
+
+/* ---------------------------------------------------------------- reads (read.c)
+ * Brings chunks of one block from wherever it lies below DRAM to a place in memory. Bytes are not verified here.
+ * QUEUED -> POSTED -> (done called, freed). Grouped by source when dispatched. */
+struct kvf_read {
+    struct kvf_core *core;
+    kvf_handle handle;
+    uint64_t mask;     /* chunks wanted */
+    uint8_t *to;       /* where chunk 0 of the block would go: a chunk goes to to + its offset in the block */
+    uint64_t deadline_ns;
+    bool demand;       /* before those that are not */
+    uint8_t tier;      /* the source, once posted */
+    uint16_t peer;
+    uint32_t runs;     /* SSD requests outstanding */
+    enum kvf_status status;
+    uint64_t start_ns;
+    struct kvf_key key; /* of the entry: a handle may be another block's by the time it is looked at */
+    struct kvf_read *next;
+    /* KVF_OK; KVF_LOST (no copy exists any more); ERR_DEADLINE; ERR_IO; CANCELLED. Called under the lock. */
+    void (*done)(void *arg, struct kvf_read *read, enum kvf_status status);
+    void *arg;
+};
+
+/* ---------------------------------------------------------------- staging (staging.c)
+ * Cold blocks on their way to attention, and a small cache of them: one slot of memory per block, filled chunk by chunk.
+ * Bit c of the masks is chunk c. have and failed are written by the reactor and read by waiting threads; verified and
+ * corrupt are written by the thread that checks. */
+struct kvf_stage {
+    kvf_handle handle;          /* KVF_HANDLE_NONE: free */
+    uint8_t *slot;
+    uint32_t bytes;
+    uint64_t inflight;          /* chunks asked for */
+    _Atomic uint64_t have;      /* chunks whose bytes are here */
+    _Atomic uint64_t verified;  /* ... and match */
+    _Atomic int status;         /* of the last failed read; KVF_OK: none */
+    uint32_t pins;              /* attends that use it (under the lock) */
+    bool orphan;                /* its block is gone: freed when the last pin and read end */
+    bool prefetched;            /* read ahead and not used yet */
+    uint64_t seed, location;    /* of the block when it was asked for: a mismatch after a move down or up is no damage */
+    uint32_t next, prev;        /* LRU of those without pins */
+};
+#define KVF_STAGE_NONE UINT32_MAX
+
+struct kvf_list {
+    uint32_t head, tail; /* handles or stage numbers; KVF_HANDLE_NONE when empty */
+    uint64_t count;
+};
+
+struct kvf_reads; /* read.c */
+struct kvf_spill; /* spill.c */
+struct kvf_rise;  /* promote.c */
+struct kvf_move;  /* move.c: one session on its way out or in */
+struct kvf_serve; /* serve.c */
+struct kvf_lend;  /* lend.c */
+struct kvf_blocks; /* blocks.c */
+struct kvf_admin;  /* admin.c */
+
+/* ---------------------------------------------------------------- the core */
+struct kvf_core {
+    struct kvf_settings settings;
+    char name[KVF_NODE_NAME_MAX];
+    uint64_t incarnation;
+    const struct kvf_env *env;
+    struct kvf_log log;
+    struct kvf_counters counters;
+    struct kvf_histogram fetch_ns[KVF_TIER_COUNT]; /* read start to bytes here, by source */
+    struct kvf_histogram attend_wait_ns;           /* what attention waited for cold blocks, per call */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;  /* something that an API thread may wait for happened */
+    _Atomic unsigned waiting; /* API threads that want the lock: the reactor lets them */
+    bool closing;
+
+    const struct kvf_dev *dev;
+    struct kvf_workers *workers;
+
+    /* Memory: one region, readable by peers: [own DRAM | lent DRAM | staging]. */
+    struct kvf_transport *transport; /* NULL: no peers */
+    struct kvf_region *region;
+    uint8_t *memory;
+    uint64_t memory_bytes;
+    struct kvf_arena *dram, *lent, *staging;
+    uint64_t lent_at, staging_at; /* offsets of the parts */
+    struct kvf_index *index;
+    struct kvf_sums *sums;
+    struct kvf_disk *disk;
+    struct kvf_ssd *ssd; /* NULL: no SSD tier */
+    uint64_t entries_reserved;   /* of the index, promised to commits that must not fail half-way */
+    struct kvf_list dram_blocks; /* READY in DRAM, oldest first */
+    uint64_t tier_blocks[KVF_TIER_COUNT], tier_bytes[KVF_TIER_COUNT];
+
+    struct kvf_fabric *fabric; /* NULL: no peers */
+    struct kvf_node_peer *peers; /* [peers_max] */
+    struct kvf_store *store;   /* NULL: alone */
+    struct kvf_coord *coord;
+    bool joined, store_up;
+    enum kvf_status join_status;
+    bool join_ended;
+
+    struct kvf_model *models[KVF_MODELS_MAX];
+    unsigned n_models;
+    struct kvf_sess **sessions; /* hash table of `session_buckets` */
+    uint32_t session_buckets;
+    uint64_t n_sessions;
+
+    struct kvf_reads *reads;
+    struct kvf_read *read_head; /* the queue of reads not yet posted */
+    unsigned reads_max;
+    struct kvf_stage *stages;   /* [stages_max] */
+    uint32_t stages_max;
+    uint32_t *stage_of;         /* [blocks_max] by entry handle: its stage, KVF_STAGE_NONE */
+    struct kvf_list stage_free, stage_lru;
+
+    struct kvf_spill *spills;
+    struct kvf_rise *rise;
+    struct kvf_move *moves;
+    struct kvf_serve *serves;
+    struct kvf_lend *lend;
+    struct kvf_blocks *blocks;
+    unsigned n_parking;  /* sessions on their way out of DRAM */
+    bool spill_urgent;   /* somebody waits for room */
+    bool spill_stuck;    /* ... and there is nowhere to spill to */
+
+    char admin_address[64];
+    int wake_fd; /* eventfd: API threads wake the reactor; -1 in stepped tests */
+};
+
+/* What a core is built over. Tests give doubles. The core takes over transport, store and disk (also when create fails). */
+struct kvf_core_parts {
+    const struct kvf_env *env;
+    struct kvf_transport *transport;
+    struct kvf_store *store;
+    struct kvf_disk *disk;
+    FILE *log;
+};
+
+/* core.c */
+enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struct kvf_core_parts *parts, char *error, size_t error_size,
+                                struct kvf_core **out);
+void kvf_core_destroy(struct kvf_core *core);
+/* One turn of every machine; returns the events handled. Under the lock. */
+unsigned kvf_core_poll(struct kvf_core *core);
+uint64_t kvf_core_next_timer(const struct kvf_core *core);
+void kvf_core_lock(struct kvf_core *core);   /* an API thread's way in */
+void kvf_core_unlock(struct kvf_core *core);
+void kvf_core_wake(struct kvf_core *core);   /* the reactor has something new to do */
+void kvf_core_changed(struct kvf_core *core); /* wakes API threads that wait */
+/* Waits for core->changed under the lock, at most until `deadline_ns`. Stepped tests (no reactor) poll instead. false: past it. */
+bool kvf_core_wait(struct kvf_core *core, uint64_t deadline_ns);
+
+struct kvf_key kvf_block_key(uint64_t session, uint32_t layer, uint32_t head, uint32_t index);
+uint64_t kvf_block_seed(uint64_t fingerprint, struct kvf_key key);
+/* Size of a chunk of an entry, and the offset and size of chunk c. */
+uint32_t kvf_block_chunk_bytes(const struct kvf_core *core, const struct kvf_entry *entry);
+void kvf_block_chunk(const struct kvf_core *core, const struct kvf_entry *entry, unsigned c, uint32_t *offset, uint32_t *bytes);
+/* Checksums of the chunks of `mask` of bytes at `data` (chunk c at its offset). Without the lock, on pinned data. */
+void kvf_block_sum(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes, uint64_t mask,
+                   uint64_t *sums);
+/* True when the chunks of `mask` match. */
+bool kvf_block_verify(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes, uint64_t mask,
+                      const uint64_t *sums);
+/* Books: every change of tier, state or list goes through these, so that the counts agree with the entries. */
+void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tier, uint16_t peer, uint64_t location); /* -> READY */
+void kvf_block_lose(struct kvf_core *core, kvf_handle handle);  /* frees its copy, -> LOST */
+void kvf_block_remove(struct kvf_core *core, kvf_handle handle); /* frees its copy and the entry (now or when it comes to rest) */
+/* Forgets a block in tier REMOTE without telling the lender: its copy is another home's now. */
+void kvf_block_disown(struct kvf_core *core, kvf_handle handle);
+/* A DRAM block marked REMOVED whose last pin has gone. */
+void kvf_block_reap(struct kvf_core *core, kvf_handle handle);
+void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes, struct kvf_key key);
+/* Takes a DRAM block out of the list of blocks that may be spilled, and back. */
+void kvf_block_unlist(struct kvf_core *core, kvf_handle handle);
+void kvf_block_list(struct kvf_core *core, kvf_handle handle);
+struct kvf_sess *kvf_block_session(struct kvf_core *core, const struct kvf_entry *entry); /* NULL: opaque, or its session is gone */
+/* Promises room for n more entries, so that adding them cannot fail; taken back one by one as they are added. False: no room. */
+bool kvf_block_reserve(struct kvf_core *core, uint64_t n);
+/* DRAM for a block, or KVF_ARENA_NONE (then spilling was asked to make room). */
+uint64_t kvf_block_memory(struct kvf_core *core, uint32_t bytes);
+void kvf_core_check(struct kvf_core *core); /* every invariant, by assert: for tests */
+
+/* cluster.c */
+enum kvf_status kvf_cluster_start(struct kvf_core *core);
+void kvf_cluster_poll(struct kvf_core *core);
+void kvf_cluster_stop(struct kvf_core *core);
+struct kvf_node_peer *kvf_cluster_peer(struct kvf_core *core, const char *name); /* UP or not; NULL: unknown */
+struct kvf_node_peer *kvf_cluster_peer_at(struct kvf_core *core, uint16_t number);
+/* Tells a lender (tier REMOTE) or an old home (PEER) that we need its copy no more; batched, at best effort: a peer that misses
+ * it is told again by RELEASE_ALL when it comes back, or drops everything of ours when our lease ends. */
+void kvf_cluster_release(struct kvf_core *core, struct kvf_node_peer *peer, enum kvf_tier tier, struct kvf_key key);
+void kvf_cluster_coord_handler(struct kvf_core *core, struct kvf_coord_handler *out);
+void kvf_cluster_fabric_handler(struct kvf_core *core, struct kvf_fabric_handler *out);
+
+/* session.c */
+enum kvf_status kvf_sess_new(struct kvf_core *core, struct kvf_model *model, uint64_t id, struct kvf_sess **out);
+void kvf_sess_free(struct kvf_sess *sess);      /* blocks and memory; not its placement */
+struct kvf_sess *kvf_sess_find(struct kvf_core *core, uint64_t id);
+kvf_handle kvf_sess_block(struct kvf_sess *sess, uint32_t layer, uint32_t head, uint32_t index);
+enum kvf_status kvf_sess_tokens_room(struct kvf_sess *sess, uint64_t tokens);
+void kvf_sess_summarise(struct kvf_sess *sess, uint32_t layer, uint32_t head, uint32_t index, const uint8_t *block);
+enum kvf_status kvf_model_add(struct kvf_core *core, const struct kvf_model_desc *desc, struct kvf_model **out);
+void kvf_sess_scratch_free(struct kvf_sess *sess); /* step.c */
+void kvf_sess_step_end(struct kvf_sess *sess);     /* step.c: frees what an uncommitted step holds */
+
+/* read.c */
+enum kvf_status kvf_reads_create(struct kvf_core *core);
+void kvf_reads_destroy(struct kvf_core *core);
+/* ERR_BUSY: the pool is empty. The callback comes from a later poll. */
+enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_t mask, void *to, uint64_t deadline_ns, bool demand,
+                               void (*done)(void *arg, struct kvf_read *read, enum kvf_status status), void *arg);
+unsigned kvf_reads_poll(struct kvf_core *core);
+
+/* staging.c */
+enum kvf_status kvf_staging_create(struct kvf_core *core);
+void kvf_staging_destroy(struct kvf_core *core);
+/* The stage of a block with reads under way for the chunks of `mask` that it lacks, pinned. KVF_STAGE_NONE: no room now.
+ * prefetch: not pinned, only into room that nobody waits for. */
+uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, bool prefetch);
+void kvf_stage_unpin(struct kvf_core *core, uint32_t stage);
+/* A pinned stage whose reads failed: asks again for what is missing. */
+void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint64_t deadline_ns);
+/* Forgets a block's stage (its entry is removed or lost). */
+void kvf_stage_drop(struct kvf_core *core, kvf_handle handle);
+
+/* spill.c */
+enum kvf_status kvf_spills_create(struct kvf_core *core);
+void kvf_spills_destroy(struct kvf_core *core);
+unsigned kvf_spills_poll(struct kvf_core *core);
+bool kvf_spills_idle(const struct kvf_core *core);
+
+/* promote.c */
+enum kvf_status kvf_rises_create(struct kvf_core *core);
+void kvf_rises_destroy(struct kvf_core *core);
+unsigned kvf_rises_poll(struct kvf_core *core);
+
+/* lend.c: the lender's side */
+enum kvf_status kvf_lend_create(struct kvf_core *core);
+void kvf_lend_destroy(struct kvf_core *core);
+void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
+void kvf_lend_borrower_gone(struct kvf_core *core, const char *name, uint64_t incarnation);
+/* A session whose blocks lie in our own lent part moved here: they are our own (tier REMOTE, peer NONE), and freed by key. */
+void kvf_lend_adopt_own(struct kvf_core *core, uint64_t session);
+void kvf_lend_release_own(struct kvf_core *core, struct kvf_key key);
+uint64_t kvf_lend_blocks(const struct kvf_core *core);
+
+/* serve.c: reads by key that other nodes ask for */
+enum kvf_status kvf_serves_create(struct kvf_core *core);
+void kvf_serves_destroy(struct kvf_core *core);
+void kvf_serve_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
+unsigned kvf_serves_poll(struct kvf_core *core);
+
+/* move.c */
+enum kvf_status kvf_moves_create(struct kvf_core *core);
+void kvf_moves_destroy(struct kvf_core *core);
+unsigned kvf_moves_poll(struct kvf_core *core);
+void kvf_move_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
+void kvf_move_placement(struct kvf_core *core, const struct kvf_placement *placement); /* etcd's word about a session */
+void kvf_move_peer_down(struct kvf_core *core, struct kvf_node_peer *peer);
+void kvf_move_member_down(struct kvf_core *core, const char *name);
+/* Starts to move a session away; *done is set (under the lock, core->changed) with the outcome. */
+struct kvf_move_outcome {
+    bool done;
+    enum kvf_status status;
+    struct kvf_move_report report;
+};
+void kvf_move_forget_outcome(struct kvf_core *core, uint64_t session); /* the waiter leaves */
+enum kvf_status kvf_move_start(struct kvf_core *core, struct kvf_sess *sess, const char *target, uint64_t deadline_ns,
+                               struct kvf_move_outcome *outcome);
+
+/* blocks.c: opaque blocks by key */
+enum kvf_status kvf_blocks_create(struct kvf_core *core);
+void kvf_blocks_destroy(struct kvf_core *core);
+unsigned kvf_blocks_poll(struct kvf_core *core);
+bool kvf_blocks_idle(const struct kvf_core *core);
+
+/* node.c */
+struct kvf_node {
+    struct kvf_core *core;
+    pthread_t reactor;
+    bool reactor_started;
+    _Atomic bool stop;
+    int epoll_fd;
+    struct kvf_admin *admin;
+    struct kvf_log log;                  /* of disk, transport and store, which are made before the core */
+    struct kvf_counters store_counters;  /* theirs */
+};
+/* Moves a session that may have an open handle: waits for its step to end. For `kvf move` (admin.c). Any thread. */
+enum kvf_status kvf_node_move(struct kvf_node *node, uint64_t id, const char *target, uint64_t timeout_ns, struct kvf_move_report *report);
+
+/* admin.c: HTTP on loopback by libmicrohttpd, a thread of its own */
+enum kvf_status kvf_admin_start(struct kvf_node *node, const char *listen, char *error, size_t error_size, struct kvf_admin **out);
+/* host:port that was bound. */
+void kvf_admin_address(const struct kvf_admin *admin, char *address, size_t size);
+void kvf_admin_stop(struct kvf_admin *admin);
+
+/* status.c: JSON and Prometheus text; malloc'ed strings. Take the lock themselves. */
+char *kvf_status_json(struct kvf_core *core);
+char *kvf_sessions_json(struct kvf_core *core);
+char *kvf_metrics_text(struct kvf_core *core);
+#endif

@@ -1,0 +1,426 @@
+/* A session on its way out: the old home's side of a move.
+ * The session is FROZEN from the start until the outcome is known, so nothing is appended to what was handed over. Until etcd has
+ * changed the placement every failure leaves it here, active; after that it lives at the target whatever becomes of us. */
+#include "base/hash.h"
+#include "node/move.h"
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CALL_TIMEOUT_NS (5 * KVF_SEC)
+#define RETRY_NS (200 * KVF_MS)
+
+static struct kvf_sess *sess_of(const struct kvf_one_move *m)
+{
+    return kvf_sess_find(m->core, m->session);
+}
+
+static uint64_t call_deadline(const struct kvf_one_move *m)
+{
+    return kvf_deadline(kvf_now(m->core->env), CALL_TIMEOUT_NS);
+}
+
+/* Ends a move whose outcome is known. */
+static void end(struct kvf_one_move *m, enum kvf_status status)
+{
+    if (m->outcome) {
+        m->outcome->status = status;
+        m->outcome->report = m->report;
+        m->outcome->done = true;
+    }
+    kvf_move_free(m);
+}
+
+static void abort_reply(void *arg, enum kvf_status status, const void *payload, size_t bytes)
+{
+    /* A target that did not hear of it drops what it has when it asks etcd. */
+}
+
+/* The session stays here. */
+static void stay(struct kvf_one_move *m, enum kvf_status status)
+{
+    struct kvf_sess *s = sess_of(m);
+    uint8_t id[8];
+    struct kvf_writer w = kvf_writer_of(id, sizeof id);
+    kvf_write_u64(&w, m->session);
+    struct iovec part = {.iov_base = id, .iov_len = sizeof id};
+    if (kvf_move_peer_there(m))
+        kvf_fabric_call(m->peer->peer, KVF_MSG_MOVE_ABORT, &part, 1, call_deadline(m), abort_reply, NULL);
+    s->state = KVF_SESS_ACTIVE;
+    kvf_count(&m->core->counters.moves_failed, 1);
+    kvf_log_warn(&m->core->log, "moving session %llx to node %s: %s (%s); it stays here", (unsigned long long)m->session, m->peer_name,
+                 kvf_status_text(status), kvf_status_name(status));
+    end(m, status);
+}
+
+/* ---------------------------------------------------------------- departing */
+
+/* Calls fn for every entry that the session has in the index. */
+static void each_block(struct kvf_sess *s, void (*fn)(struct kvf_sess *s, kvf_handle h))
+{
+    const struct kvf_model_desc *d = &s->model->desc;
+    for (uint32_t l = 0; l < d->layers; l++) {
+        for (uint32_t h = 0; h < d->kv_heads; h++) {
+            for (uint32_t i = 0; i < s->sealed_blocks; i++) {
+                kvf_handle handle = kvf_index_find(s->core->index, kvf_block_key(s->id, l, h, i));
+                if (handle != KVF_HANDLE_NONE)
+                    fn(s, handle);
+            }
+        }
+    }
+}
+
+/* What a lender holds belongs to the new home now, what is lost is its business too; the rest waits to be fetched. */
+static void block_depart(struct kvf_sess *s, kvf_handle h)
+{
+    struct kvf_core *core = s->core;
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    if (e->state == KVF_BLOCK_LOST) {
+        kvf_block_remove(core, h);
+    } else if (e->tier == KVF_TIER_REMOTE) {
+        kvf_block_disown(core, h);
+    } else {
+        e->flags |= KVF_FLAG_DEPARTED;
+        s->departed_left++;
+    }
+}
+
+static void depart(struct kvf_one_move *m, struct kvf_sess *s)
+{
+    struct kvf_core *core = m->core;
+    s->state = KVF_SESS_DEPARTED;
+    memcpy(s->new_home, m->peer_name, sizeof s->new_home);
+    for (uint32_t i = 0; i < s->model->streams * KVF_TAIL_BLOCKS; i++) {
+        if (s->tail[i] != KVF_ARENA_NONE)
+            kvf_arena_free(core->dram, s->tail[i], s->model->block_bytes);
+        s->tail[i] = KVF_ARENA_NONE;
+    }
+    each_block(s, block_depart);
+    if (s->handle) {
+        atomic_store(&s->handle->moved, true);
+        s->handle = NULL;
+    }
+    kvf_count(&core->counters.moves_out, 1);
+    if (s->departed_left == 0)
+        kvf_sess_free(s);
+}
+
+void kvf_move_out_drop(struct kvf_sess *s)
+{
+    kvf_log_info(&s->core->log, "node %s is gone: what was left here of session %llx is freed", s->new_home, (unsigned long long)s->id);
+    kvf_sess_free(s);
+}
+
+void kvf_move_out_free_keys(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_key *keys, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        struct kvf_sess *s = kvf_sess_find(core, keys[i].hi);
+        kvf_handle h = kvf_index_find(core->index, keys[i]);
+        if (!s || h == KVF_HANDLE_NONE || s->state != KVF_SESS_DEPARTED || strcmp(s->new_home, from->member.name) != 0)
+            continue;
+        struct kvf_entry *e = kvf_index_entry(core->index, h);
+        if (!(e->flags & KVF_FLAG_DEPARTED) || (e->flags & KVF_FLAG_REMOVED))
+            continue;
+        kvf_block_remove(core, h);
+        if (--s->departed_left == 0)
+            kvf_sess_free(s);
+    }
+}
+
+/* ---------------------------------------------------------------- the pieces */
+
+static uint8_t lender_number(struct kvf_one_move *m, const struct kvf_entry *e)
+{
+    const char *name = e->peer == KVF_PEER_NONE ? m->core->name : m->core->peers[e->peer].member.name;
+    uint64_t incarnation = e->peer == KVF_PEER_NONE ? m->core->incarnation : m->core->peers[e->peer].member.incarnation;
+    for (uint8_t i = 0; i < m->offer.n_lenders; i++)
+        if (m->offer.lenders[i].incarnation == incarnation && strcmp(m->offer.lenders[i].name, name) == 0)
+            return i;
+    return UINT8_MAX;
+}
+
+/* The lenders that hold anything of ours. */
+static void lenders_list(struct kvf_one_move *m)
+{
+    struct kvf_core *core = m->core;
+    struct kvf_move_offer *o = &m->offer;
+    memcpy(o->lenders[0].name, core->name, sizeof o->lenders[0].name);
+    o->lenders[0].incarnation = core->incarnation;
+    o->n_lenders = 1;
+    for (unsigned i = 0; i < core->settings.fabric_peers_max && o->n_lenders < KVF_LENDERS_MAX; i++) {
+        if (!core->peers[i].member.name[0] || core->peers[i].borrowed_blocks == 0)
+            continue;
+        memcpy(o->lenders[o->n_lenders].name, core->peers[i].member.name, sizeof o->lenders[0].name);
+        o->lenders[o->n_lenders++].incarnation = core->peers[i].member.incarnation;
+    }
+}
+
+static bool piece_tokens(struct kvf_one_move *m, struct kvf_sess *s, struct kvf_writer *w, uint16_t *type)
+{
+    if (m->tokens_sent == s->n_tokens)
+        return false;
+    uint64_t room = (uint64_t)(w->end - w->at) / 4 - 8, left = s->n_tokens - m->tokens_sent;
+    uint32_t n = (uint32_t)(left < room ? left : room);
+    *type = KVF_MSG_MOVE_TOKENS;
+    kvf_write_u32(w, n);
+    for (uint32_t i = 0; i < n; i++)
+        kvf_write_u32(w, (uint32_t)s->tokens[m->tokens_sent + i]);
+    m->tokens_sent += n;
+    return true;
+}
+
+static bool piece_blocks(struct kvf_one_move *m, struct kvf_sess *s, struct kvf_writer *w, uint16_t *type)
+{
+    const struct kvf_model_desc *d = &s->model->desc;
+    uint64_t all = (uint64_t)s->sealed_blocks * s->model->streams;
+    size_t one = 18 + 8 * (size_t)s->model->chunks;
+    if (m->blocks_sent == all)
+        return false;
+    *type = KVF_MSG_MOVE_BLOCKS;
+    while (m->blocks_sent < all && (size_t)(w->end - w->at) >= one) {
+        uint32_t stream = (uint32_t)(m->blocks_sent % s->model->streams), index = (uint32_t)(m->blocks_sent / s->model->streams);
+        struct kvf_move_block b = {.layer = (uint16_t)(stream / d->kv_heads), .head = (uint16_t)(stream % d->kv_heads), .index = index,
+                                   .tier = KVF_TIER_COUNT};
+        struct kvf_entry *e = kvf_index_entry(m->core->index, kvf_sess_block(s, b.layer, b.head, index));
+        memcpy(b.sums, kvf_sums_at(m->core->sums, e->sums), s->model->chunks * sizeof *b.sums);
+        if (e->state == KVF_BLOCK_READY) {
+            b.tier = e->tier == KVF_TIER_REMOTE ? KVF_TIER_REMOTE : KVF_TIER_PEER;
+            b.lender = e->tier == KVF_TIER_REMOTE ? lender_number(m, e) : 0;
+            b.location = e->location;
+            if (b.tier == KVF_TIER_PEER)
+                m->report.bytes_after_switch += e->bytes;
+        }
+        kvf_wire_block(w, &b, s->model->chunks);
+        m->blocks_sent++;
+    }
+    return true;
+}
+
+static bool piece_tail(struct kvf_one_move *m, struct kvf_sess *s, struct kvf_writer *w, uint16_t *type)
+{
+    uint32_t bytes = kvf_move_tail_bytes(s->model, s->n_tokens);
+    if (bytes == 0 || m->tails_sent == s->model->streams)
+        return false;
+    *type = KVF_MSG_MOVE_TAIL;
+    while (m->tails_sent < s->model->streams && (size_t)(w->end - w->at) >= 4 + (size_t)bytes) {
+        kvf_write_u32(w, m->tails_sent);
+        kvf_write_bytes(w, m->core->memory + s->tail[(size_t)m->tails_sent * KVF_TAIL_BLOCKS], bytes);
+        m->tails_sent++;
+    }
+    return true;
+}
+
+static void piece_reply(void *arg, enum kvf_status status, const void *payload, size_t bytes)
+{
+    struct kvf_one_move *m = arg;
+    m->calling = false;
+    if (status != KVF_OK)
+        stay(m, status);
+    else if (m->state == KVF_MOVE_OFFERING)
+        m->state = KVF_MOVE_SENDING;
+}
+
+static void call(struct kvf_one_move *m, uint16_t type, size_t bytes)
+{
+    struct iovec part = {.iov_base = m->piece, .iov_len = bytes};
+    enum kvf_status st = kvf_move_peer_there(m) ? kvf_fabric_call(m->peer->peer, type, &part, 1, call_deadline(m), piece_reply, m)
+                                                : KVF_ERR_PEER_LOST;
+    if (st != KVF_OK) {
+        stay(m, st);
+        return;
+    }
+    m->calling = true;
+    m->report.bytes_before_switch += bytes;
+}
+
+static void offer(struct kvf_one_move *m, struct kvf_sess *s)
+{
+    struct kvf_move_offer *o = &m->offer;
+    o->session = s->id;
+    o->epoch = s->epoch + 1;
+    o->fingerprint = s->model->fingerprint;
+    o->desc = s->model->desc;
+    o->n_tokens = s->n_tokens;
+    o->sealed_blocks = s->sealed_blocks;
+    o->blob_bytes = (uint32_t)s->blob_bytes;
+    memcpy(o->blob, s->blob, s->blob_bytes);
+    lenders_list(m);
+    struct kvf_writer w = kvf_writer_of(m->piece, kvf_fabric_payload_max(m->core->fabric));
+    kvf_wire_offer(&w, o);
+    m->state = KVF_MOVE_OFFERING;
+    call(m, KVF_MSG_MOVE_OFFER, kvf_writer_used(&w));
+}
+
+static void placed(void *arg, enum kvf_status status, const struct kvf_placement *placement);
+
+static void send_next(struct kvf_one_move *m, struct kvf_sess *s)
+{
+    uint8_t *body = m->piece + KVF_PIECE_HEADER;
+    struct kvf_writer w = kvf_writer_of(body, kvf_fabric_payload_max(m->core->fabric) - KVF_PIECE_HEADER);
+    uint16_t type;
+    if (piece_tokens(m, s, &w, &type) || piece_blocks(m, s, &w, &type) || piece_tail(m, s, &w, &type)) {
+        struct kvf_writer head = kvf_writer_of(m->piece, KVF_PIECE_HEADER);
+        kvf_write_u64(&head, m->session);
+        kvf_write_u64(&head, kvf_hash(body, kvf_writer_used(&w), m->session));
+        call(m, type, KVF_PIECE_HEADER + kvf_writer_used(&w));
+        return;
+    }
+    m->state = KVF_MOVE_PLACING;
+    enum kvf_status st = kvf_coord_session_move(m->core->coord, s->id, m->core->name, s->epoch, m->peer_name, s->n_tokens, placed, m);
+    if (st != KVF_OK) {
+        stay(m, st);
+        return;
+    }
+    m->calling = true;
+}
+
+/* ---------------------------------------------------------------- the switch */
+
+static void commit_reply(void *arg, enum kvf_status status, const void *payload, size_t bytes)
+{
+    struct kvf_one_move *m = arg;
+    m->calling = false;
+    m->report.stop_ns = kvf_now(m->core->env) - m->start_ns;
+    if (status != KVF_OK)
+        kvf_log_warn(&m->core->log, "node %s did not answer after session %llx became its own (%s); etcd tells it", m->peer_name,
+                     (unsigned long long)m->session, kvf_status_name(status));
+    end(m, KVF_OK);
+}
+
+/* The placement has changed: the session is the target's. */
+static void switched(struct kvf_one_move *m)
+{
+    struct kvf_sess *s = sess_of(m);
+    uint8_t payload[16];
+    struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
+    m->report.epoch = s->epoch + 1;
+    kvf_write_u64(&w, m->session);
+    kvf_write_u64(&w, m->report.epoch);
+    depart(m, s);
+    m->state = KVF_MOVE_COMMITTING;
+    struct iovec part = {.iov_base = payload, .iov_len = sizeof payload};
+    enum kvf_status st = kvf_move_peer_there(m) ? kvf_fabric_call(m->peer->peer, KVF_MSG_MOVE_COMMIT, &part, 1, call_deadline(m),
+                                                                  commit_reply, m)
+                                                : KVF_ERR_PEER_LOST;
+    m->calling = st == KVF_OK;
+    if (st != KVF_OK)
+        commit_reply(m, st, NULL, 0);
+}
+
+/* What stands in etcd: ours still, the target's, or somebody else's. */
+static void settle(struct kvf_one_move *m, const struct kvf_placement *p)
+{
+    struct kvf_sess *s = sess_of(m);
+    if (strcmp(p->home, m->core->name) == 0 && p->epoch == s->epoch)
+        stay(m, KVF_ERR_DEADLINE);
+    else
+        switched(m);
+}
+
+static void placed(void *arg, enum kvf_status status, const struct kvf_placement *placement)
+{
+    struct kvf_one_move *m = arg;
+    m->calling = false;
+    struct kvf_sess *s = sess_of(m);
+    switch (status) {
+    case KVF_OK:
+        switched(m);
+        break;
+    case KVF_ERR_STALE:
+        if (placement) {
+            settle(m, placement);
+            break;
+        }
+        /* fall through */
+    case KVF_ERR_DEADLINE:
+        s->state = KVF_SESS_UNKNOWN;
+        m->state = KVF_MOVE_SETTLING;
+        m->retry_ns = 0;
+        break;
+    default:
+        stay(m, status);
+    }
+}
+
+static void settled(void *arg, enum kvf_status status, const struct kvf_placement *placement)
+{
+    struct kvf_one_move *m = arg;
+    m->calling = false;
+    m->retry_ns = kvf_deadline(kvf_now(m->core->env), RETRY_NS);
+    if (status == KVF_OK && placement)
+        settle(m, placement);
+    else if (status == KVF_ERR_NOT_FOUND)
+        stay(m, status);
+}
+
+void kvf_move_out_placement(struct kvf_one_move *m, const struct kvf_placement *placement)
+{
+    struct kvf_sess *s = sess_of(m);
+    if (m->state == KVF_MOVE_SETTLING && !m->calling && placement->epoch > s->epoch)
+        settle(m, placement);
+}
+
+/* ---------------------------------------------------------------- start and poll */
+
+enum kvf_status kvf_move_start(struct kvf_core *core, struct kvf_sess *s, const char *target, uint64_t deadline_ns,
+                               struct kvf_move_outcome *outcome)
+{
+    if (strcmp(target, core->name) == 0)
+        return KVF_ERR_INVALID;
+    struct kvf_node_peer *peer = kvf_cluster_peer(core, target);
+    if (!peer)
+        return KVF_ERR_NOT_FOUND;
+    if (!peer->up)
+        return KVF_ERR_PEER_UNREACHABLE;
+    if (!core->coord)
+        return KVF_ERR_UNSUPPORTED;
+    if (s->step_open || s->state != KVF_SESS_ACTIVE || s->parked)
+        return KVF_ERR_STATE;
+    bool unsealed = s->n_tokens >= ((uint64_t)s->sealed_blocks + 1) * s->model->desc.block_tokens;
+    if (s->forks || s->parent || s->from_peer || unsealed || kvf_move_find(core, s->id))
+        return KVF_ERR_BUSY;
+    uint8_t *piece = malloc(kvf_fabric_payload_max(core->fabric));
+    struct kvf_one_move *m = piece ? kvf_move_new(core, KVF_MOVE_WAITING, s->id, peer) : NULL;
+    if (!m) {
+        free(piece);
+        return piece ? KVF_ERR_BUSY : KVF_ERR_NO_MEMORY;
+    }
+    m->piece = piece;
+    m->deadline_ns = deadline_ns;
+    m->outcome = outcome;
+    m->start_ns = kvf_now(core->env);
+    *outcome = (struct kvf_move_outcome){.done = false};
+    s->state = KVF_SESS_FROZEN;
+    kvf_core_wake(core);
+    return KVF_OK;
+}
+
+void kvf_move_out_poll(struct kvf_one_move *m)
+{
+    struct kvf_core *core = m->core;
+    struct kvf_sess *s = sess_of(m);
+    if (m->calling)
+        return;
+    uint64_t now = kvf_now(core->env);
+    if (m->state < KVF_MOVE_PLACING && now >= m->deadline_ns) {
+        stay(m, KVF_ERR_DEADLINE);
+        return;
+    }
+    switch (m->state) {
+    case KVF_MOVE_WAITING:
+        if (s->spilling == 0)
+            offer(m, s);
+        break;
+    case KVF_MOVE_SENDING:
+        send_next(m, s);
+        break;
+    case KVF_MOVE_SETTLING:
+        if (now >= m->retry_ns) {
+            m->calling = kvf_coord_session_read(core->coord, m->session, settled, m) == KVF_OK;
+            m->retry_ns = kvf_deadline(now, RETRY_NS);
+        }
+        break;
+    default:
+        break;
+    }
+}

@@ -1,0 +1,190 @@
+/* Blocks on their way up: a session that moved here streams its blocks in from the old home; a resumed one comes back to DRAM.
+ * One rise per block: memory first, then a read at low priority, then the checksums, then the block lies in DRAM and the lower copy
+ * is released. Readers use the lower copy until then. */
+#include "node/internal.h"
+#include <assert.h>
+#include <stdlib.h>
+
+#define RISES_MAX 32
+#define READ_TIMEOUT_NS (30 * KVF_SEC)
+#define PAUSE_NS (20 * KVF_MS)
+#define LOOK_MAX 4096 /* blocks looked at in one poll */
+
+struct rise {
+    struct kvf_core *core;
+    bool busy;
+    kvf_handle handle;
+    uint64_t slot;
+    uint32_t bytes;
+    uint64_t mask;
+};
+
+struct kvf_rise {
+    struct rise rises[RISES_MAX];
+    unsigned active;
+    uint64_t pause_ns;    /* no new rise before then */
+    uint64_t session;     /* the session being looked through, and where */
+    uint64_t at;
+};
+
+enum kvf_status kvf_rises_create(struct kvf_core *core)
+{
+    core->rise = calloc(1, sizeof *core->rise);
+    if (!core->rise)
+        return KVF_ERR_NO_MEMORY;
+    for (unsigned i = 0; i < RISES_MAX; i++)
+        core->rise->rises[i].core = core;
+    return KVF_OK;
+}
+
+void kvf_rises_destroy(struct kvf_core *core)
+{
+    free(core->rise);
+    core->rise = NULL;
+}
+
+/* Ends RISING: in DRAM, or where it was, or lost, or removed. */
+static void rise_end(struct rise *r, enum kvf_status status)
+{
+    struct kvf_core *core = r->core;
+    struct kvf_entry *e = kvf_index_entry(core->index, r->handle);
+    struct kvf_sess *sess = kvf_block_session(core, e);
+    bool keep = status == KVF_OK && e->state == KVF_BLOCK_RISING && !(e->flags & KVF_FLAG_REMOVED);
+    r->busy = false;
+    core->rise->active--;
+    if (sess)
+        sess->spilling--;
+    if (keep) {
+        enum kvf_tier tier = (enum kvf_tier)e->tier;
+        uint16_t peer = e->peer;
+        uint64_t location = e->location;
+        kvf_block_place(core, r->handle, KVF_TIER_DRAM, KVF_PEER_NONE, r->slot);
+        kvf_block_release_copy(core, tier, peer, location, e->bytes, e->key);
+        if (sess && e->key.hi == sess->id && sess->summary_chunks_room) {
+            uint32_t stream = (uint32_t)(e->key.lo >> 32);
+            kvf_sess_summarise(sess, stream >> 16, stream & 0xffff, (uint32_t)e->key.lo, core->memory + r->slot);
+            e->flags |= KVF_FLAG_SUMMARY;
+        }
+    } else {
+        kvf_arena_free(core->dram, r->slot, r->bytes);
+        if (e->state == KVF_BLOCK_RISING)
+            e->state = KVF_BLOCK_READY;
+        bool removed = e->flags & KVF_FLAG_REMOVED;
+        if (removed)
+            kvf_block_remove(core, r->handle);
+        else if (e->state == KVF_BLOCK_READY && (status == KVF_LOST || status == KVF_ERR_CORRUPT || status == KVF_ERR_IO))
+            kvf_block_lose(core, r->handle);
+        core->rise->pause_ns = kvf_deadline(kvf_now(core->env), PAUSE_NS);
+    }
+    kvf_core_changed(core);
+}
+
+static void rise_read(void *arg, struct kvf_read *read, enum kvf_status status)
+{
+    struct rise *r = arg;
+    struct kvf_core *core = r->core;
+    struct kvf_entry *e = kvf_index_entry(core->index, r->handle);
+    if (status == KVF_OK) {
+        kvf_count(&core->counters.blocks_verified, 1);
+        if (!kvf_block_verify(core->dev, e->seed, core->memory + r->slot, e->bytes, kvf_block_chunk_bytes(core, e), r->mask,
+                              kvf_sums_at(core->sums, e->sums))) {
+            kvf_count(&core->counters.blocks_corrupt, 1);
+            kvf_log_error(&core->log, "a block of session %llx from %s does not match its checksum: dropped",
+                          (unsigned long long)e->key.hi, kvf_tier_name((enum kvf_tier)e->tier));
+            status = KVF_ERR_CORRUPT;
+        }
+    }
+    rise_end(r, status);
+}
+
+/* false: no room or no slot now. */
+static bool rise_start(struct kvf_core *core, kvf_handle h)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    struct rise *r = NULL;
+    for (unsigned i = 0; i < RISES_MAX && !r; i++)
+        if (!core->rise->rises[i].busy)
+            r = &core->rise->rises[i];
+    if (!r)
+        return false;
+    uint64_t slot = kvf_block_memory(core, e->bytes);
+    if (slot == KVF_ARENA_NONE)
+        return false;
+    r->mask = e->chunks == 64 ? UINT64_MAX : (1ull << e->chunks) - 1;
+    r->handle = h;
+    r->slot = slot;
+    r->bytes = e->bytes;
+    if (kvf_read_start(core, h, r->mask, core->memory + slot, kvf_deadline(kvf_now(core->env), READ_TIMEOUT_NS), false, rise_read, r) !=
+        KVF_OK) {
+        kvf_arena_free(core->dram, slot, e->bytes);
+        return false;
+    }
+    struct kvf_sess *sess = kvf_block_session(core, e);
+    if (sess)
+        sess->spilling++;
+    e->state = KVF_BLOCK_RISING;
+    r->busy = true;
+    core->rise->active++;
+    return true;
+}
+
+/* Whether blocks of the session should rise: streaming in (from the old home only), or resumed. */
+static bool wanted(const struct kvf_sess *s)
+{
+    return s->state == KVF_SESS_ACTIVE && !s->parked && (s->from_peer > 0 || s->rising);
+}
+
+static struct kvf_sess *session_next(struct kvf_core *core)
+{
+    struct kvf_sess *s = kvf_sess_find(core, core->rise->session);
+    if (s && wanted(s))
+        return s;
+    for (uint32_t b = 0; b < core->session_buckets; b++) {
+        for (s = core->sessions[b]; s; s = s->next) {
+            if (!wanted(s))
+                continue;
+            core->rise->session = s->id;
+            core->rise->at = 0;
+            return s;
+        }
+    }
+    return NULL;
+}
+
+/* A resumed session takes room that is free; it pushes nothing out. */
+static bool has_free_room(struct kvf_core *core)
+{
+    return kvf_arena_used(core->dram) < kvf_arena_bytes(core->dram) / 4 * 3;
+}
+
+unsigned kvf_rises_poll(struct kvf_core *core)
+{
+    struct kvf_rise *rise = core->rise;
+    if (core->n_sessions == 0 || core->read_head || rise->active == RISES_MAX || kvf_now(core->env) < rise->pause_ns)
+        return 0;
+    struct kvf_sess *s = session_next(core);
+    if (!s)
+        return 0;
+    const struct kvf_model_desc *d = &s->model->desc;
+    uint64_t all = (uint64_t)s->model->streams * s->sealed_blocks;
+    unsigned events = 0;
+    for (unsigned looked = 0; looked < LOOK_MAX; looked++, rise->at++) {
+        if (rise->at >= all) {
+            rise->at = 0;
+            s->rising = false;
+            rise->pause_ns = kvf_deadline(kvf_now(core->env), PAUSE_NS);
+            break;
+        }
+        uint32_t stream = (uint32_t)(rise->at % s->model->streams), index = (uint32_t)(rise->at / s->model->streams);
+        kvf_handle h = kvf_sess_block(s, stream / d->kv_heads, stream % d->kv_heads, index);
+        struct kvf_entry *e = h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, h);
+        if (!e || e->state != KVF_BLOCK_READY || e->tier == KVF_TIER_DRAM || (e->flags & KVF_FLAG_REMOVED))
+            continue;
+        if (e->tier != KVF_TIER_PEER && !(s->rising && has_free_room(core)))
+            continue;
+        if (!rise_start(core, h))
+            break;
+        events++;
+    }
+    return events;
+}

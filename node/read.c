@@ -1,0 +1,498 @@
+/* Reads: chunks of one block, from SSD, a lender's DRAM or the session's old home, to a place in memory.
+ *
+ * Waiting reads stand in one queue, demand before the rest. Each poll posts as many as their sources take: an SSD request per run
+ * of adjacent chunks, one pull per batch of ranges at a lender, one READ call per batch of keys at an old home. */
+#include "node/internal.h"
+#include "node/wire.h"
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BATCHES_MAX 64
+#define BATCHES_PER_PEER 8
+#define PULL_BYTES 262144
+#define SSD_REQUESTS_MAX 256
+
+/* Reads that one message carries. */
+struct batch {
+    struct kvf_core *core;
+    uint16_t peer;
+    unsigned n, runs;
+    uint64_t bytes;
+    uint64_t deadline_ns;
+    struct kvf_read *reads[KVF_BATCH_MAX];
+    struct batch *next;
+};
+
+/* One run of chunks on its way from SSD. */
+struct ssd_run {
+    struct kvf_ssd_request request;
+    struct kvf_read *read;
+    struct ssd_run *next;
+};
+
+struct kvf_reads {
+    struct kvf_read *pool, *free;
+    struct kvf_read **demand_end, **end; /* where the next demand read, the next other read is linked */
+    struct batch *batches, *batch_free;
+    struct ssd_run *runs, *run_free;
+    unsigned *batches_at; /* [peers_max] outstanding */
+    unsigned active;
+};
+
+enum kvf_status kvf_reads_create(struct kvf_core *core)
+{
+    struct kvf_reads *rs = calloc(1, sizeof *rs);
+    if (!rs)
+        return KVF_ERR_NO_MEMORY;
+    core->reads = rs;
+    core->reads_max = (unsigned)(core->settings.staging_bytes / 4096 < 16384 ? core->settings.staging_bytes / 4096 : 16384) + 256;
+    rs->pool = calloc(core->reads_max, sizeof *rs->pool);
+    rs->batches = calloc(BATCHES_MAX, sizeof *rs->batches);
+    rs->runs = calloc(SSD_REQUESTS_MAX, sizeof *rs->runs);
+    rs->batches_at = calloc(core->settings.fabric_peers_max, sizeof *rs->batches_at);
+    if (!rs->pool || !rs->batches || !rs->runs || !rs->batches_at)
+        return KVF_ERR_NO_MEMORY;
+    for (unsigned i = 0; i < core->reads_max; i++) {
+        rs->pool[i].next = rs->free;
+        rs->free = &rs->pool[i];
+    }
+    for (unsigned i = 0; i < BATCHES_MAX; i++) {
+        rs->batches[i].next = rs->batch_free;
+        rs->batch_free = &rs->batches[i];
+    }
+    for (unsigned i = 0; i < SSD_REQUESTS_MAX; i++) {
+        rs->runs[i].next = rs->run_free;
+        rs->run_free = &rs->runs[i];
+    }
+    rs->demand_end = rs->end = &core->read_head;
+    return KVF_OK;
+}
+
+void kvf_reads_destroy(struct kvf_core *core)
+{
+    struct kvf_reads *rs = core->reads;
+    if (!rs)
+        return;
+    free(rs->pool);
+    free(rs->batches);
+    free(rs->runs);
+    free(rs->batches_at);
+    free(rs);
+    core->reads = NULL;
+}
+
+static void enqueue(struct kvf_core *core, struct kvf_read *read)
+{
+    struct kvf_reads *rs = core->reads;
+    struct kvf_read **at = read->demand ? rs->demand_end : rs->end;
+    read->next = *at;
+    *at = read;
+    if (rs->end == at)
+        rs->end = &read->next;
+    if (read->demand)
+        rs->demand_end = &read->next;
+}
+
+enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_t mask, void *to, uint64_t deadline_ns, bool demand,
+                               void (*done)(void *arg, struct kvf_read *read, enum kvf_status status), void *arg)
+{
+    struct kvf_reads *rs = core->reads;
+    struct kvf_read *read = rs->free;
+    assert(mask != 0);
+    if (!read)
+        return KVF_ERR_BUSY;
+    rs->free = read->next;
+    rs->active++;
+    *read = (struct kvf_read){.core = core, .handle = handle, .key = kvf_index_entry(core->index, handle)->key, .mask = mask, .to = to,
+                              .deadline_ns = deadline_ns, .demand = demand, .start_ns = kvf_now(core->env), .done = done, .arg = arg,
+                              .peer = KVF_PEER_NONE};
+    enqueue(core, read);
+    return KVF_OK;
+}
+
+/* The bytes of the chunks of a mask. */
+static uint64_t mask_bytes(const struct kvf_core *core, const struct kvf_entry *e, uint64_t mask)
+{
+    uint64_t sum = 0;
+    for (unsigned c = 0; c < e->chunks; c++) {
+        uint32_t offset, bytes;
+        kvf_block_chunk(core, e, c, &offset, &bytes);
+        sum += mask >> c & 1 ? bytes : 0;
+    }
+    return sum;
+}
+
+static void count_bytes(struct kvf_core *core, const struct kvf_read *read, uint64_t bytes)
+{
+    struct kvf_counters *n = &core->counters;
+    uint64_t chunks = (uint64_t)__builtin_popcountll(read->mask);
+    kvf_histogram_add(&core->fetch_ns[read->tier], kvf_now(core->env) - read->start_ns);
+    switch (read->tier) {
+    case KVF_TIER_SSD:
+        kvf_count(&n->ssd_chunks_read, chunks);
+        kvf_count(&n->ssd_bytes_read, bytes);
+        break;
+    case KVF_TIER_REMOTE:
+        kvf_count(&n->remote_chunks_read, chunks);
+        kvf_count(&n->remote_bytes_read, bytes);
+        break;
+    case KVF_TIER_PEER:
+        kvf_count(&n->peer_chunks_read, chunks);
+        kvf_count(&n->peer_bytes_read, bytes);
+        break;
+    default:
+        break;
+    }
+}
+
+/* The block of a read, or NULL when it is gone. */
+static struct kvf_entry *entry_of(struct kvf_core *core, const struct kvf_read *read)
+{
+    kvf_handle h = kvf_index_find(core->index, read->key);
+    if (h != read->handle)
+        return NULL;
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    return e->flags & KVF_FLAG_REMOVED ? NULL : e;
+}
+
+static void finish(struct kvf_core *core, struct kvf_read *read, enum kvf_status status)
+{
+    struct kvf_reads *rs = core->reads;
+    struct kvf_entry *e = entry_of(core, read);
+    if (status == KVF_OK && e)
+        count_bytes(core, read, mask_bytes(core, e, read->mask));
+    if (status == KVF_ERR_DEADLINE)
+        kvf_count(&core->counters.fetch_deadline, 1);
+    read->done(read->arg, read, status);
+    read->next = rs->free;
+    rs->free = read;
+    rs->active--;
+    kvf_core_changed(core);
+}
+
+/* ---------------------------------------------------------------- SSD */
+
+static void ssd_done(void *arg, enum kvf_status status)
+{
+    struct ssd_run *run = arg;
+    struct kvf_read *read = run->read;
+    struct kvf_reads *rs = read->core->reads;
+    run->next = rs->run_free;
+    rs->run_free = run;
+    if (status != KVF_OK)
+        read->status = status;
+    if (--read->runs == 0)
+        finish(read->core, read, read->status);
+}
+
+/* Runs of adjacent chunks; widened to whole 4096s where chunks are smaller. */
+static unsigned runs_of(const struct kvf_core *core, const struct kvf_entry *e, uint64_t mask, uint32_t align,
+                        uint32_t (*runs)[2], unsigned runs_max)
+{
+    unsigned n = 0;
+    for (unsigned c = 0; c < e->chunks; c++) {
+        uint32_t offset, bytes;
+        if (!(mask >> c & 1))
+            continue;
+        kvf_block_chunk(core, e, c, &offset, &bytes);
+        uint32_t from = offset / align * align, to = (offset + bytes + align - 1) / align * align;
+        if (n && runs[n - 1][1] >= from) {
+            runs[n - 1][1] = to;
+        } else {
+            if (n == runs_max)
+                return runs_max + 1;
+            runs[n][0] = from;
+            runs[n][1] = to;
+            n++;
+        }
+    }
+    return n;
+}
+
+static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_entry *e)
+{
+    struct kvf_reads *rs = core->reads;
+    uint32_t runs[64][2];
+    unsigned n = runs_of(core, e, read->mask, 4096, runs, 64), have = 0;
+    for (struct ssd_run *r = rs->run_free; r && have < n; r = r->next)
+        have++;
+    if (have < n)
+        return false;
+    read->tier = KVF_TIER_SSD;
+    read->runs = n;
+    read->status = KVF_OK;
+    for (unsigned i = 0; i < n; i++) {
+        struct ssd_run *run = rs->run_free;
+        rs->run_free = run->next;
+        run->read = read;
+        run->request.done = ssd_done;
+        run->request.arg = run;
+        kvf_ssd_read(core->ssd, &run->request, e->location + runs[i][0], read->to + runs[i][0], runs[i][1] - runs[i][0]);
+    }
+    return true;
+}
+
+/* ---------------------------------------------------------------- lenders */
+
+static void batch_free(struct batch *b)
+{
+    struct kvf_reads *rs = b->core->reads;
+    rs->batches_at[b->peer]--;
+    b->next = rs->batch_free;
+    rs->batch_free = b;
+}
+
+static struct batch *batch_new(struct kvf_core *core, uint16_t peer)
+{
+    struct kvf_reads *rs = core->reads;
+    struct batch *b = rs->batch_free;
+    if (!b || rs->batches_at[peer] >= BATCHES_PER_PEER)
+        return NULL;
+    rs->batch_free = b->next;
+    rs->batches_at[peer]++;
+    b->core = core;
+    b->peer = peer;
+    b->n = b->runs = 0;
+    b->bytes = 0;
+    b->deadline_ns = UINT64_MAX;
+    return b;
+}
+
+static void batch_end(struct batch *b, enum kvf_status status)
+{
+    /* A refusal means that the peer does not have what we thought: a miss, as a lost peer is. */
+    if (status == KVF_ERR_PEER_LOST || status == KVF_ERR_PEER_REFUSED)
+        status = KVF_LOST;
+    for (unsigned i = 0; i < b->n; i++)
+        finish(b->core, b->reads[i], status);
+    batch_free(b);
+}
+
+static void pull_done(void *arg, enum kvf_status status)
+{
+    batch_end(arg, status);
+}
+
+static void send_pull(struct batch *b)
+{
+    struct kvf_core *core = b->core;
+    struct kvf_pull_range ranges[KVF_PULL_RANGES_MAX];
+    unsigned n = 0;
+    for (unsigned i = 0; i < b->n; i++) {
+        struct kvf_entry *e = kvf_index_entry(core->index, b->reads[i]->handle);
+        uint32_t runs[64][2];
+        unsigned m = runs_of(core, e, b->reads[i]->mask, 1, runs, 64);
+        for (unsigned r = 0; r < m && n < KVF_PULL_RANGES_MAX; r++)
+            ranges[n++] = (struct kvf_pull_range){.offset = e->location + runs[r][0], .bytes = runs[r][1] - runs[r][0],
+                                                  .to = b->reads[i]->to + runs[r][0]};
+    }
+    enum kvf_status st = kvf_fabric_pull(core->peers[b->peer].peer, ranges, n, b->deadline_ns, pull_done, b);
+    if (st != KVF_OK)
+        batch_end(b, st == KVF_ERR_BUSY ? KVF_ERR_DEADLINE : st);
+}
+
+/* ---------------------------------------------------------------- the old home */
+
+static void scatter_chunks(struct kvf_core *core, struct kvf_read *read, const struct kvf_entry *e, struct kvf_reader *r, bool *bad)
+{
+    for (unsigned c = 0; c < e->chunks; c++) {
+        uint32_t offset, bytes;
+        if (!(read->mask >> c & 1))
+            continue;
+        kvf_block_chunk(core, e, c, &offset, &bytes);
+        const uint8_t *from = kvf_read_bytes(r, bytes);
+        if (!from) {
+            *bad = true;
+            return;
+        }
+        memcpy(read->to + offset, from, bytes);
+    }
+}
+
+static void read_reply(void *arg, enum kvf_status status, const void *payload, size_t bytes)
+{
+    struct batch *b = arg;
+    struct kvf_core *core = b->core;
+    uint8_t statuses[KVF_BATCH_MAX];
+    unsigned n = 0;
+    struct kvf_reader r = kvf_reader_of(payload, bytes);
+    if (status == KVF_OK && (!kvf_wire_statuses_read(&r, statuses, &n) || n != b->n)) {
+        kvf_count(&core->counters.messages_refused, 1);
+        status = KVF_ERR_PEER_PROTOCOL;
+    }
+    if (status != KVF_OK) {
+        batch_end(b, status == KVF_ERR_PEER_PROTOCOL ? KVF_LOST : status);
+        return;
+    }
+    for (unsigned i = 0; i < b->n; i++) {
+        struct kvf_read *read = b->reads[i];
+        struct kvf_entry *e = entry_of(core, read);
+        bool bad = statuses[i] != 0 || !e;
+        if (statuses[i] == 0 && e)
+            scatter_chunks(core, read, e, &r, &bad);
+        else if (statuses[i] == 0)
+            r.bad = true; /* the block went away here: its size is not known, so the rest cannot be told apart */
+        finish(core, read, !bad ? KVF_OK : statuses[i] == 1 || !e ? KVF_LOST : KVF_ERR_DEADLINE);
+    }
+    batch_free(b);
+}
+
+static void send_read(struct batch *b)
+{
+    struct kvf_core *core = b->core;
+    struct kvf_read_item items[KVF_BATCH_MAX];
+    uint8_t payload[2 + KVF_BATCH_MAX * 24];
+    for (unsigned i = 0; i < b->n; i++)
+        items[i] = (struct kvf_read_item){.key = b->reads[i]->key, .mask = b->reads[i]->mask};
+    struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
+    kvf_wire_reads(&w, items, b->n);
+    struct iovec part = {.iov_base = payload, .iov_len = kvf_writer_used(&w)};
+    enum kvf_status st = kvf_fabric_call(core->peers[b->peer].peer, KVF_MSG_READ, &part, 1, b->deadline_ns, read_reply, b);
+    if (st != KVF_OK)
+        batch_end(b, st == KVF_ERR_BUSY ? KVF_ERR_DEADLINE : st);
+}
+
+/* ---------------------------------------------------------------- dispatch */
+
+struct dispatch {
+    struct batch *open[64]; /* by peer number modulo: the batch being filled */
+    unsigned n_open;
+    bool ssd_busy;
+};
+
+static void batch_send(struct batch *b)
+{
+    struct kvf_entry *e = kvf_index_entry(b->core->index, b->reads[0]->handle);
+    if (e->tier == KVF_TIER_REMOTE)
+        send_pull(b);
+    else
+        send_read(b);
+}
+
+static struct batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16_t peer, uint8_t tier, uint64_t bytes, unsigned runs)
+{
+    size_t most = kvf_fabric_payload_max(core->fabric) - 256;
+    if (tier == KVF_TIER_REMOTE && most > PULL_BYTES)
+        most = PULL_BYTES;
+    for (unsigned i = 0; i < d->n_open; i++) {
+        struct batch *b = d->open[i];
+        if (b->peer != peer || b->reads[0]->tier != tier)
+            continue;
+        unsigned runs_max = tier == KVF_TIER_REMOTE ? KVF_PULL_RANGES_MAX : KVF_FRAME_PARTS_MAX - 2;
+        if (b->n < KVF_BATCH_MAX && b->bytes + bytes <= most && b->runs + runs <= runs_max)
+            return b;
+        d->open[i] = d->open[--d->n_open];
+        batch_send(b);
+        break;
+    }
+    struct batch *b = d->n_open < 64 ? batch_new(core, peer) : NULL;
+    if (b)
+        d->open[d->n_open++] = b;
+    return b;
+}
+
+/* Posts a read: true when it has left the queue. */
+static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read *read, struct kvf_entry *e)
+{
+    uint32_t runs[64][2];
+    unsigned n = runs_of(core, e, read->mask, 1, runs, 64);
+    struct batch *b = batch_for(core, d, e->peer, e->tier, mask_bytes(core, e, read->mask), n);
+    if (!b)
+        return false;
+    read->tier = e->tier;
+    read->peer = e->peer;
+    b->reads[b->n++] = read;
+    b->runs += n;
+    b->bytes += mask_bytes(core, e, read->mask);
+    if (read->deadline_ns < b->deadline_ns)
+        b->deadline_ns = read->deadline_ns;
+    return true;
+}
+
+/* The block rose to DRAM while the read waited, or lies in our own lent part. */
+static enum kvf_status copy_from_dram(struct kvf_core *core, struct kvf_read *read, struct kvf_entry *e)
+{
+    for (unsigned c = 0; c < e->chunks; c++) {
+        uint32_t offset, bytes;
+        if (!(read->mask >> c & 1))
+            continue;
+        kvf_block_chunk(core, e, c, &offset, &bytes);
+        memcpy(read->to + offset, core->memory + e->location + offset, bytes);
+    }
+    read->tier = e->tier;
+    return KVF_OK;
+}
+
+/* Tries one read; true when it has left the queue (posted or finished). */
+static bool post(struct kvf_core *core, struct dispatch *d, struct kvf_read *read, uint64_t now, enum kvf_status *ended)
+{
+    struct kvf_entry *e = entry_of(core, read);
+    *ended = KVF_IN_PROGRESS;
+    if (!e || e->state == KVF_BLOCK_LOST || e->state == KVF_BLOCK_WRITING) {
+        *ended = KVF_LOST;
+        return true;
+    }
+    if (now >= read->deadline_ns) {
+        *ended = KVF_ERR_DEADLINE;
+        return true;
+    }
+    switch (e->tier) {
+    case KVF_TIER_DRAM:
+        *ended = copy_from_dram(core, read, e);
+        return true;
+    case KVF_TIER_SSD:
+        if (d->ssd_busy || !post_ssd(core, read, e)) {
+            d->ssd_busy = true;
+            return false;
+        }
+        return true;
+    default:
+        if (e->peer == KVF_PEER_NONE) {
+            *ended = copy_from_dram(core, read, e);
+            return true;
+        }
+        if (!core->peers[e->peer].up) {
+            *ended = KVF_LOST;
+            return true;
+        }
+        return post_peer(core, d, read, e);
+    }
+}
+
+unsigned kvf_reads_poll(struct kvf_core *core)
+{
+    struct kvf_reads *rs = core->reads;
+    struct dispatch d = {.n_open = 0};
+    struct kvf_read *ended = NULL;
+    uint64_t now = core->read_head ? kvf_now(core->env) : 0;
+    unsigned events = 0, looked = 0;
+    struct kvf_read **at = &core->read_head;
+    while (*at && looked++ < 1024) {
+        struct kvf_read *read = *at;
+        enum kvf_status st;
+        if (!post(core, &d, read, now, &st)) {
+            at = &read->next;
+            continue;
+        }
+        if (rs->demand_end == &read->next)
+            rs->demand_end = at;
+        if (rs->end == &read->next)
+            rs->end = at;
+        *at = read->next;
+        events++;
+        if (st != KVF_IN_PROGRESS) {
+            read->status = st;
+            read->next = ended;
+            ended = read;
+        }
+    }
+    for (unsigned i = 0; i < d.n_open; i++)
+        batch_send(d.open[i]);
+    while (ended) {
+        struct kvf_read *read = ended;
+        ended = read->next;
+        finish(core, read, read->status);
+    }
+    return events;
+}

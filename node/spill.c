@@ -1,0 +1,527 @@
+/* Blocks on their way down: from DRAM to a lender's DRAM, else to SSD, oldest first, whenever DRAM runs short.
+ *
+ * To a lender, in batches (struct job): RESERVING (slots asked for) -> PUTTING (bytes sent, a few messages at a time) -> COMMITTING
+ * (the lender verifies every block against its checksums) -> FINISHING. To SSD, block by block (struct drop): WRITING -> FINISHING.
+ * Readers use the DRAM copy until FINISHING finds no pin on it; only then is its memory free. */
+#include "node/internal.h"
+#include "node/wire.h"
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define JOBS_MAX 8
+#define DROPS_MAX 64
+#define PUTS_MAX 4 /* messages of one job under way */
+#define CALL_TIMEOUT_NS (5 * KVF_SEC)
+#define LENDER_FULL_NS (5 * KVF_SEC)
+
+enum job_state { JOB_FREE, JOB_RESERVING, JOB_PUTTING, JOB_COMMITTING, JOB_FINISHING };
+
+struct put {
+    struct job *job;
+    bool busy;
+    uint8_t header[2 + KVF_BATCH_MAX * 24];
+};
+
+struct job {
+    struct kvf_core *core;
+    enum job_state state;
+    struct kvf_node_peer *lender;
+    unsigned n, granted;
+    kvf_handle handles[KVF_BATCH_MAX];
+    struct kvf_key keys[KVF_BATCH_MAX];
+    uint64_t offsets[KVF_BATCH_MAX];
+    bool stored[KVF_BATCH_MAX];  /* verified at the lender */
+    bool settled[KVF_BATCH_MAX]; /* FINISHING is done with it */
+    unsigned at;                 /* PUTTING: the block being sent, */
+    uint32_t at_byte;            /* ... from here */
+    struct put puts[PUTS_MAX];
+    bool failed;
+    uint8_t *commit; /* payload buffer of the commit */
+};
+
+enum drop_state { DROP_FREE, DROP_WRITING, DROP_FINISHING };
+
+struct drop {
+    struct kvf_core *core;
+    enum drop_state state;
+    kvf_handle handle;
+    uint64_t offset;
+    enum kvf_status status;
+    struct kvf_ssd_request request;
+};
+
+struct kvf_spill {
+    struct job jobs[JOBS_MAX];
+    struct drop drops[DROPS_MAX];
+    unsigned active;
+    uint64_t going_bytes; /* DRAM that will be free when what is under way ends */
+    uint16_t next_lender;
+};
+
+#define COMMIT_BYTES (KVF_BATCH_MAX * (16 + 8 + 8 + 4 + 4 + 1 + 64 * 8))
+
+enum kvf_status kvf_spills_create(struct kvf_core *core)
+{
+    struct kvf_spill *sp = core->spills = calloc(1, sizeof *sp);
+    if (!sp)
+        return KVF_ERR_NO_MEMORY;
+    for (unsigned i = 0; i < JOBS_MAX; i++) {
+        sp->jobs[i].core = core;
+        sp->jobs[i].commit = malloc(COMMIT_BYTES);
+        if (!sp->jobs[i].commit)
+            return KVF_ERR_NO_MEMORY;
+        for (unsigned p = 0; p < PUTS_MAX; p++)
+            sp->jobs[i].puts[p].job = &sp->jobs[i];
+    }
+    for (unsigned i = 0; i < DROPS_MAX; i++)
+        sp->drops[i].core = core;
+    return KVF_OK;
+}
+
+void kvf_spills_destroy(struct kvf_core *core)
+{
+    struct kvf_spill *sp = core->spills;
+    for (unsigned i = 0; sp && i < JOBS_MAX; i++)
+        free(sp->jobs[i].commit);
+    free(sp);
+    core->spills = NULL;
+}
+
+bool kvf_spills_idle(const struct kvf_core *core)
+{
+    return core->spills->active == 0;
+}
+
+/* ---------------------------------------------------------------- one block */
+
+static void take(struct kvf_core *core, kvf_handle h)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    struct kvf_sess *sess = kvf_block_session(core, e);
+    assert(e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM);
+    kvf_block_unlist(core, h);
+    e->state = KVF_BLOCK_SPILLING;
+    core->spills->going_bytes += e->bytes;
+    if (sess)
+        sess->spilling++;
+}
+
+/* Ends SPILLING. `to` COUNT: the block stays in DRAM. Removes it if that was asked for meanwhile. */
+static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t peer, uint64_t location)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    struct kvf_sess *sess = kvf_block_session(core, e);
+    assert(e->state == KVF_BLOCK_SPILLING);
+    core->spills->going_bytes -= e->bytes;
+    if (sess)
+        sess->spilling--;
+    bool removed = e->flags & KVF_FLAG_REMOVED;
+    if (to == KVF_TIER_COUNT) {
+        e->state = KVF_BLOCK_READY;
+        kvf_block_list(core, h);
+        if (!removed)
+            kvf_count(&core->counters.spill_failed, 1);
+    } else {
+        uint64_t slot = e->location;
+        e->state = KVF_BLOCK_READY;
+        kvf_block_list(core, h); /* place takes it off again */
+        kvf_block_place(core, h, to, peer, location);
+        kvf_arena_free(core->dram, slot, e->bytes);
+        kvf_count(to == KVF_TIER_SSD ? &core->counters.spill_ssd_blocks : &core->counters.spill_remote_blocks, 1);
+        kvf_count(to == KVF_TIER_SSD ? &core->counters.spill_ssd_bytes : &core->counters.spill_remote_bytes, e->bytes);
+    }
+    if (removed)
+        kvf_block_remove(core, h);
+    core->spill_stuck = false;
+    kvf_core_changed(core);
+}
+
+/* ---------------------------------------------------------------- to SSD */
+
+static void drop_done(void *arg, enum kvf_status status)
+{
+    struct drop *d = arg;
+    d->status = status;
+    d->state = DROP_FINISHING;
+}
+
+static bool drop_finish(struct drop *d)
+{
+    struct kvf_core *core = d->core;
+    struct kvf_entry *e = kvf_index_entry(core->index, d->handle);
+    bool kept = d->status != KVF_OK || (e->flags & KVF_FLAG_REMOVED);
+    if (!kept && atomic_load(&e->pins) > 0)
+        return false;
+    if (kept)
+        kvf_ssd_free(core->ssd, d->offset, e->bytes);
+    if (d->status != KVF_OK)
+        kvf_log_error(&core->log, "writing a block to SSD: %s (%s)", kvf_status_text(d->status), kvf_status_name(d->status));
+    give(core, d->handle, kept ? KVF_TIER_COUNT : KVF_TIER_SSD, KVF_PEER_NONE, d->offset);
+    d->state = DROP_FREE;
+    core->spills->active--;
+    return true;
+}
+
+/* false: SSD takes no more now. */
+static bool drop_start(struct kvf_core *core, kvf_handle h)
+{
+    struct kvf_spill *sp = core->spills;
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    struct drop *d = NULL;
+    for (unsigned i = 0; i < DROPS_MAX && !d; i++)
+        if (sp->drops[i].state == DROP_FREE)
+            d = &sp->drops[i];
+    if (!d)
+        return false;
+    uint64_t offset = kvf_ssd_alloc(core->ssd, e->bytes);
+    if (offset == KVF_ARENA_NONE)
+        return false;
+    take(core, h);
+    sp->active++;
+    d->state = DROP_WRITING;
+    d->handle = h;
+    d->offset = offset;
+    d->request.done = drop_done;
+    d->request.arg = d;
+    kvf_ssd_write(core->ssd, &d->request, offset, core->memory + e->location, (e->bytes + 4095) / 4096 * 4096);
+    return true;
+}
+
+/* ---------------------------------------------------------------- to a lender */
+
+static bool puts_busy(const struct job *j)
+{
+    for (unsigned i = 0; i < PUTS_MAX; i++)
+        if (j->puts[i].busy)
+            return true;
+    return false;
+}
+
+/* The lender is told to forget what was reserved and not stored. */
+static void job_finish(struct job *j)
+{
+    struct kvf_core *core = j->core;
+    bool all = true;
+    for (unsigned i = 0; i < j->n; i++) {
+        if (j->settled[i])
+            continue;
+        struct kvf_entry *e = kvf_index_entry(core->index, j->handles[i]);
+        bool removed = e->flags & KVF_FLAG_REMOVED;
+        bool good = j->stored[i] && !removed && j->lender->up;
+        if (good && atomic_load(&e->pins) > 0) {
+            all = false;
+            continue;
+        }
+        if (!good && i < j->granted && j->lender->up)
+            kvf_cluster_release(core, j->lender, KVF_TIER_REMOTE, j->keys[i]);
+        j->settled[i] = true;
+        give(core, j->handles[i], good ? KVF_TIER_REMOTE : KVF_TIER_COUNT, j->lender->number, j->offsets[i]);
+    }
+    if (!all)
+        return;
+    j->state = JOB_FREE;
+    core->spills->active--;
+}
+
+static void job_fail(struct job *j, enum kvf_status status)
+{
+    j->failed = true;
+    if (status == KVF_ERR_FULL)
+        j->lender->lend_retry_ns = kvf_deadline(kvf_now(j->core->env), LENDER_FULL_NS);
+    else
+        kvf_log_info(&j->core->log, "spilling to node %s: %s (%s)", j->lender->member.name, kvf_status_text(status), kvf_status_name(status));
+}
+
+static void commit_reply(void *arg, enum kvf_status status, const void *payload, size_t bytes)
+{
+    struct job *j = arg;
+    uint8_t statuses[KVF_BATCH_MAX];
+    unsigned n = 0;
+    struct kvf_reader r = kvf_reader_of(payload, bytes);
+    if (status == KVF_OK && kvf_wire_statuses_read(&r, statuses, &n) && n == j->granted)
+        for (unsigned i = 0; i < n; i++)
+            j->stored[i] = statuses[i] == 0;
+    else
+        job_fail(j, status == KVF_OK ? KVF_ERR_PEER_PROTOCOL : status);
+    j->state = JOB_FINISHING;
+}
+
+static void job_commit(struct job *j)
+{
+    struct kvf_core *core = j->core;
+    struct kvf_writer w = kvf_writer_of(j->commit, COMMIT_BYTES);
+    for (unsigned i = 0; i < j->granted; i++) {
+        struct kvf_entry *e = kvf_index_entry(core->index, j->handles[i]);
+        struct kvf_commit_item item = {.key = e->key, .seed = e->seed, .offset = j->offsets[i], .bytes = e->bytes,
+                                       .chunk_bytes = kvf_block_chunk_bytes(core, e), .chunks = e->chunks};
+        memcpy(item.sums, kvf_sums_at(core->sums, e->sums), e->chunks * sizeof *item.sums);
+        kvf_wire_commit(&w, &item);
+    }
+    assert(!w.bad);
+    struct iovec part = {.iov_base = j->commit, .iov_len = kvf_writer_used(&w)};
+    enum kvf_status st = kvf_fabric_call(j->lender->peer, KVF_MSG_COMMIT, &part, 1, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS),
+                                         commit_reply, j);
+    if (st == KVF_ERR_BUSY)
+        return;
+    j->state = JOB_COMMITTING;
+    if (st != KVF_OK) {
+        job_fail(j, st);
+        j->state = JOB_FINISHING;
+    }
+}
+
+static void put_reply(void *arg, enum kvf_status status, const void *payload, size_t bytes)
+{
+    struct put *p = arg;
+    p->busy = false;
+    if (status != KVF_OK && !p->job->failed)
+        job_fail(p->job, status);
+}
+
+/* Sends one message of pieces. false: nothing more can be sent now. */
+static bool put_send(struct job *j, struct put *p)
+{
+    struct kvf_core *core = j->core;
+    struct kvf_put_item items[KVF_BATCH_MAX];
+    struct iovec parts[KVF_FRAME_PARTS_MAX];
+    size_t room = kvf_fabric_payload_max(core->fabric) - sizeof p->header;
+    unsigned n = 0, at = j->at;
+    uint32_t at_byte = j->at_byte;
+    while (at < j->granted && n < KVF_FRAME_PARTS_MAX - 1 && room >= 4096) {
+        struct kvf_entry *e = kvf_index_entry(core->index, j->handles[at]);
+        uint32_t piece = e->bytes - at_byte < room ? e->bytes - at_byte : (uint32_t)(room / 4096 * 4096);
+        items[n] = (struct kvf_put_item){.key = j->keys[at], .at = at_byte, .bytes = piece};
+        parts[1 + n++] = (struct iovec){.iov_base = core->memory + e->location + at_byte, .iov_len = piece};
+        room -= piece;
+        at_byte += piece;
+        if (at_byte == e->bytes) {
+            at++;
+            at_byte = 0;
+        }
+    }
+    struct kvf_writer w = kvf_writer_of(p->header, sizeof p->header);
+    kvf_wire_put(&w, items, n);
+    parts[0] = (struct iovec){.iov_base = p->header, .iov_len = kvf_writer_used(&w)};
+    enum kvf_status st = kvf_fabric_call(j->lender->peer, KVF_MSG_PUT, parts, n + 1, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS),
+                                         put_reply, p);
+    if (st == KVF_OK) {
+        p->busy = true;
+        j->at = at;
+        j->at_byte = at_byte;
+        return true;
+    }
+    if (st != KVF_ERR_BUSY)
+        job_fail(j, st);
+    return false;
+}
+
+static void job_put(struct job *j)
+{
+    for (unsigned i = 0; i < PUTS_MAX && !j->failed && j->at < j->granted; i++)
+        if (!j->puts[i].busy && !put_send(j, &j->puts[i]))
+            break;
+    if (puts_busy(j))
+        return;
+    if (j->failed)
+        j->state = JOB_FINISHING;
+    else if (j->at == j->granted)
+        job_commit(j);
+}
+
+static void reserve_reply(void *arg, enum kvf_status status, const void *payload, size_t bytes)
+{
+    struct job *j = arg;
+    struct kvf_reader r = kvf_reader_of(payload, bytes);
+    unsigned n = 0;
+    if (status == KVF_OK && (!kvf_wire_granted_read(&r, j->offsets, &n) || n > j->n))
+        status = KVF_ERR_PEER_PROTOCOL;
+    if (status == KVF_OK && n < j->n) /* it is full, or nearly so */
+        j->lender->lend_retry_ns = kvf_deadline(kvf_now(j->core->env), LENDER_FULL_NS);
+    if (status != KVF_OK)
+        job_fail(j, status);
+    j->granted = status == KVF_OK ? n : 0;
+    j->state = j->granted ? JOB_PUTTING : JOB_FINISHING;
+}
+
+/* false: the fabric is busy. */
+static bool job_start(struct kvf_core *core, struct job *j, struct kvf_node_peer *lender, const kvf_handle *handles, unsigned n)
+{
+    struct kvf_reserve_item items[KVF_BATCH_MAX];
+    uint8_t payload[2 + KVF_BATCH_MAX * 20];
+    for (unsigned i = 0; i < n; i++) {
+        struct kvf_entry *e = kvf_index_entry(core->index, handles[i]);
+        items[i] = (struct kvf_reserve_item){.key = e->key, .bytes = e->bytes};
+    }
+    struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
+    kvf_wire_reserve(&w, items, n);
+    struct iovec part = {.iov_base = payload, .iov_len = kvf_writer_used(&w)};
+    enum kvf_status st = kvf_fabric_call(lender->peer, KVF_MSG_RESERVE, &part, 1, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS),
+                                         reserve_reply, j);
+    if (st != KVF_OK)
+        return false;
+    j->state = JOB_RESERVING;
+    j->lender = lender;
+    j->n = n;
+    j->granted = j->at = 0;
+    j->at_byte = 0;
+    j->failed = false;
+    memset(j->stored, 0, sizeof j->stored);
+    memset(j->settled, 0, sizeof j->settled);
+    for (unsigned i = 0; i < n; i++) {
+        j->handles[i] = handles[i];
+        j->keys[i] = items[i].key;
+        take(core, handles[i]);
+    }
+    core->spills->active++;
+    return true;
+}
+
+/* ---------------------------------------------------------------- what goes where */
+
+static bool lends(const struct kvf_core *core, const struct kvf_node_peer *p, uint64_t now)
+{
+    return core->settings.borrow && p->member.name[0] && p->up && p->member.lend_bytes > 0 && now >= p->lend_retry_ns &&
+           p->borrowed_bytes < p->member.lend_bytes;
+}
+
+static bool lender_busy(const struct kvf_core *core, const struct kvf_node_peer *p)
+{
+    for (unsigned i = 0; i < JOBS_MAX; i++)
+        if (core->spills->jobs[i].state != JOB_FREE && core->spills->jobs[i].lender == p)
+            return true;
+    return false;
+}
+
+/* The next lender in turn that has room; *any: some lender has, though it may be busy now. */
+static struct kvf_node_peer *lender_next(struct kvf_core *core, bool *any)
+{
+    struct kvf_spill *sp = core->spills;
+    uint64_t now = kvf_now(core->env);
+    *any = false;
+    for (unsigned i = 0; i < core->settings.fabric_peers_max; i++) {
+        uint16_t number = (uint16_t)((sp->next_lender + i) % core->settings.fabric_peers_max);
+        struct kvf_node_peer *p = &core->peers[number];
+        if (!lends(core, p, now))
+            continue;
+        *any = true;
+        if (lender_busy(core, p))
+            continue;
+        sp->next_lender = (uint16_t)(number + 1);
+        return p;
+    }
+    return NULL;
+}
+
+static bool may_go(struct kvf_core *core, const struct kvf_entry *e, bool only_parking)
+{
+    struct kvf_sess *sess = kvf_block_session(core, e);
+    if (atomic_load(&e->pins) > 0)
+        return false;
+    if (sess && sess->state == KVF_SESS_FROZEN)
+        return false;
+    return !only_parking || (sess && sess->parking);
+}
+
+/* The oldest blocks that may go, at most `max` (and no more than `bytes`). */
+static unsigned pick(struct kvf_core *core, bool only_parking, bool departed, uint64_t bytes, kvf_handle *out, unsigned max)
+{
+    unsigned n = 0, looked = 0;
+    uint64_t sum = 0;
+    for (kvf_handle h = core->dram_blocks.head; h != KVF_HANDLE_NONE && n < max && sum < bytes && looked < 4096; looked++) {
+        struct kvf_entry *e = kvf_index_entry(core->index, h);
+        if (may_go(core, e, only_parking) && (departed || !(e->flags & KVF_FLAG_DEPARTED))) {
+            out[n++] = h;
+            sum += e->bytes;
+        }
+        h = e->next;
+    }
+    return n;
+}
+
+/* Bytes that should leave DRAM now: down to 7/8 when above 15/16, or when somebody waits. */
+static uint64_t excess(struct kvf_core *core)
+{
+    uint64_t capacity = kvf_arena_bytes(core->dram), used = kvf_arena_used(core->dram), going = core->spills->going_bytes;
+    uint64_t staying = used > going ? used - going : 0;
+    if (!core->spill_urgent && staying < capacity / 16 * 15)
+        return 0;
+    return staying > capacity / 8 * 7 ? staying - capacity / 8 * 7 : core->spill_urgent && going == 0 ? 1 : 0;
+}
+
+/* Starts what can be started for `bytes`; true when something is or will be under way. */
+static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
+{
+    kvf_handle handles[KVF_BATCH_MAX];
+    bool any = false, started = false;
+    for (;;) {
+        struct kvf_node_peer *lender = lender_next(core, &any);
+        struct job *j = NULL;
+        for (unsigned i = 0; i < JOBS_MAX && lender && !j; i++)
+            if (core->spills->jobs[i].state == JOB_FREE)
+                j = &core->spills->jobs[i];
+        unsigned n = j ? pick(core, only_parking, false, bytes, handles, KVF_BATCH_MAX) : 0;
+        if (n == 0 || !job_start(core, j, lender, handles, n))
+            break;
+        started = true;
+        uint64_t sum = 0;
+        for (unsigned i = 0; i < n; i++)
+            sum += kvf_index_entry(core->index, handles[i])->bytes;
+        if (sum >= bytes)
+            return true;
+        bytes -= sum;
+    }
+    struct kvf_ssd_stats stats = {.degraded = true};
+    if (core->ssd)
+        kvf_ssd_stats(core->ssd, &stats);
+    if (!stats.degraded) {
+        /* Departed blocks go to SSD whatever the lenders say; the others only when no lender has room. */
+        unsigned n = pick(core, only_parking, true, bytes, handles, KVF_BATCH_MAX);
+        for (unsigned i = 0; i < n; i++) {
+            struct kvf_entry *e = kvf_index_entry(core->index, handles[i]);
+            if (any && !(e->flags & KVF_FLAG_DEPARTED))
+                continue;
+            if (!drop_start(core, handles[i]))
+                break;
+            started = true;
+        }
+    }
+    return started || any;
+}
+
+static bool parking(struct kvf_core *core)
+{
+    for (uint32_t b = 0; b < core->session_buckets; b++)
+        for (struct kvf_sess *s = core->sessions[b]; s; s = s->next)
+            if (s->parking)
+                return true;
+    return false;
+}
+
+unsigned kvf_spills_poll(struct kvf_core *core)
+{
+    struct kvf_spill *sp = core->spills;
+    unsigned events = 0, before = sp->active;
+    for (unsigned i = 0; i < JOBS_MAX && sp->active; i++) {
+        if (sp->jobs[i].state == JOB_PUTTING)
+            job_put(&sp->jobs[i]);
+        if (sp->jobs[i].state == JOB_FINISHING)
+            job_finish(&sp->jobs[i]);
+    }
+    for (unsigned i = 0; i < DROPS_MAX && sp->active; i++)
+        if (sp->drops[i].state == DROP_FINISHING)
+            events += drop_finish(&sp->drops[i]);
+    uint64_t bytes = excess(core);
+    bool moving = true;
+    if (bytes)
+        moving = send_down(core, false, bytes);
+    if (core->n_parking && parking(core))
+        moving |= send_down(core, true, UINT64_MAX);
+    /* Stuck stays until something changes that could help, so that nobody who waits can miss it. */
+    if (core->spill_urgent && !moving && sp->active == 0 && !core->spill_stuck) {
+        core->spill_stuck = true;
+        kvf_core_changed(core);
+    }
+    core->spill_urgent = false; /* whoever still waits asks again */
+    return events + (before != sp->active);
+}

@@ -1,0 +1,222 @@
+/* Staging: memory for cold blocks on their way to attention, and what is left of it as a cache, least recently used out first. */
+#include "node/internal.h"
+#include <assert.h>
+#include <stdlib.h>
+
+enum kvf_status kvf_staging_create(struct kvf_core *core)
+{
+    uint64_t most = core->settings.staging_bytes / 4096;
+    core->stages_max = (uint32_t)(most < 65536 ? most : 65536);
+    core->stages = calloc(core->stages_max, sizeof *core->stages);
+    core->stage_of = malloc(core->settings.blocks_max * sizeof *core->stage_of);
+    core->stage_free = core->stage_lru = (struct kvf_list){KVF_STAGE_NONE, KVF_STAGE_NONE, 0};
+    if (!core->stages || !core->stage_of)
+        return KVF_ERR_NO_MEMORY;
+    for (uint64_t i = 0; i < core->settings.blocks_max; i++)
+        core->stage_of[i] = KVF_STAGE_NONE;
+    for (uint32_t i = 0; i < core->stages_max; i++) {
+        core->stages[i].handle = KVF_HANDLE_NONE;
+        core->stages[i].next = core->stage_free.head;
+        core->stage_free.head = i;
+    }
+    core->stage_free.count = core->stages_max;
+    return KVF_OK;
+}
+
+void kvf_staging_destroy(struct kvf_core *core)
+{
+    free(core->stages);
+    free(core->stage_of);
+    core->stages = NULL;
+    core->stage_of = NULL;
+}
+
+static void lru_push(struct kvf_core *core, uint32_t n)
+{
+    struct kvf_stage *s = &core->stages[n];
+    s->next = KVF_STAGE_NONE;
+    s->prev = core->stage_lru.tail;
+    if (s->prev != KVF_STAGE_NONE)
+        core->stages[s->prev].next = n;
+    else
+        core->stage_lru.head = n;
+    core->stage_lru.tail = n;
+    core->stage_lru.count++;
+}
+
+static void lru_remove(struct kvf_core *core, uint32_t n)
+{
+    struct kvf_stage *s = &core->stages[n];
+    if (s->prev != KVF_STAGE_NONE)
+        core->stages[s->prev].next = s->next;
+    else
+        core->stage_lru.head = s->next;
+    if (s->next != KVF_STAGE_NONE)
+        core->stages[s->next].prev = s->prev;
+    else
+        core->stage_lru.tail = s->prev;
+    core->stage_lru.count--;
+}
+
+static bool at_rest(const struct kvf_stage *s)
+{
+    return s->pins == 0 && s->inflight == 0;
+}
+
+static void stage_free(struct kvf_core *core, uint32_t n)
+{
+    struct kvf_stage *s = &core->stages[n];
+    assert(at_rest(s));
+    kvf_arena_free(core->staging, (uint64_t)(s->slot - core->memory) - core->staging_at, s->bytes);
+    if (!s->orphan)
+        core->stage_of[s->handle] = KVF_STAGE_NONE;
+    s->handle = KVF_HANDLE_NONE;
+    s->next = core->stage_free.head;
+    core->stage_free.head = n;
+    core->stage_free.count++;
+}
+
+/* Came to rest: to the cache, or away. */
+static void settle(struct kvf_core *core, uint32_t n)
+{
+    struct kvf_stage *s = &core->stages[n];
+    if (!at_rest(s))
+        return;
+    if (s->orphan || atomic_load(&s->have) == 0)
+        stage_free(core, n);
+    else
+        lru_push(core, n);
+    kvf_core_changed(core);
+}
+
+static void read_done(void *arg, struct kvf_read *read, enum kvf_status status)
+{
+    struct kvf_core *core = read->core;
+    struct kvf_stage *s = arg;
+    s->inflight &= ~read->mask;
+    if (status == KVF_OK)
+        atomic_fetch_or_explicit(&s->have, read->mask, memory_order_release);
+    else
+        atomic_store(&s->status, status);
+    settle(core, (uint32_t)(s - core->stages));
+}
+
+static void ask(struct kvf_core *core, struct kvf_stage *s, uint64_t mask, uint64_t deadline_ns, bool demand)
+{
+    uint64_t lacking = mask & ~(atomic_load(&s->have) | s->inflight);
+    if (lacking == 0)
+        return;
+    enum kvf_status st = kvf_read_start(core, s->handle, lacking, s->slot, deadline_ns, demand, read_done, s);
+    if (st == KVF_OK)
+        s->inflight |= lacking;
+    else
+        atomic_store(&s->status, st);
+}
+
+/* A slot of memory, made by dropping what nobody uses; a prefetch does not drop what was read ahead and not yet used. */
+static uint64_t slot_alloc(struct kvf_core *core, uint32_t bytes, bool prefetch)
+{
+    for (;;) {
+        uint64_t at = kvf_arena_alloc(core->staging, bytes);
+        if (at != KVF_ARENA_NONE)
+            return at;
+        uint32_t oldest = core->stage_lru.head;
+        if (oldest == KVF_STAGE_NONE || (prefetch && core->stages[oldest].prefetched))
+            return KVF_ARENA_NONE;
+        lru_remove(core, oldest);
+        stage_free(core, oldest);
+    }
+}
+
+static uint32_t stage_new(struct kvf_core *core, kvf_handle handle, bool prefetch)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    uint64_t at = slot_alloc(core, e->bytes, prefetch);
+    uint32_t n = core->stage_free.head;
+    if (at == KVF_ARENA_NONE || n == KVF_STAGE_NONE) {
+        if (at != KVF_ARENA_NONE)
+            kvf_arena_free(core->staging, at, e->bytes);
+        return KVF_STAGE_NONE;
+    }
+    struct kvf_stage *s = &core->stages[n];
+    core->stage_free.head = s->next;
+    core->stage_free.count--;
+    s->handle = handle;
+    s->slot = core->memory + core->staging_at + at;
+    s->bytes = e->bytes;
+    s->inflight = 0;
+    atomic_store(&s->have, 0);
+    atomic_store(&s->verified, 0);
+    atomic_store(&s->status, KVF_OK);
+    s->pins = 0;
+    s->orphan = false;
+    s->prefetched = prefetch;
+    s->seed = e->seed;
+    s->location = e->location;
+    core->stage_of[handle] = n;
+    return n;
+}
+
+uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, bool prefetch)
+{
+    uint32_t n = core->stage_of[handle];
+    bool fresh = n == KVF_STAGE_NONE;
+    if (!fresh && prefetch)
+        return n;
+    if (fresh)
+        n = stage_new(core, handle, prefetch);
+    if (n == KVF_STAGE_NONE)
+        return n;
+    struct kvf_stage *s = &core->stages[n];
+    if (!fresh && at_rest(s))
+        lru_remove(core, n);
+    if (prefetch) {
+        kvf_count(&core->counters.prefetch_blocks, 1);
+    } else {
+        if (!fresh && s->prefetched)
+            kvf_count(&core->counters.prefetch_used, 1);
+        s->prefetched = false;
+        s->pins++;
+    }
+    if (s->inflight == 0)
+        atomic_store(&s->status, KVF_OK);
+    ask(core, s, mask, deadline_ns, !prefetch);
+    if (at_rest(s)) { /* a prefetch that found the queue full */
+        stage_free(core, n);
+        return KVF_STAGE_NONE;
+    }
+    return n;
+}
+
+void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint64_t deadline_ns)
+{
+    struct kvf_stage *s = &core->stages[stage];
+    assert(s->pins > 0);
+    if (s->orphan || s->inflight)
+        return;
+    atomic_store(&s->status, KVF_OK);
+    ask(core, s, mask, deadline_ns, true);
+}
+
+void kvf_stage_unpin(struct kvf_core *core, uint32_t stage)
+{
+    struct kvf_stage *s = &core->stages[stage];
+    assert(s->pins > 0);
+    s->pins--;
+    settle(core, stage);
+}
+
+void kvf_stage_drop(struct kvf_core *core, kvf_handle handle)
+{
+    uint32_t n = core->stage_of[handle];
+    if (n == KVF_STAGE_NONE)
+        return;
+    struct kvf_stage *s = &core->stages[n];
+    core->stage_of[handle] = KVF_STAGE_NONE;
+    bool resting = at_rest(s);
+    if (resting)
+        lru_remove(core, n);
+    s->orphan = true;
+    if (resting)
+        stage_free(core, n);
+}

@@ -1,0 +1,530 @@
+/* What a node says about itself: JSON for `kvf status` and `kvf sessions`, Prometheus text for /metrics.
+ *
+ * The figures are copied under the core's lock into plain structs; the text is made from the copy, without the lock, so
+ * that a slow reader of the admin interface never holds up the reactor. Counters and histograms are atomic. */
+#include "node/internal.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PERCENTILES 3
+static const double percentiles[PERCENTILES] = {50, 90, 99};
+
+struct tier_copy {
+    uint64_t blocks, bytes, capacity_bytes, used_bytes, chunks_read, bytes_read;
+    const char *state, *reason;
+};
+
+struct peer_copy {
+    char name[64];
+    uint64_t incarnation, borrowed_blocks, borrowed_bytes, lent_blocks, lent_bytes, lend_bytes;
+    bool up;
+    enum kvf_way way;
+};
+
+struct session_copy {
+    uint64_t id, epoch, tokens, sealed_blocks, blocks, lost, from_peer, forks;
+    enum kvf_sess_state state;
+    bool parked, handle_open;
+    char model[64], new_home[64];
+};
+
+struct copy {
+    struct tier_copy tier[KVF_TIER_COUNT];
+    uint64_t n_sessions, lend_capacity, lend_used, lend_blocks;
+    unsigned n_peers;
+    struct peer_copy *peers;
+    bool etcd_configured, etcd_reachable, joined;
+    enum kvf_status join_status;
+    const char *transport;
+    struct kvf_ssd_stats ssd;
+    bool has_ssd;
+};
+
+static const char *way_name(enum kvf_way way)
+{
+    switch (way) {
+    case KVF_WAY_ASK: return "ask";
+    case KVF_WAY_GET: return "get";
+    case KVF_WAY_MAPPED: return "mapped";
+    }
+    return "unknown";
+}
+
+static const char *sess_state_name(enum kvf_sess_state state)
+{
+    switch (state) {
+    case KVF_SESS_CREATING: return "creating";
+    case KVF_SESS_ACTIVE: return "active";
+    case KVF_SESS_FROZEN: return "frozen";
+    case KVF_SESS_UNKNOWN: return "unknown";
+    case KVF_SESS_DEPARTED: return "departed";
+    case KVF_SESS_INCOMING: return "incoming";
+    }
+    return "unknown";
+}
+
+/* ---------------------------------------------------------------- the copy */
+
+static void copy_peers(struct kvf_core *core, struct copy *copy)
+{
+    for (unsigned i = 0; core->peers && i < core->settings.fabric_peers_max; i++) {
+        const struct kvf_node_peer *from = &core->peers[i];
+        if (!from->peer)
+            continue;
+        struct peer_copy *to = &copy->peers[copy->n_peers++];
+        snprintf(to->name, sizeof to->name, "%s", kvf_peer_name(from->peer));
+        to->incarnation = kvf_peer_incarnation(from->peer);
+        to->up = from->up;
+        to->way = kvf_peer_way(from->peer);
+        to->borrowed_blocks = from->borrowed_blocks;
+        to->borrowed_bytes = from->borrowed_bytes;
+        to->lent_blocks = from->lent_blocks;
+        to->lent_bytes = from->lent_bytes;
+        to->lend_bytes = from->member.lend_bytes;
+    }
+}
+
+static void copy_reads(struct kvf_core *core, struct copy *copy)
+{
+    const struct kvf_counters *c = &core->counters;
+    copy->tier[KVF_TIER_DRAM].chunks_read = kvf_counted(&c->dram_chunks_read);
+    copy->tier[KVF_TIER_DRAM].bytes_read = kvf_counted(&c->dram_bytes_read);
+    copy->tier[KVF_TIER_REMOTE].chunks_read = kvf_counted(&c->remote_chunks_read);
+    copy->tier[KVF_TIER_REMOTE].bytes_read = kvf_counted(&c->remote_bytes_read);
+    copy->tier[KVF_TIER_SSD].chunks_read = kvf_counted(&c->ssd_chunks_read);
+    copy->tier[KVF_TIER_SSD].bytes_read = kvf_counted(&c->ssd_bytes_read);
+    copy->tier[KVF_TIER_PEER].chunks_read = kvf_counted(&c->peer_chunks_read);
+    copy->tier[KVF_TIER_PEER].bytes_read = kvf_counted(&c->peer_bytes_read);
+}
+
+static void tier_state(struct tier_copy *tier, const char *state, const char *reason)
+{
+    tier->state = state;
+    tier->reason = reason;
+}
+
+static void copy_remote_state(struct kvf_core *core, struct copy *copy)
+{
+    struct tier_copy *remote = &copy->tier[KVF_TIER_REMOTE];
+    bool known = false;
+    for (unsigned i = 0; i < copy->n_peers; i++) {
+        if (copy->peers[i].up)
+            remote->capacity_bytes += copy->peers[i].lend_bytes;
+        known |= copy->peers[i].lend_bytes > 0;
+    }
+    remote->used_bytes = remote->bytes;
+    if (!core->fabric)
+        tier_state(remote, "absent", core->store ? "fabric.transport is none" : "etcd.endpoints is empty: this node is alone");
+    else if (!core->settings.borrow)
+        tier_state(remote, "absent", "lend.borrow is false");
+    else if (!known)
+        tier_state(remote, "absent", "no peer lends DRAM");
+    else if (!remote->capacity_bytes)
+        tier_state(remote, "degraded", "no lender is up");
+    else
+        tier_state(remote, "ok", NULL);
+}
+
+static void copy_tiers(struct kvf_core *core, struct copy *copy)
+{
+    for (unsigned t = 0; t < KVF_TIER_COUNT; t++) {
+        copy->tier[t].blocks = core->tier_blocks[t];
+        copy->tier[t].bytes = core->tier_bytes[t];
+    }
+    copy_reads(core, copy);
+
+    tier_state(&copy->tier[KVF_TIER_GPU], "absent", "this version keeps no blocks on a GPU");
+    struct tier_copy *dram = &copy->tier[KVF_TIER_DRAM];
+    dram->capacity_bytes = core->dram ? kvf_arena_bytes(core->dram) : 0;
+    dram->used_bytes = core->dram ? kvf_arena_used(core->dram) : 0;
+    if (core->spill_stuck)
+        tier_state(dram, "degraded", "full, and no lower tier has room");
+    else
+        tier_state(dram, "ok", NULL);
+
+    copy_remote_state(core, copy);
+
+    struct tier_copy *ssd = &copy->tier[KVF_TIER_SSD];
+    copy->has_ssd = core->ssd != NULL;
+    if (core->ssd) {
+        kvf_ssd_stats(core->ssd, &copy->ssd);
+        ssd->capacity_bytes = copy->ssd.capacity_bytes;
+        ssd->used_bytes = copy->ssd.used_bytes;
+        if (copy->ssd.degraded)
+            tier_state(ssd, "degraded", "a write failed: no new blocks, reads go on");
+        else
+            tier_state(ssd, "ok", NULL);
+    } else {
+        tier_state(ssd, "absent", "ssd.path is empty");
+    }
+
+    struct tier_copy *peer = &copy->tier[KVF_TIER_PEER];
+    peer->used_bytes = peer->bytes;
+    if (core->fabric)
+        tier_state(peer, "ok", NULL);
+    else
+        tier_state(peer, "absent", "no peers");
+}
+
+/* False: out of memory. The caller frees copy->peers. */
+static bool copy_core(struct kvf_core *core, struct copy *copy)
+{
+    memset(copy, 0, sizeof *copy);
+    copy->peers = calloc(core->settings.fabric_peers_max, sizeof *copy->peers);
+    if (!copy->peers)
+        return false;
+    kvf_core_lock(core);
+    copy_peers(core, copy);
+    copy_tiers(core, copy);
+    copy->n_sessions = core->n_sessions;
+    copy->lend_capacity = core->lent ? kvf_arena_bytes(core->lent) : 0;
+    copy->lend_used = core->lent ? kvf_arena_used(core->lent) : 0;
+    copy->lend_blocks = core->lend ? kvf_lend_blocks(core) : 0;
+    copy->etcd_configured = core->store != NULL;
+    copy->etcd_reachable = core->store && core->store_up;
+    copy->joined = core->joined;
+    copy->join_status = core->join_status;
+    copy->transport = core->transport ? core->transport->ops->name : "none";
+    kvf_core_unlock(core);
+    return true;
+}
+
+/* Seconds since this process began; the node of an engine may be a little younger. */
+static uint64_t uptime_s(void)
+{
+    char text[1024];
+    FILE *file = fopen("/proc/self/stat", "re");
+    size_t n = file ? fread(text, 1, sizeof text - 1, file) : 0;
+    if (file)
+        fclose(file);
+    text[n] = 0;
+    /* Field 22, counted from the end of the command's name, which may hold anything. */
+    const char *at = strrchr(text, ')');
+    for (int field = 2; at && field < 22; field++) {
+        at = strchr(at + 1, ' ');
+    }
+    struct timespec now;
+    long ticks = sysconf(_SC_CLK_TCK);
+    if (!at || ticks <= 0 || clock_gettime(CLOCK_BOOTTIME, &now))
+        return 0;
+    uint64_t began = strtoull(at + 1, NULL, 10) / (uint64_t)ticks;
+    return (uint64_t)now.tv_sec > began ? (uint64_t)now.tv_sec - began : 0;
+}
+
+/* ---------------------------------------------------------------- JSON */
+
+/* Names of peers come from etcd: what is not UTF-8 becomes "?" rather than a hole in the answer. */
+static json_t *text_of(const char *text)
+{
+    json_t *string = text ? json_string(text) : json_null();
+    return string ? string : json_string("?");
+}
+
+static json_t *number_of(uint64_t value)
+{
+    return json_integer(value > INT64_MAX ? INT64_MAX : (json_int_t)value);
+}
+
+/* 64 random bits do not survive every JSON reader as a number. */
+static json_t *hex_of(uint64_t value)
+{
+    char text[24];
+    snprintf(text, sizeof text, "%016" PRIx64, value);
+    return json_string(text);
+}
+
+static json_t *tiers_json(const struct copy *copy)
+{
+    json_t *tiers = json_array();
+    for (unsigned t = 0; t < KVF_TIER_COUNT; t++) {
+        const struct tier_copy *from = &copy->tier[t];
+        json_t *tier = json_object();
+        json_object_set_new(tier, "name", text_of(kvf_tier_name((enum kvf_tier)t)));
+        json_object_set_new(tier, "state", text_of(from->state));
+        if (from->reason)
+            json_object_set_new(tier, "reason", text_of(from->reason));
+        json_object_set_new(tier, "blocks", number_of(from->blocks));
+        json_object_set_new(tier, "bytes", number_of(from->bytes));
+        json_object_set_new(tier, "capacity_bytes", number_of(from->capacity_bytes));
+        json_object_set_new(tier, "used_bytes", number_of(from->used_bytes));
+        json_object_set_new(tier, "chunks_read", number_of(from->chunks_read));
+        json_object_set_new(tier, "bytes_read", number_of(from->bytes_read));
+        if (t == KVF_TIER_SSD && copy->has_ssd) {
+            json_object_set_new(tier, "engine", text_of(copy->ssd.engine));
+            json_object_set_new(tier, "errors", number_of(copy->ssd.errors));
+        }
+        json_array_append_new(tiers, tier);
+    }
+    return tiers;
+}
+
+static json_t *peers_json(const struct copy *copy)
+{
+    json_t *peers = json_array();
+    for (unsigned i = 0; i < copy->n_peers; i++) {
+        const struct peer_copy *from = &copy->peers[i];
+        json_t *peer = json_object();
+        json_object_set_new(peer, "name", text_of(from->name));
+        json_object_set_new(peer, "incarnation", hex_of(from->incarnation));
+        json_object_set_new(peer, "up", json_boolean(from->up));
+        json_object_set_new(peer, "way", text_of(from->up ? way_name(from->way) : "none"));
+        json_object_set_new(peer, "transport", text_of(copy->transport));
+        json_object_set_new(peer, "lend_bytes", number_of(from->lend_bytes));
+        json_object_set_new(peer, "borrowed_blocks", number_of(from->borrowed_blocks));
+        json_object_set_new(peer, "borrowed_bytes", number_of(from->borrowed_bytes));
+        json_object_set_new(peer, "lent_blocks", number_of(from->lent_blocks));
+        json_object_set_new(peer, "lent_bytes", number_of(from->lent_bytes));
+        json_array_append_new(peers, peer);
+    }
+    return peers;
+}
+
+static json_t *histogram_json(const struct kvf_histogram *h)
+{
+    json_t *latency = json_object();
+    json_object_set_new(latency, "n", number_of(atomic_load_explicit(&h->count, memory_order_relaxed)));
+    json_object_set_new(latency, "p50_ns", number_of(kvf_histogram_percentile(h, 50)));
+    json_object_set_new(latency, "p99_ns", number_of(kvf_histogram_percentile(h, 99)));
+    json_object_set_new(latency, "max_ns", number_of(atomic_load_explicit(&h->max, memory_order_relaxed)));
+    return latency;
+}
+
+static json_t *latencies_json(const struct kvf_core *core)
+{
+    json_t *latencies = json_object(), *fetch = json_object();
+    for (unsigned t = 0; t < KVF_TIER_COUNT; t++)
+        json_object_set_new(fetch, kvf_tier_name((enum kvf_tier)t), histogram_json(&core->fetch_ns[t]));
+    json_object_set_new(latencies, "fetch", fetch);
+    json_object_set_new(latencies, "attend_wait", histogram_json(&core->attend_wait_ns));
+    return latencies;
+}
+
+static json_t *counters_json(const struct kvf_core *core)
+{
+    json_t *counters = json_object();
+    struct kvf_counter_entry entry;
+    for (size_t i = 0; kvf_counters_entry(i, &entry); i++)
+        json_object_set_new(counters, entry.name, number_of(kvf_counters_get(&core->counters, i)));
+    return counters;
+}
+
+char *kvf_status_json(struct kvf_core *core)
+{
+    struct copy copy;
+    if (!copy_core(core, &copy))
+        return NULL;
+    json_t *root = json_object(), *lending = json_object(), *etcd = json_object();
+    json_object_set_new(root, "schema", json_string("kvf-node/1"));
+    json_object_set_new(root, "node", text_of(core->name));
+    json_object_set_new(root, "incarnation", hex_of(core->incarnation));
+    json_object_set_new(root, "version", text_of(kvf_version()));
+    json_object_set_new(root, "pid", json_integer(getpid()));
+    json_object_set_new(root, "uptime_s", number_of(uptime_s()));
+    json_object_set_new(root, "transport", text_of(copy.transport));
+    json_object_set_new(root, "tiers", tiers_json(&copy));
+    json_object_set_new(root, "sessions", number_of(copy.n_sessions));
+    json_object_set_new(lending, "capacity_bytes", number_of(copy.lend_capacity));
+    json_object_set_new(lending, "blocks", number_of(copy.lend_blocks));
+    json_object_set_new(lending, "bytes", number_of(copy.lend_used));
+    json_object_set_new(root, "lending", lending);
+    json_object_set_new(root, "peers", peers_json(&copy));
+    json_object_set_new(etcd, "configured", json_boolean(copy.etcd_configured));
+    json_object_set_new(etcd, "reachable", json_boolean(copy.etcd_reachable));
+    json_object_set_new(etcd, "joined", json_boolean(copy.joined));
+    json_object_set_new(etcd, "join", text_of(kvf_status_name(copy.join_status)));
+    json_object_set_new(root, "etcd", etcd);
+    json_object_set_new(root, "counters", counters_json(core));
+    json_object_set_new(root, "latencies", latencies_json(core));
+    char *text = json_dumps(root, JSON_COMPACT);
+    json_decref(root);
+    free(copy.peers);
+    return text;
+}
+
+/* ---------------------------------------------------------------- sessions */
+
+static void copy_session(const struct kvf_sess *from, struct session_copy *to)
+{
+    to->id = from->id;
+    to->epoch = from->epoch;
+    to->tokens = from->n_tokens;
+    to->sealed_blocks = from->sealed_blocks;
+    to->blocks = (uint64_t)from->sealed_blocks * (from->model ? from->model->streams : 0);
+    to->lost = from->lost;
+    to->from_peer = from->from_peer;
+    to->forks = from->forks;
+    to->state = from->state;
+    to->parked = from->parked;
+    to->handle_open = from->handle != NULL;
+    snprintf(to->model, sizeof to->model, "%s", from->model ? from->model->desc.name : "");
+    snprintf(to->new_home, sizeof to->new_home, "%s", from->new_home);
+}
+
+static int session_order(const void *a, const void *b)
+{
+    const struct session_copy *x = a, *y = b;
+    return x->id < y->id ? -1 : x->id > y->id;
+}
+
+/* The sessions in order of id; NULL with *count 0: out of memory. Those that come between the two locks may be missed. */
+static struct session_copy *copy_sessions(struct kvf_core *core, size_t *count)
+{
+    *count = 0;
+    kvf_core_lock(core);
+    size_t room = core->n_sessions + 16;
+    kvf_core_unlock(core);
+    struct session_copy *copies = calloc(room, sizeof *copies);
+    if (!copies)
+        return NULL;
+    size_t n = 0;
+    kvf_core_lock(core);
+    for (uint32_t bucket = 0; bucket < core->session_buckets; bucket++)
+        for (const struct kvf_sess *sess = core->sessions[bucket]; sess && n < room; sess = sess->next)
+            copy_session(sess, &copies[n++]);
+    kvf_core_unlock(core);
+    qsort(copies, n, sizeof *copies, session_order);
+    *count = n;
+    return copies;
+}
+
+static json_t *session_json(const struct session_copy *from)
+{
+    json_t *session = json_object();
+    json_object_set_new(session, "id", number_of(from->id));
+    json_object_set_new(session, "model", text_of(from->model));
+    json_object_set_new(session, "epoch", number_of(from->epoch));
+    json_object_set_new(session, "state", text_of(sess_state_name(from->state)));
+    json_object_set_new(session, "parked", json_boolean(from->parked));
+    json_object_set_new(session, "handle_open", json_boolean(from->handle_open));
+    json_object_set_new(session, "tokens", number_of(from->tokens));
+    json_object_set_new(session, "sealed_per_stream", number_of(from->sealed_blocks));
+    json_object_set_new(session, "sealed_blocks", number_of(from->blocks));
+    json_object_set_new(session, "lost_blocks", number_of(from->lost));
+    json_object_set_new(session, "streaming", json_boolean(from->from_peer > 0));
+    json_object_set_new(session, "streaming_blocks", number_of(from->from_peer));
+    json_object_set_new(session, "forks", number_of(from->forks));
+    if (from->state == KVF_SESS_DEPARTED)
+        json_object_set_new(session, "new_home", text_of(from->new_home));
+    return session;
+}
+
+char *kvf_sessions_json(struct kvf_core *core)
+{
+    size_t count;
+    struct session_copy *copies = copy_sessions(core, &count);
+    if (!copies)
+        return NULL;
+    json_t *root = json_object(), *list = json_array();
+    json_object_set_new(root, "schema", json_string("kvf-node-sessions/1"));
+    json_object_set_new(root, "node", text_of(core->name));
+    for (size_t i = 0; i < count; i++)
+        json_array_append_new(list, session_json(&copies[i]));
+    json_object_set_new(root, "sessions", list);
+    char *text = json_dumps(root, JSON_COMPACT);
+    json_decref(root);
+    free(copies);
+    return text;
+}
+
+/* ---------------------------------------------------------------- Prometheus */
+
+static void metric(FILE *out, const char *name, const char *type, const char *help)
+{
+    fprintf(out, "# HELP kvf_%s %s\n# TYPE kvf_%s %s\n", name, help, name, type);
+}
+
+static void gauge(FILE *out, const char *name, const char *help, uint64_t value)
+{
+    metric(out, name, "gauge", help);
+    fprintf(out, "kvf_%s %" PRIu64 "\n", name, value);
+}
+
+static void tier_gauges(FILE *out, const struct copy *copy)
+{
+    static const struct {
+        const char *name, *help;
+        size_t offset;
+    } gauges[] = {
+        {"tier_blocks", "sealed blocks that lie there", offsetof(struct tier_copy, blocks)},
+        {"tier_bytes", "bytes of sealed blocks that lie there", offsetof(struct tier_copy, bytes)},
+        {"tier_used_bytes", "bytes in use there, open blocks included", offsetof(struct tier_copy, used_bytes)},
+        {"tier_capacity_bytes", "room there; 0 where not known", offsetof(struct tier_copy, capacity_bytes)},
+    };
+    for (size_t i = 0; i < sizeof gauges / sizeof gauges[0]; i++) {
+        metric(out, gauges[i].name, "gauge", gauges[i].help);
+        for (unsigned t = 0; t < KVF_TIER_COUNT; t++)
+            fprintf(out, "kvf_%s{tier=\"%s\"} %" PRIu64 "\n", gauges[i].name, kvf_tier_name((enum kvf_tier)t),
+                    *(const uint64_t *)((const char *)&copy->tier[t] + gauges[i].offset));
+    }
+    metric(out, "tier_up", "gauge", "1: the tier works; 0: degraded or absent");
+    for (unsigned t = 0; t < KVF_TIER_COUNT; t++)
+        fprintf(out, "kvf_tier_up{tier=\"%s\"} %d\n", kvf_tier_name((enum kvf_tier)t), !strcmp(copy->tier[t].state, "ok"));
+}
+
+/* `label` is `tier="x"` or empty. */
+static void quantiles(FILE *out, const char *name, const char *label, const struct kvf_histogram *h)
+{
+    const char *comma = *label ? "," : "";
+    for (unsigned i = 0; i < PERCENTILES; i++)
+        fprintf(out, "kvf_%s{%s%squantile=\"%g\"} %.9f\n", name, label, comma, percentiles[i] / 100,
+                (double)kvf_histogram_percentile(h, percentiles[i]) / 1e9);
+    const char *open = *label ? "{" : "", *close = *label ? "}" : "";
+    fprintf(out, "kvf_%s_sum%s%s%s %.9f\n", name, open, label, close,
+            (double)atomic_load_explicit(&h->sum, memory_order_relaxed) / 1e9);
+    fprintf(out, "kvf_%s_count%s%s%s %" PRIu64 "\n", name, open, label, close,
+            atomic_load_explicit(&h->count, memory_order_relaxed));
+}
+
+static void write_metrics(FILE *out, const struct kvf_core *core, const struct copy *copy)
+{
+    struct kvf_counter_entry entry;
+    for (size_t i = 0; kvf_counters_entry(i, &entry); i++) {
+        char name[96];
+        snprintf(name, sizeof name, "%s_total", entry.name);
+        metric(out, name, "counter", entry.help);
+        fprintf(out, "kvf_%s %" PRIu64 "\n", name, kvf_counters_get(&core->counters, i));
+    }
+    tier_gauges(out, copy);
+    uint64_t up = 0;
+    for (unsigned i = 0; i < copy->n_peers; i++)
+        up += copy->peers[i].up;
+    gauge(out, "sessions", "sessions that this node holds", copy->n_sessions);
+    gauge(out, "peers_up", "peers that answer", up);
+    gauge(out, "lend_capacity_bytes", "DRAM for other nodes' blocks", copy->lend_capacity);
+    gauge(out, "lend_used_bytes", "of it, in use", copy->lend_used);
+    gauge(out, "lend_blocks", "other nodes' blocks here", copy->lend_blocks);
+    gauge(out, "etcd_up", "1: etcd answers", copy->etcd_reachable);
+    gauge(out, "uptime_seconds", "seconds since the process began", uptime_s());
+    metric(out, "fetch_seconds", "summary", "from a read's start to its bytes, by source");
+    for (unsigned t = 0; t < KVF_TIER_COUNT; t++) {
+        char label[64];
+        snprintf(label, sizeof label, "tier=\"%s\"", kvf_tier_name((enum kvf_tier)t));
+        quantiles(out, "fetch_seconds", label, &core->fetch_ns[t]);
+    }
+    metric(out, "attend_wait_seconds", "summary", "what attention waited for cold blocks, per call");
+    quantiles(out, "attend_wait_seconds", "", &core->attend_wait_ns);
+}
+
+char *kvf_metrics_text(struct kvf_core *core)
+{
+    struct copy copy;
+    char *text = NULL;
+    size_t bytes = 0;
+    if (!copy_core(core, &copy))
+        return NULL;
+    FILE *out = open_memstream(&text, &bytes);
+    if (out) {
+        write_metrics(out, core, &copy);
+        if (fclose(out)) {
+            free(text);
+            text = NULL;
+        }
+    }
+    free(copy.peers);
+    return text;
+}

@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""kvf: usage, info, and status, sessions and move against a cluster and without one."""
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+import cluster
+from cluster import Case, Cluster, free_ports, run
+
+
+class UsageTest(Case):
+    def test_help_lists_verbs_exit_codes_and_ends_with_examples(self):
+        done = run("kvf", "--help")
+        self.assert_done(done)
+        for word in ("status", "sessions", "move", "info", "bench", "KVF_ETCD_ENDPOINTS", "exit codes: 0 done"):
+            self.assertIn(word, done.stdout)
+        self.assertLess(done.stdout.index("exit codes"), done.stdout.rindex("examples"))
+
+    def test_every_verb_has_help(self):
+        for verb in ("status", "sessions", "move", "info"):
+            done = run("kvf", verb, "--help")
+            self.assert_done(done)
+            self.assertTrue(done.stdout.startswith(f"usage: kvf {verb}"), done.stdout)
+            self.assertLess(done.stdout.index("exit codes"), done.stdout.index("examples"))
+
+    def test_no_verb_and_unknown_verb(self):
+        self.assert_failed(run("kvf"), 2, "verb")
+        self.assert_failed(run("kvf", "fly"), 2, "fly")
+
+    def test_unknown_options(self):
+        self.assert_failed(run("kvf", "--nonsense", "status"), 2, "--nonsense")
+        self.assert_failed(run("kvf", "status", "--nonsense"), 2, "--nonsense")
+        self.assert_failed(run("kvf", "info", "-z"), 2, "-z")
+        self.assert_failed(run("kvf", "status", "--etcd"), 2, "--etcd")
+
+    def test_wrong_number_of_arguments(self):
+        self.assert_failed(run("kvf", "status", "a", "b"), 2, "b")
+        self.assert_failed(run("kvf", "move", "1"), 2, "missing")
+
+    def test_bad_values(self):
+        self.assert_failed(run("kvf", "status", "--timeout", "soon"), 2, "soon")
+        self.assert_failed(run("kvf", "status", "--timeout", "nan"), 2, "nan")
+        self.assert_failed(run("kvf", "status", "--set", "no.such=1"), 2, "no.such", "ERR_CONFIG")
+        self.assert_failed(run("kvf", "status", "--config", "/nowhere/kvf.conf"), 2, "/nowhere/kvf.conf")
+        for session in ("0", "-1", "x", "0x", "9223372036854775808", "18446744073709551617"):
+            self.assert_failed(run("kvf", "move", "--", session, "b"), 2, session)
+
+    def test_a_full_standard_output_is_a_failure(self):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([cluster.program("kvf"), "info", "-c"], stdout=full, stderr=subprocess.PIPE, text=True,
+                                  env=cluster.environment(), timeout=cluster.PATIENCE)
+        self.assertEqual((done.returncode, len(done.stderr.splitlines())), (1, 1), done.stderr)
+
+
+class InfoTest(Case):
+    def test_build_and_devices_without_a_flag(self):
+        done = run("kvf", "info")
+        self.assert_done(done)
+        for word in ("version", "cpu kernels", "gpu", "huge pages", "memlock", "/dev/shm", "ucx", "io_uring"):
+            self.assertIn(word, done.stdout)
+
+    def test_settings_are_the_file_in_deploy(self):
+        done = run("kvf", "info", "-c")
+        self.assert_done(done)
+        with open(os.path.join(cluster.ROOT, "deploy", "kvf.conf")) as text:
+            self.assertEqual(done.stdout, text.read(), "deploy/kvf.conf is old: kvf info -c > deploy/kvf.conf")
+
+    def test_settings_are_read_back(self):
+        done = run("kvf", "info", "-c", "--set", "dram.bytes=48M", env=cluster.environment(KVF_SSD_DEPTH="7"))
+        self.assert_done(done)
+        self.assertIn("\ndram.bytes = 48M\n", done.stdout)
+        self.assertIn("\nssd.depth = 7\n", done.stdout)
+        fresh = Cluster(etcd=False)
+        self.addCleanup(fresh.close)
+        path = os.path.join(fresh.folder, "kvf.conf")
+        with open(path, "w") as out:
+            out.write(done.stdout)
+        self.assertEqual(run("kvf", "info", "-c", "--config", path).stdout, done.stdout)
+
+    def test_sizes(self):
+        done = run("kvf", "info", "-t")
+        self.assert_done(done)
+        self.assertRegex(done.stdout, r"kvf_entry +\d+ ")
+
+
+class NoClusterTest(Case):
+    """Nothing listens, something else listens, something listens and says nothing."""
+
+    def check(self, url, seconds):
+        for verb in (["status"], ["sessions"], ["move", "1", "b"]):
+            begin = time.monotonic()
+            self.assert_failed(run("kvf", *verb, "--etcd", url, "--timeout", "1"), 3, url, "etcd")
+            self.assertLess(time.monotonic() - begin, seconds * (4 if cluster.SANITIZED else 1))
+
+    def test_nothing_listens(self):
+        self.check(f"http://127.0.0.1:{free_ports(1)[0]}", 3)
+
+    def test_a_listener_that_says_nothing(self):
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            self.check(f"http://127.0.0.1:{mute.getsockname()[1]}", 5)
+
+    def test_a_listener_that_is_no_etcd(self):
+        def answer(server):
+            while True:
+                try:
+                    peer, _ = server.accept()
+                except OSError:
+                    return
+                with peer:
+                    peer.recv(65536)
+                    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\n\xff{[1")
+
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            thread = threading.Thread(target=answer, args=(other,), daemon=True)
+            thread.start()
+            self.check(f"http://127.0.0.1:{other.getsockname()[1]}", 5)
+            other.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+class EmptyClusterTest(Case):
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = Cluster()
+        cls.addClassCleanup(cls.cluster.close)
+
+    def test_status_sessions_and_unknown_names(self):
+        kvf = self.cluster.kvf
+        done = kvf("status")
+        self.assert_done(done)
+        self.assertIn("0 nodes, 0 sessions, leader none", done.stdout)
+        self.assert_failed(kvf("status", "ghost"), 1, "ghost", "ERR_NOT_FOUND")
+        done = kvf("sessions")
+        self.assert_done(done)
+        self.assertEqual(done.stdout, "no sessions\n")
+        self.assert_failed(kvf("move", "7", "ghost"), 1, "session 7", "ERR_NOT_FOUND")
+
+
+class ClusterTest(Case):
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = Cluster()
+        cls.addClassCleanup(cls.cluster.close)
+        cls.one = cls.cluster.kvfd("one", lend_bytes="8M").await_ready()
+        cls.two = cls.cluster.kvfd("two").await_ready()
+
+    def put(self, key, value):
+        """Writes a key to etcd as its gateway takes it."""
+        import base64
+        import urllib.request
+        encode = lambda text: base64.b64encode(text.encode()).decode()
+        body = json.dumps({"key": encode(key), "value": encode(value)}).encode()
+        with urllib.request.urlopen(f"{self.cluster.url}/v3/kv/put", body, timeout=10):
+            pass
+
+    def test_status_lists_the_nodes(self):
+        done = self.cluster.kvf("status")
+        self.assert_done(done)
+        rows = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+        self.assertIn(" up ", rows["one"])
+        self.assertIn("8.0 MiB", rows["one"])
+        self.assertIn(self.two.admin, rows["two"])
+
+    def test_status_as_json(self):
+        done = self.cluster.kvf("--json", "status")
+        self.assert_done(done)
+        self.assertTrue(done.stdout.lstrip("{ \n").startswith('"schema": "kvf-status/1"'), done.stdout[:80])
+        root = json.loads(done.stdout)
+        nodes = {node["name"]: node for node in root["nodes"]}
+        self.assertEqual([node["reachable"] for node in nodes.values()], [True, True])
+        self.assertEqual([t["name"] for t in nodes["one"]["status"]["tiers"]], ["gpu", "dram", "remote", "ssd", "peer"])
+        self.assertEqual(nodes["one"]["status"]["lending"]["capacity_bytes"], 8 << 20)
+
+    def test_status_of_one_node(self):
+        done = self.cluster.kvf("status", "one")
+        self.assert_done(done)
+        for word in ("one: version", "TIER", "dram", "ssd.path is empty"):
+            self.assertIn(word, done.stdout)
+
+    def test_settings_come_from_the_environment_and_a_file(self):
+        done = run("kvf", "status", "--json", env=cluster.environment(KVF_ETCD_ENDPOINTS=self.cluster.url))
+        self.assert_done(done)
+        path = os.path.join(self.cluster.folder, "kvf.conf")
+        with open(path, "w") as out:
+            out.write(f"etcd.endpoints = {self.cluster.url}\netcd.prefix = /elsewhere\n")
+        done = run("kvf", "status", "--config", path)
+        self.assert_done(done)
+        self.assertIn("cluster /elsewhere", done.stdout)
+        self.assertIn("0 nodes", done.stdout)
+
+    def test_a_dead_node_is_shown_as_unreachable(self):
+        third = self.cluster.kvfd("third", etcd_lease="60s").await_ready()
+        third.process.kill()
+        third.process.wait()
+        done = self.cluster.kvf("status")
+        self.assert_done(done)
+        self.assertIn("third", done.stdout)
+        self.assertIn("third is unreachable", done.stdout)
+        self.assert_failed(self.cluster.kvf("status", "third"), 1, "third")
+        node = [n for n in json.loads(self.cluster.kvf("status", "--json").stdout)["nodes"] if n["name"] == "third"][0]
+        self.assertEqual((node["reachable"], "error" in node), (False, True))
+
+    def test_moves_that_cannot_be(self):
+        kvf = self.cluster.kvf
+        self.assert_failed(kvf("move", "7", "two"), 1, "session 7", "ERR_NOT_FOUND")
+        for session, home in ((500, "one"), (501, "nobody")):
+            self.put(f"/kvfabric/default/sessions/{session:016x}",
+                     json.dumps({"home": home, "epoch": 1, "state": "active", "tokens": 64, "model": "m"}))
+        self.assert_failed(kvf("move", "501", "two"), 1, "nobody", "ERR_PEER_LOST")
+        self.assert_failed(kvf("move", "500", "nowhere"), 1, "nowhere", "ERR_NOT_FOUND")
+        self.assert_failed(kvf("move", "500", "one"), 1, "already")
+        # Placement names the home, but the home has no such session.
+        self.assert_failed(kvf("move", "0x1f4", "two", "--timeout", "5"), 1, "ERR_NOT_FOUND")
+        done = kvf("sessions")
+        self.assert_done(done)
+        self.assertIn("nobody (gone)", done.stdout)
+        self.assertEqual(len(json.loads(kvf("sessions", "--json").stdout)["sessions"]), 2)
+
+    def test_hostile_records_do_not_hurt(self):
+        for value in ("", "{}", "[" * 200, '{"home":5,"epoch":"x"}', "\u0000\u0001", '{"home":"' + "a" * 5000 + '"}'):
+            self.put("/kvfabric/default/sessions/00000000000000ff", value)
+            self.put("/kvfabric/default/members/evil", value)
+            self.assert_done(self.cluster.kvf("status"))
+            self.assert_done(self.cluster.kvf("sessions"))
+        self.assertEqual(self.one.get("/healthz"), "ok\n")
+
+
+if __name__ == "__main__":
+    cluster.need("kvf", "kvfd", "etcd")
+    cluster.main()

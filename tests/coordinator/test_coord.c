@@ -1,0 +1,830 @@
+/* The coordinator over etcd in memory and a clock set by hand. */
+#include "coordinator/coordinator.h"
+#include "coordinator/records.h"
+#include "tests/sim/sim_env.h"
+#include "tests/sim/sim_store.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define SEED 20261123
+#define PREFIX "/kvf/test"
+#define TTL (5 * KVF_SEC)
+#define PEERS 3
+
+/* One participant and what its handler was told. */
+struct peer {
+    struct world *world;
+    struct kvf_store *store;
+    struct kvf_coord *coord;
+    unsigned ups, downs, placements, gone;
+    char last_down[64], leader[64];
+    uint64_t last_down_incarnation;
+    struct kvf_placement last_placement;
+    int joined; /* status, 99: not yet */
+    unsigned joined_calls;
+    int reachable; /* -1: not told */
+};
+
+struct world {
+    struct sim_env sim;
+    struct kvf_log log;
+    struct kvf_sim_etcd *etcd;
+    struct peer peer[PEERS];
+    /* the last answer of a session or model request */
+    unsigned answers;
+    enum kvf_status status;
+    struct kvf_placement standing;
+    bool has_standing;
+};
+
+static void member_up(void *arg, const struct kvf_member *member)
+{
+    ((struct peer *)arg)->ups++;
+}
+
+static void member_down(void *arg, const char *name, uint64_t incarnation)
+{
+    struct peer *p = arg;
+    p->downs++;
+    p->last_down_incarnation = incarnation;
+    snprintf(p->last_down, sizeof p->last_down, "%s", name);
+}
+
+static void placement(void *arg, const struct kvf_placement *placement)
+{
+    struct peer *p = arg;
+    p->placements++;
+    p->last_placement = *placement;
+}
+
+static void placement_gone(void *arg, uint64_t id)
+{
+    ((struct peer *)arg)->gone++;
+}
+
+static void leader(void *arg, const char *name)
+{
+    struct peer *p = arg;
+    snprintf(p->leader, sizeof p->leader, "%s", name);
+}
+
+static void joined(void *arg, enum kvf_status status)
+{
+    struct peer *p = arg;
+    p->joined = status;
+    p->joined_calls++;
+}
+
+static void store_state(void *arg, bool reachable)
+{
+    ((struct peer *)arg)->reachable = reachable;
+}
+
+static void answered(void *arg, enum kvf_status status, const struct kvf_placement *standing)
+{
+    struct world *w = arg;
+    w->answers++;
+    w->status = status;
+    w->has_standing = standing != NULL;
+    if (standing)
+        w->standing = *standing;
+}
+
+static void model_answered(void *arg, enum kvf_status status)
+{
+    answered(arg, status, NULL);
+}
+
+static void open_peer(struct world *w, unsigned i)
+{
+    struct peer *p = &w->peer[i];
+    *p = (struct peer){.world = w, .joined = 99, .reachable = -1};
+    p->store = kvf_sim_store_create(w->etcd);
+    struct kvf_coord_config config = {
+        .env = &w->sim.env,
+        .store = p->store,
+        .log = &w->log,
+        .prefix = PREFIX "/",
+        .lease_ttl_ns = TTL,
+        .handler = {p, member_up, member_down, placement, placement_gone, leader, joined, store_state},
+    };
+    assert_int_equal(kvf_coord_create(&config, &p->coord), KVF_OK);
+}
+
+static void close_peer(struct peer *p)
+{
+    kvf_coord_destroy(p->coord);
+    if (p->store)
+        p->store->ops->destroy(p->store);
+    p->coord = NULL;
+    p->store = NULL;
+}
+
+static int set_up(void **state)
+{
+    struct world *w = calloc(1, sizeof *w);
+    sim_env_init(&w->sim, SEED);
+    kvf_log_init(&w->log, "test", KVF_LOG_DEBUG, NULL);
+    w->etcd = kvf_sim_etcd_create(&w->sim.env);
+    for (unsigned i = 0; i < PEERS; i++)
+        open_peer(w, i);
+    *state = w;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct world *w = *state;
+    for (unsigned i = 0; i < PEERS; i++)
+        close_peer(&w->peer[i]);
+    kvf_sim_etcd_destroy(w->etcd);
+    free(w);
+    return 0;
+}
+
+/* Polls everybody until nothing happens any more, without time. */
+static void settle(struct world *w)
+{
+    for (unsigned rounds = 0, n = 1; n; rounds++) {
+        n = 0;
+        for (unsigned i = 0; i < PEERS; i++)
+            if (w->peer[i].coord)
+                n += kvf_coord_poll(w->peer[i].coord);
+        assert_true(rounds < 200);
+    }
+}
+
+/* Lets time pass in steps of 100 ms. */
+static void pass(struct world *w, uint64_t ns)
+{
+    for (uint64_t t = 0; t < ns; t += 100 * KVF_MS) {
+        sim_env_advance(&w->sim, 100 * KVF_MS);
+        settle(w);
+    }
+}
+
+static struct kvf_member member_of(const char *name, uint64_t incarnation)
+{
+    struct kvf_member m = {.incarnation = incarnation, .address = "address", .address_bytes = 7, .host = "h"};
+    snprintf(m.name, sizeof m.name, "%s", name);
+    return m;
+}
+
+static void join(struct world *w, unsigned i, const char *name, uint64_t incarnation)
+{
+    struct kvf_member m = member_of(name, incarnation);
+    assert_int_equal(kvf_coord_join(w->peer[i].coord, &m, false), KVF_OK);
+}
+
+static void join_two(struct world *w)
+{
+    join(w, 0, "a", 1);
+    join(w, 1, "b", 2);
+    settle(w);
+    assert_int_equal(w->peer[0].joined, KVF_OK);
+    assert_int_equal(w->peer[1].joined, KVF_OK);
+}
+
+static bool knows(struct peer *p, const char *name)
+{
+    return kvf_coord_member(p->coord, name) != NULL;
+}
+
+/* Runs a session request to its answer. */
+static enum kvf_status wait_answer(struct world *w, enum kvf_status started)
+{
+    unsigned before = w->answers;
+    assert_int_equal(started, KVF_OK);
+    settle(w);
+    assert_int_equal(w->answers, before + 1);
+    return w->status;
+}
+
+static enum kvf_status create(struct world *w, unsigned i, uint64_t id, const char *home)
+{
+    return wait_answer(w, kvf_coord_session_create(w->peer[i].coord, id, home, "m", answered, w));
+}
+
+static enum kvf_status move(struct world *w, unsigned i, uint64_t id, const char *home, uint64_t epoch, const char *to)
+{
+    return wait_answer(w, kvf_coord_session_move(w->peer[i].coord, id, home, epoch, to, 100, answered, w));
+}
+
+static enum kvf_status read_back(struct world *w, unsigned i, uint64_t id)
+{
+    return wait_answer(w, kvf_coord_session_read(w->peer[i].coord, id, answered, w));
+}
+
+/* ---------------------------------------------------------------------------------------------------- membership */
+
+static void members_see_each_other_and_an_observer_sees_both(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    assert_int_equal(kvf_coord_join(w->peer[2].coord, NULL, false), KVF_OK);
+    settle(w);
+    assert_int_equal(w->peer[2].joined, KVF_OK);
+    for (unsigned i = 0; i < PEERS; i++) {
+        assert_true(knows(&w->peer[i], "a") && knows(&w->peer[i], "b"));
+        assert_non_null(kvf_coord_member_at(w->peer[i].coord, 1));
+        assert_null(kvf_coord_member_at(w->peer[i].coord, 2));
+    }
+    const struct kvf_member *b = kvf_coord_member(w->peer[0].coord, "b");
+    assert_int_equal(b->incarnation, 2);
+    assert_int_equal(b->address_bytes, 7);
+    assert_memory_equal(b->address, "address", 7);
+    assert_int_equal(w->peer[0].ups, 2);
+    assert_int_equal(w->peer[0].reachable, 1);
+    assert_int_equal(kvf_sim_etcd_leases(w->etcd), 2);
+}
+
+static void leases_are_kept_while_time_passes(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    pass(w, 10 * TTL);
+    assert_int_equal(w->peer[0].downs + w->peer[1].downs, 0);
+    assert_int_equal(w->peer[0].joined_calls, 1);
+    assert_true(kvf_sim_store_requests(w->peer[0].store) < 45); /* three a TTL, not more */
+    uint64_t next = kvf_coord_next_timer(w->peer[0].coord);
+    assert_true(next > w->sim.now_ns && next <= w->sim.now_ns + TTL / 3);
+}
+
+static void a_silent_member_goes_down_when_its_lease_ends(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    kvf_sim_store_cut(w->peer[1].store, true);
+    pass(w, TTL / 2);
+    assert_int_equal(w->peer[0].downs, 0);
+    pass(w, TTL);
+    assert_int_equal(w->peer[0].downs, 1);
+    assert_string_equal(w->peer[0].last_down, "b");
+    assert_int_equal(w->peer[0].last_down_incarnation, 2);
+    assert_false(knows(&w->peer[0], "b"));
+    assert_int_equal(w->peer[1].downs, 0); /* it knows nothing and concludes nothing */
+    assert_int_equal(w->peer[1].reachable, 0);
+    kvf_sim_store_cut(w->peer[1].store, false);
+    pass(w, 5 * KVF_SEC);
+    assert_true(knows(&w->peer[0], "b")); /* under a new lease, the same incarnation */
+    assert_int_equal(kvf_coord_member(w->peer[0].coord, "b")->incarnation, 2);
+    assert_true(knows(&w->peer[1], "a") && knows(&w->peer[1], "b"));
+    assert_int_equal(w->peer[1].joined_calls, 1);
+}
+
+static void a_member_that_leaves_is_gone_at_once(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    kvf_coord_leave(w->peer[1].coord);
+    assert_false(kvf_coord_left(w->peer[1].coord));
+    settle(w);
+    assert_true(kvf_coord_left(w->peer[1].coord));
+    assert_int_equal(w->peer[0].downs, 1);
+    assert_int_equal(kvf_sim_etcd_leases(w->etcd), 1);
+}
+
+static void leaving_while_etcd_is_away_ends(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    kvf_sim_etcd_down(w->etcd, true);
+    kvf_coord_leave(w->peer[1].coord);
+    settle(w);
+    assert_true(kvf_coord_left(w->peer[1].coord));
+}
+
+static void a_living_name_is_refused_until_its_lease_ends(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    join(w, 2, "a", 9);
+    settle(w);
+    assert_int_equal(w->peer[2].joined, KVF_ERR_EXISTS);
+    assert_int_equal(kvf_coord_member(w->peer[1].coord, "a")->incarnation, 1);
+    assert_int_equal(kvf_sim_etcd_leases(w->etcd), 2); /* the refused one gave its lease back */
+    close_peer(&w->peer[0]); /* dies without leaving */
+    pass(w, TTL + KVF_SEC);
+    join(w, 2, "a", 9);
+    settle(w);
+    assert_int_equal(w->peer[2].joined, KVF_OK);
+    assert_int_equal(kvf_coord_member(w->peer[1].coord, "a")->incarnation, 9);
+    assert_int_equal(w->peer[1].downs, 1);
+}
+
+static void bad_members_are_refused_before_anything_is_sent(void **state)
+{
+    struct world *w = *state;
+    struct kvf_member m = member_of("a/b", 1);
+    assert_int_equal(kvf_coord_join(w->peer[0].coord, &m, false), KVF_ERR_INVALID);
+    m = member_of("a", 1);
+    strcpy(m.host, "two words");
+    assert_int_equal(kvf_coord_join(w->peer[0].coord, &m, false), KVF_ERR_INVALID);
+    m = member_of("a", 1);
+    m.address_bytes = sizeof m.address + 1;
+    assert_int_equal(kvf_coord_join(w->peer[0].coord, &m, false), KVF_ERR_INVALID);
+    settle(w);
+    assert_int_equal(kvf_sim_store_requests(w->peer[0].store), 0);
+}
+
+static void a_put_of_unknown_outcome_is_recognised_as_ours(void **state)
+{
+    struct world *w = *state;
+    struct kvf_member m = member_of("a", 1);
+    kvf_sim_etcd_manual(w->etcd, true);
+    assert_int_equal(kvf_coord_join(w->peer[0].coord, &m, true), KVF_OK);
+    settle(w);
+    assert_true(kvf_sim_etcd_step(w->etcd)); /* the grant */
+    settle(w);
+    kvf_sim_store_drop(w->peer[0].store, 1, true);
+    assert_true(kvf_sim_etcd_step(w->etcd)); /* the put: carried out, its answer lost */
+    kvf_sim_etcd_manual(w->etcd, false);
+    pass(w, 3 * KVF_SEC);
+    assert_int_equal(w->peer[0].joined, KVF_OK);
+    assert_non_null(kvf_sim_etcd_get(w->etcd, PREFIX "/members/a"));
+}
+
+static void a_removed_record_is_put_again(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    kvf_sim_etcd_put(w->etcd, PREFIX "/members/b", NULL);
+    settle(w);
+    assert_true(knows(&w->peer[0], "b"));
+    assert_non_null(kvf_sim_etcd_get(w->etcd, PREFIX "/members/b"));
+    assert_int_equal(w->peer[0].downs, 1);
+}
+
+static void a_lease_that_etcd_forgot_is_granted_anew(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    kvf_sim_etcd_expire(w->etcd, kvf_sim_etcd_get(w->etcd, PREFIX "/members/b")->lease);
+    settle(w);
+    pass(w, TTL);
+    assert_true(knows(&w->peer[0], "b") && knows(&w->peer[1], "b"));
+    assert_int_equal(w->peer[1].joined_calls, 1);
+    assert_int_equal(kvf_sim_etcd_leases(w->etcd), 2);
+}
+
+static void one_who_lost_its_name_is_told(void **state)
+{
+    struct world *w = *state;
+    char text[KVF_STORE_VALUE_MAX];
+    struct kvf_member other = member_of("b", 77);
+    join_two(w);
+    kvf_sim_store_cut(w->peer[1].store, true);
+    pass(w, 2 * TTL);
+    assert_true(kvf_records_encode_member(&other, text));
+    kvf_sim_etcd_put(w->etcd, PREFIX "/members/b", text);
+    kvf_sim_store_cut(w->peer[1].store, false);
+    pass(w, TTL);
+    assert_int_equal(w->peer[1].joined, KVF_ERR_EXISTS);
+    assert_int_equal(kvf_coord_member(w->peer[0].coord, "b")->incarnation, 77);
+}
+
+/* ---------------------------------------------------------------------------------------------------- etcd away */
+
+static void joining_without_etcd_fails_unless_it_may_wait(void **state)
+{
+    struct world *w = *state;
+    struct kvf_member m = member_of("b", 2);
+    kvf_sim_etcd_down(w->etcd, true);
+    join(w, 0, "a", 1);
+    assert_int_equal(kvf_coord_join(w->peer[1].coord, &m, true), KVF_OK);
+    settle(w);
+    assert_int_equal(w->peer[0].joined, KVF_ERR_STORE);
+    assert_int_equal(w->peer[1].joined, 99);
+    assert_int_equal(w->peer[1].reachable, 0);
+    pass(w, 4 * KVF_SEC);
+    assert_int_equal(w->peer[1].joined, 99);
+    assert_true(kvf_sim_store_requests(w->peer[1].store) < 20); /* with back-off */
+    kvf_sim_etcd_down(w->etcd, false);
+    pass(w, 3 * KVF_SEC);
+    assert_int_equal(w->peer[1].joined, KVF_OK);
+    join(w, 0, "a", 1); /* may be tried again */
+    settle(w);
+    assert_int_equal(w->peer[0].joined, KVF_OK);
+}
+
+static void nobody_is_declared_down_while_etcd_is_away(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    assert_int_equal(create(w, 0, 7, "a"), KVF_OK);
+    kvf_sim_etcd_down(w->etcd, true);
+    pass(w, 5 * TTL);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(w->peer[i].downs, 0);
+        assert_int_equal(w->peer[i].reachable, 0);
+        assert_true(knows(&w->peer[i], "a") && knows(&w->peer[i], "b"));
+        assert_non_null(kvf_coord_placement_known(w->peer[i].coord, 7));
+    }
+    assert_int_equal(move(w, 0, 7, "a", 1, "b"), KVF_ERR_STORE);
+    kvf_sim_etcd_down(w->etcd, false);
+    pass(w, 3 * KVF_SEC);
+    assert_int_equal(w->peer[0].reachable, 1);
+    assert_int_equal(w->peer[0].downs, 0);
+    assert_int_equal(move(w, 0, 7, "a", 1, "b"), KVF_OK);
+    assert_string_equal(kvf_coord_placement_known(w->peer[1].coord, 7)->home, "b");
+}
+
+static void a_lost_watch_is_made_good_by_a_range(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    assert_int_equal(create(w, 0, 7, "a"), KVF_OK);
+    assert_int_equal(create(w, 0, 8, "a"), KVF_OK);
+    join(w, 2, "c", 3);
+    settle(w);
+    kvf_sim_store_hold(w->peer[0].store, true);
+    kvf_coord_leave(w->peer[2].coord);
+    assert_int_equal(wait_answer(w, kvf_coord_session_remove(w->peer[1].coord, 7, "a", 1, answered, w)), KVF_OK);
+    assert_int_equal(move(w, 1, 8, "a", 1, "b"), KVF_OK);
+    assert_int_equal(create(w, 1, 9, "b"), KVF_OK);
+    assert_true(knows(&w->peer[0], "c"));
+    kvf_sim_etcd_compact(w->etcd);
+    kvf_sim_store_hold(w->peer[0].store, false);
+    settle(w);
+    assert_false(knows(&w->peer[0], "c"));
+    assert_string_equal(w->peer[0].last_down, "c");
+    assert_null(kvf_coord_placement_known(w->peer[0].coord, 7));
+    assert_int_equal(w->peer[0].gone, 1);
+    assert_int_equal(kvf_coord_placement_known(w->peer[0].coord, 8)->epoch, 2);
+    assert_non_null(kvf_coord_placement_known(w->peer[0].coord, 9));
+    assert_int_equal(create(w, 1, 10, "b"), KVF_OK); /* and the new watch runs */
+    assert_non_null(kvf_coord_placement_known(w->peer[0].coord, 10));
+}
+
+static void hostile_records_are_ignored_and_hide_nothing(void **state)
+{
+    struct world *w = *state;
+    static const char *const junk[][2] = {
+        {PREFIX "/members/evil", "{"},
+        {PREFIX "/members/evil2", "{\"incarnation\":7}"},
+        {PREFIX "/members/a/b", "{}"},
+        {PREFIX "/sessions/zz", "{}"},
+        {PREFIX "/sessions/0000000000000009", "[[[[[[[[["},
+        {PREFIX "/what", ""},
+        {PREFIX "/leader", "{\"name\":\"\\u001b[2J\"}"},
+    };
+    for (size_t i = 0; i < sizeof junk / sizeof junk[0]; i++)
+        kvf_sim_etcd_put(w->etcd, junk[i][0], junk[i][1]);
+    join_two(w);
+    assert_int_equal(create(w, 0, 7, "a"), KVF_OK);
+    assert_null(kvf_coord_member(w->peer[0].coord, "evil"));
+    assert_null(kvf_coord_placement_known(w->peer[0].coord, 9));
+    assert_int_equal(read_back(w, 0, 9), KVF_ERR_STORE);
+    assert_int_equal(create(w, 0, 9, "a"), KVF_ERR_STORE);
+    for (size_t i = 0; i < sizeof junk / sizeof junk[0]; i++)
+        kvf_sim_etcd_put(w->etcd, junk[i][0], "\"again\"");
+    kvf_sim_etcd_put(w->etcd, PREFIX "/members/b", "{}"); /* what was known stays known */
+    kvf_sim_etcd_put(w->etcd, PREFIX "/sessions/0000000000000007", "{}");
+    settle(w);
+    assert_true(knows(&w->peer[0], "b"));
+    assert_string_equal(kvf_coord_placement_known(w->peer[0].coord, 7)->home, "a");
+    kvf_sim_store_hold(w->peer[0].store, true);
+    kvf_sim_etcd_put(w->etcd, PREFIX "/what", NULL);
+    kvf_sim_etcd_compact(w->etcd);
+    kvf_sim_store_hold(w->peer[0].store, false);
+    settle(w);
+    assert_true(knows(&w->peer[0], "b")); /* through a range, too */
+    assert_non_null(kvf_coord_placement_known(w->peer[0].coord, 7));
+    assert_int_equal(move(w, 0, 7, "a", 1, "b"), KVF_ERR_STORE);
+}
+
+/* ---------------------------------------------------------------------------------------------------- placement */
+
+static void a_session_has_one_home(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    assert_int_equal(create(w, 0, 7, "a"), KVF_OK);
+    assert_int_equal(w->standing.epoch, 1);
+    assert_string_equal(w->standing.model, "m");
+    assert_int_equal(w->peer[1].placements, 1);
+    assert_string_equal(w->peer[1].last_placement.home, "a");
+    assert_int_equal(create(w, 1, 7, "b"), KVF_ERR_EXISTS);
+    assert_true(w->has_standing);
+    assert_string_equal(w->standing.home, "a");
+    assert_int_equal(read_back(w, 1, 7), KVF_OK);
+    assert_int_equal(read_back(w, 1, 8), KVF_ERR_NOT_FOUND);
+}
+
+static void a_move_is_guarded_by_home_and_epoch(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    assert_int_equal(create(w, 0, 7, "a"), KVF_OK);
+    assert_int_equal(move(w, 0, 7, "a", 1, "b"), KVF_OK);
+    assert_int_equal(w->standing.epoch, 2);
+    assert_int_equal(w->standing.tokens, 100);
+    assert_string_equal(w->standing.home, "b");
+    assert_string_equal(w->standing.model, "m");
+    assert_int_equal(move(w, 0, 7, "a", 1, "c"), KVF_ERR_STALE); /* by one who missed it */
+    assert_string_equal(w->standing.home, "b");
+    assert_int_equal(w->standing.epoch, 2);
+    assert_int_equal(move(w, 0, 7, "b", 1, "c"), KVF_ERR_STALE);
+    assert_int_equal(move(w, 0, 7, "a", 2, "c"), KVF_ERR_STALE);
+    assert_int_equal(move(w, 0, 6, "a", 1, "c"), KVF_ERR_NOT_FOUND);
+    assert_int_equal(read_back(w, 1, 7), KVF_OK);
+    assert_int_equal(w->standing.epoch, 2);
+}
+
+static void of_two_moves_at_once_one_wins(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    assert_int_equal(create(w, 0, 7, "a"), KVF_OK);
+    kvf_sim_etcd_manual(w->etcd, true);
+    assert_int_equal(kvf_coord_session_move(w->peer[0].coord, 7, "a", 1, "b", 1, answered, w), KVF_OK);
+    assert_int_equal(kvf_coord_session_move(w->peer[1].coord, 7, "a", 1, "c", 1, answered, w), KVF_OK);
+    while (kvf_sim_etcd_step(w->etcd))
+        ;
+    unsigned before = w->answers;
+    kvf_coord_poll(w->peer[1].coord);
+    assert_int_equal(w->answers, before + 1);
+    assert_int_equal(w->status, KVF_ERR_STALE);
+    assert_string_equal(w->standing.home, "b");
+    kvf_coord_poll(w->peer[0].coord);
+    assert_int_equal(w->status, KVF_OK);
+    kvf_sim_etcd_manual(w->etcd, false);
+}
+
+static void updates_keep_home_and_epoch_and_do_not_disturb_a_move(void **state)
+{
+    struct world *w = *state;
+    struct kvf_coord *a = w->peer[0].coord, *b = w->peer[1].coord;
+    join_two(w);
+    assert_int_equal(create(w, 0, 7, "a"), KVF_OK);
+    kvf_sim_store_hold(w->peer[1].store, true); /* b's watch lags */
+    assert_int_equal(wait_answer(w, kvf_coord_session_update(a, 7, "a", 1, KVF_SESSION_PARKED, 55, answered, w)), KVF_OK);
+    assert_int_equal(w->standing.state, KVF_SESSION_PARKED);
+    assert_int_equal(w->standing.epoch, 1);
+    assert_int_equal(kvf_coord_placement_known(b, 7)->tokens, 0);
+    assert_int_equal(wait_answer(w, kvf_coord_session_move(b, 7, "a", 1, "b", 60, answered, w)), KVF_OK);
+    assert_int_equal(w->standing.epoch, 2);
+    assert_int_equal(w->standing.state, KVF_SESSION_PARKED);
+    assert_int_equal(wait_answer(w, kvf_coord_session_update(a, 7, "a", 1, KVF_SESSION_ACTIVE, 61, answered, w)), KVF_ERR_STALE);
+    assert_int_equal(wait_answer(w, kvf_coord_session_remove(a, 7, "a", 1, answered, w)), KVF_ERR_STALE);
+    assert_int_equal(wait_answer(w, kvf_coord_session_remove(b, 7, "b", 2, answered, w)), KVF_OK);
+    assert_false(w->has_standing);
+    kvf_sim_store_hold(w->peer[1].store, false);
+    settle(w);
+    assert_null(kvf_coord_placement_known(a, 7));
+    assert_null(kvf_coord_placement_known(b, 7));
+    assert_int_equal(create(w, 0, 7, "a"), KVF_OK); /* the id is free again */
+}
+
+static void an_unknown_outcome_is_settled_by_reading(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    for (uint64_t applied = 0; applied < 2; applied++) {
+        uint64_t id = 7 + applied;
+        assert_int_equal(create(w, 0, id, "a"), KVF_OK);
+        kvf_sim_store_drop(w->peer[0].store, 1, applied);
+        assert_int_equal(move(w, 0, id, "a", 1, "b"), KVF_ERR_DEADLINE);
+        assert_false(w->has_standing);
+        assert_int_equal(read_back(w, 0, id), KVF_OK);
+        assert_string_equal(w->standing.home, applied ? "b" : "a");
+        assert_int_equal(w->standing.epoch, 1 + applied);
+    }
+    kvf_sim_store_drop(w->peer[0].store, 1, true);
+    assert_int_equal(read_back(w, 0, 7), KVF_ERR_STORE); /* a read changes nothing: it just failed */
+}
+
+static void bad_arguments_and_too_many_requests_are_refused(void **state)
+{
+    struct world *w = *state;
+    struct kvf_coord *a = w->peer[0].coord;
+    assert_int_equal(kvf_coord_session_create(a, 0, "a", "m", answered, w), KVF_ERR_INVALID);
+    assert_int_equal(kvf_coord_session_create(a, 1, "a/", "m", answered, w), KVF_ERR_INVALID);
+    assert_int_equal(kvf_coord_session_move(a, 1, "a", 0, "b", 1, answered, w), KVF_ERR_INVALID);
+    assert_int_equal(kvf_coord_session_update(a, 1, "a", 1, (enum kvf_session_state)7, 1, answered, w), KVF_ERR_INVALID);
+    kvf_sim_store_hang(w->peer[0].store, true);
+    unsigned started = 0;
+    enum kvf_status status;
+    while ((status = kvf_coord_session_create(a, 1 + started, "a", "m", answered, w)) == KVF_OK)
+        assert_true(++started < 1000);
+    assert_int_equal(status, KVF_ERR_BUSY);
+    assert_int_equal(w->answers, 0);
+    kvf_coord_destroy(a); /* ends them all; what etcd answers later goes nowhere */
+    w->peer[0].coord = NULL;
+    assert_int_equal(w->answers, started);
+    assert_int_equal(w->status, KVF_CANCELLED);
+    kvf_sim_store_hang(w->peer[0].store, false);
+    w->peer[0].store->ops->poll(w->peer[0].store);
+}
+
+static void many_sessions_come_and_go(void **state)
+{
+    struct world *w = *state;
+    join_two(w);
+    for (uint64_t id = 1; id <= 500; id++)
+        assert_int_equal(create(w, 0, id * 0x9e3779b97f4a7c15ull, "a"), KVF_OK);
+    for (uint64_t id = 1; id <= 500; id += 2)
+        assert_int_equal(wait_answer(w, kvf_coord_session_remove(w->peer[0].coord, id * 0x9e3779b97f4a7c15ull, "a", 1, answered, w)), KVF_OK);
+    unsigned n = 0;
+    while (kvf_coord_placement_at(w->peer[1].coord, n))
+        n++;
+    assert_int_equal(n, 250);
+    for (uint64_t id = 1; id <= 500; id++)
+        assert_int_equal(kvf_coord_placement_known(w->peer[1].coord, id * 0x9e3779b97f4a7c15ull) != NULL, id % 2 == 0);
+    assert_int_equal(w->peer[1].gone, 250);
+}
+
+static void a_model_is_what_the_first_says_it_is(void **state)
+{
+    struct world *w = *state;
+    struct kvf_model_desc d = {.name = "m", .layers = 2, .kv_heads = 2, .q_heads = 4, .dim_k = 64, .dim_v = 64, .dtype = KVF_F16,
+                               .chunk_tokens = 8, .block_tokens = 64};
+    assert_int_equal(wait_answer(w, kvf_coord_model_register(w->peer[0].coord, &d, 5, model_answered, w)), KVF_OK);
+    assert_int_equal(wait_answer(w, kvf_coord_model_register(w->peer[1].coord, &d, 5, model_answered, w)), KVF_OK);
+    assert_int_equal(wait_answer(w, kvf_coord_model_register(w->peer[1].coord, &d, 6, model_answered, w)), KVF_ERR_MODEL);
+    d.layers = 3;
+    assert_int_equal(wait_answer(w, kvf_coord_model_register(w->peer[1].coord, &d, 5, model_answered, w)), KVF_ERR_MODEL);
+    strcpy(d.name, "bad name");
+    assert_int_equal(kvf_coord_model_register(w->peer[1].coord, &d, 5, model_answered, w), KVF_ERR_INVALID);
+    strcpy(d.name, "other");
+    kvf_sim_etcd_put(w->etcd, PREFIX "/models/other", "junk");
+    assert_int_equal(wait_answer(w, kvf_coord_model_register(w->peer[1].coord, &d, 5, model_answered, w)), KVF_ERR_MODEL);
+    kvf_sim_etcd_down(w->etcd, true);
+    assert_int_equal(wait_answer(w, kvf_coord_model_register(w->peer[1].coord, &d, 5, model_answered, w)), KVF_ERR_STORE);
+}
+
+/* ---------------------------------------------------------------------------------------------------- election */
+
+static void campaign_three(struct world *w)
+{
+    static const char *const names[PEERS] = {"x", "y", "z"};
+    for (unsigned i = 0; i < PEERS; i++) {
+        assert_int_equal(kvf_coord_join(w->peer[i].coord, NULL, true), KVF_OK);
+        assert_int_equal(kvf_coord_campaign(w->peer[i].coord, names[i]), KVF_OK);
+    }
+    pass(w, KVF_SEC);
+}
+
+static unsigned who_leads(struct world *w)
+{
+    for (unsigned i = 0; i < PEERS; i++)
+        if (w->peer[i].coord && w->peer[i].leader[0])
+            return (unsigned)(w->peer[i].leader[0] - 'x');
+    fail_msg("nobody leads");
+    return 0;
+}
+
+static void there_is_one_leader_and_another_when_it_leaves(void **state)
+{
+    struct world *w = *state;
+    campaign_three(w);
+    unsigned first = who_leads(w);
+    for (unsigned i = 1; i < PEERS; i++)
+        assert_string_equal(w->peer[i].leader, w->peer[0].leader);
+    pass(w, 3 * TTL);
+    assert_int_equal(who_leads(w), first);
+    kvf_coord_leave(w->peer[first].coord);
+    settle(w);
+    close_peer(&w->peer[first]);
+    settle(w);
+    unsigned second = who_leads(w);
+    assert_int_not_equal(second, first);
+    close_peer(&w->peer[second]); /* this one dies */
+    pass(w, TTL + KVF_SEC);
+    assert_int_equal(who_leads(w), 3 - first - second);
+}
+
+static void a_leader_that_is_cut_off_steps_down_before_another_stands_up(void **state)
+{
+    struct world *w = *state;
+    campaign_three(w);
+    unsigned first = who_leads(w), other = (first + 1) % PEERS;
+    char name[64];
+    strcpy(name, w->peer[first].leader);
+    kvf_sim_store_cut(w->peer[first].store, true);
+    for (uint64_t t = 0; t < 2 * TTL; t += 100 * KVF_MS) {
+        pass(w, 100 * KVF_MS);
+        assert_false(!strcmp(w->peer[first].leader, name) && strcmp(w->peer[other].leader, name) && w->peer[other].leader[0]);
+    }
+    assert_string_equal(w->peer[first].leader, "");
+    assert_string_not_equal(w->peer[other].leader, name);
+    assert_true(w->peer[other].leader[0]);
+    kvf_sim_store_cut(w->peer[first].store, false);
+    pass(w, TTL);
+    assert_string_equal(w->peer[first].leader, w->peer[other].leader);
+}
+
+static void leadership_survives_an_etcd_that_was_away(void **state)
+{
+    struct world *w = *state;
+    campaign_three(w);
+    unsigned first = who_leads(w), other = (first + 1) % PEERS;
+    kvf_sim_etcd_down(w->etcd, true);
+    pass(w, 2 * TTL);
+    assert_string_equal(w->peer[first].leader, ""); /* it cannot know */
+    assert_int_equal(w->peer[other].leader[0] - 'x', first);
+    kvf_sim_etcd_down(w->etcd, false);
+    pass(w, 3 * KVF_SEC);
+    assert_int_equal(who_leads(w), first);
+    assert_string_equal(w->peer[first].leader, w->peer[other].leader);
+}
+
+/* ---------------------------------------------------------------------------------------------------- any weather */
+
+/* Random faults over members and sessions; then fair weather, and everybody must know what stands. */
+static void after_any_weather_everybody_knows_what_stands(void **state)
+{
+    struct world *w = *state;
+    join(w, 0, "a", 1);
+    join(w, 1, "b", 2);
+    join(w, 2, "c", 3);
+    settle(w);
+    print_message("seed %d\n", SEED);
+    for (unsigned step = 0; step < 3000; step++) {
+        unsigned i = (unsigned)sim_env_random(&w->sim, PEERS);
+        uint64_t id = 1 + sim_env_random(&w->sim, 8);
+        struct kvf_coord *coord = w->peer[i].coord;
+        const struct kvf_placement *known = kvf_coord_placement_known(coord, id);
+        struct kvf_placement guard = known ? *known : (struct kvf_placement){.home = "a", .epoch = 1};
+        char to[2] = {(char)('a' + sim_env_random(&w->sim, PEERS)), 0};
+        switch (sim_env_random(&w->sim, 12)) {
+        case 0: kvf_coord_session_create(coord, id, to, "m", answered, w); break;
+        case 1: kvf_coord_session_move(coord, id, guard.home, guard.epoch, to, step, answered, w); break;
+        case 2: kvf_coord_session_update(coord, id, guard.home, guard.epoch, KVF_SESSION_PARKED, step, answered, w); break;
+        case 3: kvf_coord_session_remove(coord, id, guard.home, guard.epoch, answered, w); break;
+        case 4: kvf_sim_store_drop(w->peer[i].store, 1, sim_env_random(&w->sim, 2)); break;
+        case 5: kvf_sim_store_hold(w->peer[i].store, sim_env_random(&w->sim, 2)); break;
+        case 6: kvf_sim_store_cut(w->peer[i].store, sim_env_random(&w->sim, 3) == 0); break;
+        case 7: kvf_sim_etcd_down(w->etcd, sim_env_random(&w->sim, 4) == 0); break;
+        case 8: kvf_sim_etcd_compact(w->etcd); break;
+        case 9: kvf_sim_store_hang(w->peer[i].store, sim_env_random(&w->sim, 4) == 0); break;
+        default: sim_env_advance(&w->sim, sim_env_random(&w->sim, KVF_SEC)); break;
+        }
+        kvf_coord_poll(coord);
+    }
+    kvf_sim_etcd_down(w->etcd, false);
+    for (unsigned i = 0; i < PEERS; i++) {
+        kvf_sim_store_cut(w->peer[i].store, false);
+        kvf_sim_store_hold(w->peer[i].store, false);
+        kvf_sim_store_hang(w->peer[i].store, false);
+        kvf_sim_store_drop(w->peer[i].store, 0, false);
+    }
+    pass(w, 2 * TTL);
+    for (unsigned i = 0; i < PEERS; i++) {
+        assert_true(knows(&w->peer[i], "a") && knows(&w->peer[i], "b") && knows(&w->peer[i], "c"));
+        for (uint64_t id = 1; id <= 8; id++) {
+            char key[KVF_STORE_KEY_MAX];
+            struct kvf_placement want;
+            kvf_records_session_key(PREFIX, id, key);
+            const struct kvf_store_kv *kv = kvf_sim_etcd_get(w->etcd, key);
+            const struct kvf_placement *known = kvf_coord_placement_known(w->peer[i].coord, id);
+            assert_int_equal(kv != NULL, known != NULL);
+            if (!kv)
+                continue;
+            assert_true(kvf_records_decode_placement(id, kv->value, &want));
+            want.mod_revision = kv->mod_revision;
+            assert_memory_equal(&want, known, sizeof want);
+        }
+    }
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(members_see_each_other_and_an_observer_sees_both),
+        TEST(leases_are_kept_while_time_passes),
+        TEST(a_silent_member_goes_down_when_its_lease_ends),
+        TEST(a_member_that_leaves_is_gone_at_once),
+        TEST(leaving_while_etcd_is_away_ends),
+        TEST(a_living_name_is_refused_until_its_lease_ends),
+        TEST(bad_members_are_refused_before_anything_is_sent),
+        TEST(a_put_of_unknown_outcome_is_recognised_as_ours),
+        TEST(a_removed_record_is_put_again),
+        TEST(a_lease_that_etcd_forgot_is_granted_anew),
+        TEST(one_who_lost_its_name_is_told),
+        TEST(joining_without_etcd_fails_unless_it_may_wait),
+        TEST(nobody_is_declared_down_while_etcd_is_away),
+        TEST(a_lost_watch_is_made_good_by_a_range),
+        TEST(hostile_records_are_ignored_and_hide_nothing),
+        TEST(a_session_has_one_home),
+        TEST(a_move_is_guarded_by_home_and_epoch),
+        TEST(of_two_moves_at_once_one_wins),
+        TEST(updates_keep_home_and_epoch_and_do_not_disturb_a_move),
+        TEST(an_unknown_outcome_is_settled_by_reading),
+        TEST(bad_arguments_and_too_many_requests_are_refused),
+        TEST(many_sessions_come_and_go),
+        TEST(a_model_is_what_the_first_says_it_is),
+        TEST(there_is_one_leader_and_another_when_it_leaves),
+        TEST(a_leader_that_is_cut_off_steps_down_before_another_stands_up),
+        TEST(leadership_survives_an_etcd_that_was_away),
+        TEST(after_any_weather_everybody_knows_what_stands),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

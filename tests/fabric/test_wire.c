@@ -1,0 +1,280 @@
+/* Frames: what is encoded is decoded; what is cut, hostile or of another version is refused. */
+#include "base/bytes.h"
+#include "fabric/wire.h"
+#include "tests/sim/sim_env.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#define SEED 7411ull
+
+static struct kvf_wire_header sample_header(void)
+{
+    return (struct kvf_wire_header){.type = 40,
+                                    .sender = 0x1122334455667788ull,
+                                    .sender_incarnation = 9,
+                                    .receiver_incarnation = 10,
+                                    .request = 0xfedcba9876543210ull,
+                                    .payload_bytes = 4096,
+                                    .budget_us = 250000};
+}
+
+static struct kvf_wire_hello sample_hello(void)
+{
+    struct kvf_wire_hello h = {.address_bytes = 50, .key_bytes = 12, .region_base = 0x7f0000001000ull, .region_bytes = 1 << 20,
+                               .payload_max = 258048};
+    strcpy(h.name, "node-1.rack_2");
+    for (unsigned i = 0; i < 50; i++)
+        h.address[i] = (uint8_t)(i * 3);
+    for (unsigned i = 0; i < 12; i++)
+        h.key[i] = (uint8_t)(200 - i);
+    return h;
+}
+
+static void a_header_has_the_bytes_of_the_protocol(void **state)
+{
+    struct kvf_wire_header h = sample_header(), back;
+    uint8_t bytes[KVF_WIRE_HEADER_BYTES];
+    kvf_wire_header_encode(&h, bytes);
+    assert_memory_equal(bytes, "KVFB\1\0\50\0", 8);
+    assert_int_equal(bytes[16], 0x88); /* little-endian, at the offsets of the table in wire.h */
+    assert_int_equal(bytes[24], 9);
+    assert_int_equal(bytes[32], 10);
+    assert_int_equal(bytes[40], 0x10);
+    assert_int_equal(bytes[57], 0x10);
+    assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_OK);
+    assert_int_equal(back.type, h.type);
+    assert_int_equal(back.sender, h.sender);
+    assert_int_equal(back.request, h.request);
+    assert_int_equal(back.payload_bytes, h.payload_bytes);
+    assert_int_equal(back.budget_us, h.budget_us);
+}
+
+static void a_negative_status_survives(void **state)
+{
+    struct kvf_wire_header h = sample_header(), back;
+    uint8_t bytes[KVF_WIRE_HEADER_BYTES];
+    h.type = KVF_WIRE_REPLY;
+    h.status = KVF_ERR_FULL;
+    kvf_wire_header_encode(&h, bytes);
+    assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_OK);
+    assert_int_equal(back.status, KVF_ERR_FULL);
+}
+
+static void a_header_of_any_other_length_is_refused(void **state)
+{
+    struct kvf_wire_header h = sample_header(), back;
+    uint8_t bytes[KVF_WIRE_HEADER_BYTES + 1] = {0};
+    kvf_wire_header_encode(&h, bytes);
+    for (size_t n = 0; n <= sizeof bytes; n++) {
+        if (n != KVF_WIRE_HEADER_BYTES)
+            assert_int_equal(kvf_wire_header_decode(bytes, n, &back), KVF_ERR_PEER_PROTOCOL);
+    }
+}
+
+static void another_magic_or_version_is_refused(void **state)
+{
+    struct kvf_wire_header h = sample_header(), back;
+    uint8_t bytes[KVF_WIRE_HEADER_BYTES];
+    kvf_wire_header_encode(&h, bytes);
+    bytes[4] = 2;
+    assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_ERR_PEER_VERSION);
+    assert_int_equal(kvf_wire_header_decode(bytes, 40, &back), KVF_ERR_PEER_VERSION);
+    bytes[0] = 'X';
+    assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_ERR_PEER_PROTOCOL);
+}
+
+/* Sets n bytes at offset of a good header of the type to `value` and wants a refusal. */
+static void refused(uint16_t type, size_t offset, unsigned n, uint64_t value)
+{
+    struct kvf_wire_header h = sample_header(), back;
+    uint8_t bytes[KVF_WIRE_HEADER_BYTES];
+    h.type = type;
+    bool own = type == KVF_WIRE_HELLO || type == KVF_WIRE_HEARTBEAT || type == KVF_WIRE_GOODBYE;
+    h.request = own ? 0 : h.request;
+    h.payload_bytes = type == KVF_WIRE_HEARTBEAT || type == KVF_WIRE_GOODBYE ? 0 : h.payload_bytes;
+    kvf_wire_header_encode(&h, bytes);
+    assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_OK);
+    for (unsigned i = 0; i < n; i++)
+        bytes[offset + i] = (uint8_t)(value >> (8 * i));
+    assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_ERR_PEER_PROTOCOL);
+}
+
+static void fields_that_a_type_does_not_allow_are_refused(void **state)
+{
+    refused(40, 6, 2, 0);                    /* no type */
+    refused(40, 6, 2, 31);                   /* a type of nobody */
+    refused(40, 8, 2, 1);                    /* flags */
+    refused(40, 10, 2, 1);                   /* the zero */
+    refused(40, 12, 4, 1);                   /* a status in a request */
+    refused(KVF_WIRE_REPLY, 12, 4, 0x7fffffff);
+    refused(KVF_WIRE_REPLY, 12, 4, 0x80000000);
+    refused(40, 16, 8, 0);                   /* no sender */
+    refused(40, 24, 8, 0);                   /* no incarnation */
+    refused(40, 32, 8, 0);
+    refused(40, 48, 8, 1);                   /* a position in a request */
+    refused(40, 56, 4, KVF_WIRE_PAYLOAD_MAX + 1);
+    refused(40, 56, 4, UINT32_MAX);
+    refused(KVF_WIRE_HELLO, 40, 8, 1);
+    refused(KVF_WIRE_HELLO, 8, 2, 2);
+    refused(KVF_WIRE_HEARTBEAT, 56, 4, 1);
+    refused(KVF_WIRE_GOODBYE, 40, 8, 1);
+    refused(KVF_WIRE_PULL, 40, 8, 0);
+    refused(KVF_WIRE_PULL, 56, 4, 0);
+    refused(KVF_WIRE_PULL_DATA, 56, 4, 0);   /* neither bytes nor a refusal */
+    refused(KVF_WIRE_PULL_DATA, 12, 4, (uint64_t)(uint32_t)KVF_ERR_BUSY); /* both */
+    refused(KVF_WIRE_REPLY, 40, 8, 0);
+}
+
+static void a_hello_survives_with_the_largest_fields(void **state)
+{
+    struct kvf_wire_hello h = sample_hello(), *back = calloc(1, sizeof *back);
+    uint8_t bytes[KVF_WIRE_HELLO_BYTES_MAX];
+    memset(h.name, 'n', sizeof h.name - 1);
+    h.address_bytes = sizeof h.address;
+    h.key_bytes = sizeof h.key;
+    size_t n = sizeof bytes;
+    assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_OK);
+    assert_int_equal(n, sizeof bytes - 1); /* the NUL of the name does not travel */
+    assert_int_equal(kvf_wire_hello_decode(bytes, n, back), KVF_OK);
+    assert_string_equal(back->name, h.name);
+    assert_memory_equal(back->address, h.address, sizeof h.address);
+    assert_memory_equal(back->key, h.key, sizeof h.key);
+    assert_int_equal(back->region_base, h.region_base);
+    assert_int_equal(back->region_bytes, h.region_bytes);
+    assert_int_equal(back->payload_max, h.payload_max);
+    free(back);
+}
+
+static void a_cut_or_longer_hello_is_refused(void **state)
+{
+    struct kvf_wire_hello h = sample_hello(), back;
+    uint8_t bytes[KVF_WIRE_HELLO_BYTES_MAX] = {0};
+    size_t n = sizeof bytes;
+    assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_OK);
+    for (size_t i = 0; i <= n + 1; i++) {
+        /* An exact allocation, so that a sanitizer sees a read past its end. */
+        uint8_t *exact = malloc(i + (i == 0));
+        memcpy(exact, bytes, i);
+        assert_int_equal(kvf_wire_hello_decode(exact, i, &back), i == n ? KVF_OK : KVF_ERR_PEER_PROTOCOL);
+        free(exact);
+    }
+}
+
+static void hostile_hellos_are_refused(void **state)
+{
+    struct kvf_wire_hello h, back;
+    uint8_t bytes[KVF_WIRE_HELLO_BYTES_MAX];
+    size_t n;
+    const char *const names[] = {"", "a b", "a/b", "a\nb", "caf\xc3\xa9"};
+    for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++) {
+        h = sample_hello();
+        strcpy(h.name, names[i]);
+        n = sizeof bytes;
+        assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_ERR_INVALID);
+    }
+    h = sample_hello();
+    n = sizeof bytes;
+    assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_OK);
+    bytes[3] = 0; /* a NUL inside the name */
+    assert_int_equal(kvf_wire_hello_decode(bytes, n, &back), KVF_ERR_PEER_PROTOCOL);
+    h = sample_hello();
+    h.region_base = UINT64_MAX - 4096; /* a region that wraps */
+    n = sizeof bytes;
+    assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_ERR_INVALID);
+    h = sample_hello();
+    h.key_bytes = 0; /* a region without a key */
+    n = sizeof bytes;
+    assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_ERR_INVALID);
+    h = sample_hello();
+    n = 20; /* no room */
+    assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_ERR_INVALID);
+}
+
+static void a_pull_survives_and_its_bounds_hold(void **state)
+{
+    struct kvf_wire_pull p = {.n = KVF_WIRE_RANGES_MAX}, back;
+    uint8_t bytes[KVF_WIRE_PULL_BYTES_MAX + 1] = {0};
+    size_t n = sizeof bytes;
+    for (unsigned i = 0; i < p.n; i++)
+        p.ranges[i] = (struct kvf_wire_range){.offset = i * 0x100000001ull, .bytes = 4096 + i};
+    assert_int_equal(kvf_wire_pull_encode(&p, bytes, &n), KVF_OK);
+    assert_int_equal(n, KVF_WIRE_PULL_BYTES_MAX);
+    assert_int_equal(kvf_wire_pull_decode(bytes, n, &back), KVF_OK);
+    assert_int_equal(back.n, p.n);
+    for (unsigned i = 0; i < p.n; i++) {
+        assert_int_equal(back.ranges[i].offset, p.ranges[i].offset);
+        assert_int_equal(back.ranges[i].bytes, p.ranges[i].bytes);
+    }
+    for (size_t i = 0; i <= sizeof bytes; i++)
+        assert_int_equal(kvf_wire_pull_decode(bytes, i, &back), i == n ? KVF_OK : KVF_ERR_PEER_PROTOCOL);
+    bytes[0] = 0;
+    assert_int_equal(kvf_wire_pull_decode(bytes, 4, &back), KVF_ERR_PEER_PROTOCOL); /* no ranges */
+    p.n = 1;
+    p.ranges[0] = (struct kvf_wire_range){.offset = UINT64_MAX - 10, .bytes = 100};
+    n = sizeof bytes;
+    assert_int_equal(kvf_wire_pull_encode(&p, bytes, &n), KVF_ERR_INVALID);
+    p.ranges[0] = (struct kvf_wire_range){.offset = 0, .bytes = 0};
+    n = sizeof bytes;
+    assert_int_equal(kvf_wire_pull_encode(&p, bytes, &n), KVF_ERR_INVALID);
+}
+
+/* Good frames with random bytes changed: decoders take or refuse, and what they take is in bounds. */
+static void changed_bytes_never_break_a_decoder(void **state)
+{
+    struct sim_env env;
+    sim_env_init(&env, SEED);
+    print_message("seed %llu\n", SEED);
+    struct kvf_wire_hello h = sample_hello(), hello;
+    struct kvf_wire_pull p = {.n = 9}, pull;
+    struct kvf_wire_header header, first = sample_header();
+    for (unsigned i = 0; i < p.n; i++)
+        p.ranges[i] = (struct kvf_wire_range){.offset = i, .bytes = 1 + i};
+    for (unsigned round = 0; round < 20000; round++) {
+        uint8_t bytes[KVF_WIRE_HELLO_BYTES_MAX];
+        size_t n = sizeof bytes;
+        unsigned kind = round % 3;
+        if (kind == 0)
+            assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_OK);
+        else if (kind == 1)
+            assert_int_equal(kvf_wire_pull_encode(&p, bytes, &n), KVF_OK);
+        else
+            kvf_wire_header_encode(&first, bytes), n = KVF_WIRE_HEADER_BYTES;
+        for (unsigned i = 0; i < 1 + round % 4; i++)
+            bytes[sim_env_random(&env, n)] = (uint8_t)sim_env_random(&env, 256);
+        if (kind == 0 && kvf_wire_hello_decode(bytes, n, &hello) == KVF_OK)
+            assert_true(hello.address_bytes <= sizeof hello.address && hello.key_bytes <= sizeof hello.key);
+        if (kind == 1 && kvf_wire_pull_decode(bytes, n, &pull) == KVF_OK)
+            assert_true(pull.n >= 1 && pull.n <= KVF_WIRE_RANGES_MAX);
+        if (kind == 2 && kvf_wire_header_decode(bytes, n, &header) == KVF_OK)
+            assert_true(header.payload_bytes <= KVF_WIRE_PAYLOAD_MAX && header.sender != 0);
+    }
+}
+
+static void node_ids_differ_and_are_never_zero(void **state)
+{
+    assert_int_not_equal(kvf_wire_node_id("a"), kvf_wire_node_id("b"));
+    assert_int_not_equal(kvf_wire_node_id(""), 0);
+    assert_int_equal(kvf_wire_node_id("node"), kvf_wire_node_id("node"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_header_has_the_bytes_of_the_protocol),
+        cmocka_unit_test(a_negative_status_survives),
+        cmocka_unit_test(a_header_of_any_other_length_is_refused),
+        cmocka_unit_test(another_magic_or_version_is_refused),
+        cmocka_unit_test(fields_that_a_type_does_not_allow_are_refused),
+        cmocka_unit_test(a_hello_survives_with_the_largest_fields),
+        cmocka_unit_test(a_cut_or_longer_hello_is_refused),
+        cmocka_unit_test(hostile_hellos_are_refused),
+        cmocka_unit_test(a_pull_survives_and_its_bounds_hold),
+        cmocka_unit_test(changed_bytes_never_break_a_decoder),
+        cmocka_unit_test(node_ids_differ_and_are_never_zero),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

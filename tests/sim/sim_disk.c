@@ -1,0 +1,296 @@
+/* The disk double. Effects on media and buffers happen at completion, as with a real disk that was asked and not yet done. */
+#include "tests/sim/sim_disk.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define UNIT 4096u
+
+struct pending {
+    struct kvf_disk_request *request;
+    enum sim_fault fault;
+    unsigned polls_left;
+    bool released;
+};
+
+struct plan {
+    enum sim_fault fault;
+    unsigned after, count;
+};
+
+struct sim_disk {
+    struct kvf_disk disk;
+    struct sim_media *media;
+    unsigned depth, count, slow;
+    struct pending *pending; /* [depth], oldest first */
+    struct plan plans[2];    /* reads, writes */
+    bool hold, closing;
+    int event_fd;
+    uint64_t reads, writes, syncs, most_write_bytes;
+    unsigned most_pending;
+};
+
+enum kvf_status sim_media_create(uint64_t size, struct sim_media **out)
+{
+    struct sim_media *m = calloc(1, sizeof *m);
+    if (!m)
+        return KVF_ERR_NO_MEMORY;
+    m->size = size;
+    m->bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (m->bytes == MAP_FAILED) {
+        free(m);
+        return KVF_ERR_NO_MEMORY;
+    }
+    *out = m;
+    return KVF_OK;
+}
+
+void sim_media_destroy(struct sim_media *m)
+{
+    if (!m)
+        return;
+    munmap(m->bytes, m->size);
+    free(m);
+}
+
+/* The event fd is readable while something may complete at the next poll. */
+static void signal_ready(struct sim_disk *d)
+{
+    (void)!write(d->event_fd, &(uint64_t){1}, sizeof(uint64_t));
+}
+
+static enum sim_fault next_fault(struct sim_disk *d, bool write)
+{
+    struct plan *p = &d->plans[write];
+    if (!p->count)
+        return SIM_FAULT_NONE;
+    if (p->after) {
+        p->after--;
+        return SIM_FAULT_NONE;
+    }
+    p->count--;
+    return p->fault;
+}
+
+static enum kvf_status sim_submit(struct kvf_disk *disk, struct kvf_disk_request *r)
+{
+    struct sim_disk *d = (struct sim_disk *)disk;
+    if ((uintptr_t)r->data % UNIT || r->offset % UNIT || r->bytes % UNIT || !r->bytes)
+        return KVF_ERR_INVALID;
+    if (d->count == d->depth || d->closing)
+        return KVF_ERR_BUSY;
+    d->pending[d->count++] = (struct pending){.request = r, .fault = next_fault(d, r->write), .polls_left = d->slow};
+    uint64_t write_bytes = 0;
+    for (unsigned i = 0; i < d->count; i++)
+        write_bytes += d->pending[i].request->write ? d->pending[i].request->bytes : 0;
+    if (write_bytes > d->most_write_bytes)
+        d->most_write_bytes = write_bytes;
+    if (d->count > d->most_pending)
+        d->most_pending = d->count;
+    if (!d->hold)
+        signal_ready(d);
+    return KVF_OK;
+}
+
+/* Moves `bytes` between the buffer and the media at `offset`; false when that is not all on the media. */
+static bool transfer(struct sim_disk *d, const struct kvf_disk_request *r, uint64_t offset, uint32_t bytes)
+{
+    if (offset > d->media->size || bytes > d->media->size - offset)
+        return false;
+    if (r->write)
+        memcpy(d->media->bytes + offset, r->data, bytes);
+    else
+        memcpy(r->data, d->media->bytes + offset, bytes);
+    return true;
+}
+
+static enum kvf_status perform(struct sim_disk *d, const struct pending *p)
+{
+    const struct kvf_disk_request *r = p->request;
+    uint64_t offset = r->offset;
+    uint32_t bytes = r->bytes;
+    switch (p->fault) {
+    case SIM_FAULT_IO:
+        return KVF_ERR_IO;
+    case SIM_FAULT_FULL:
+        return KVF_ERR_DISK_FULL;
+    case SIM_FAULT_SHORT:
+        (void)transfer(d, r, offset, bytes / 2);
+        return KVF_ERR_IO;
+    case SIM_FAULT_TEAR:
+        bytes = r->write ? bytes / 2 : bytes;
+        break;
+    case SIM_FAULT_MISPLACE:
+        offset += offset + UNIT + bytes <= d->media->size ? UNIT : 0;
+        break;
+    case SIM_FAULT_FLIP:
+    case SIM_FAULT_NONE:
+        break;
+    }
+    if (!transfer(d, r, offset, bytes))
+        return KVF_ERR_IO;
+    if (p->fault == SIM_FAULT_FLIP) {
+        uint8_t *where = r->write ? d->media->bytes + offset : r->data;
+        where[bytes / 2] ^= 0x10;
+    }
+    return KVF_OK;
+}
+
+static unsigned sim_poll(struct kvf_disk *disk)
+{
+    struct sim_disk *d = (struct sim_disk *)disk;
+    uint64_t signals;
+    unsigned handled = 0, before = d->count;
+    (void)!read(d->event_fd, &signals, sizeof signals);
+    /* Only what was there at the start: what callbacks submit completes at a later poll. */
+    for (unsigned i = 0, seen = 0; seen < before; seen++) {
+        struct pending *p = &d->pending[i];
+        bool due = d->closing || p->released || (!d->hold && p->polls_left == 0);
+        if (!due) {
+            p->polls_left -= p->polls_left > 0;
+            i++;
+            continue;
+        }
+        struct pending taken = *p;
+        memmove(p, p + 1, (--d->count - i) * sizeof *p);
+        enum kvf_status status = perform(d, &taken);
+        d->reads += !taken.request->write;
+        d->writes += taken.request->write;
+        handled++;
+        taken.request->done(taken.request->arg, status);
+    }
+    if (d->count && !d->hold)
+        signal_ready(d);
+    return handled;
+}
+
+static int sim_event_fd(struct kvf_disk *disk)
+{
+    return ((struct sim_disk *)disk)->event_fd;
+}
+
+static void sim_register_memory(struct kvf_disk *disk, void *base, size_t bytes)
+{
+}
+
+static enum kvf_status sim_sync(struct kvf_disk *disk)
+{
+    ((struct sim_disk *)disk)->syncs++;
+    return KVF_OK;
+}
+
+static void sim_close(struct kvf_disk *disk)
+{
+    struct sim_disk *d = (struct sim_disk *)disk;
+    d->closing = true;
+    while (d->count)
+        sim_poll(disk);
+    close(d->event_fd);
+    free(d->pending);
+    free(d);
+}
+
+static const struct kvf_disk_ops sim_ops = {
+    .name = "simulated",
+    .submit = sim_submit,
+    .poll = sim_poll,
+    .event_fd = sim_event_fd,
+    .register_memory = sim_register_memory,
+    .sync = sim_sync,
+    .close = sim_close,
+};
+
+enum kvf_status sim_disk_create(struct sim_media *media, unsigned depth, struct sim_disk **out)
+{
+    struct sim_disk *d = calloc(1, sizeof *d);
+    if (!d)
+        return KVF_ERR_NO_MEMORY;
+    d->disk.ops = &sim_ops;
+    d->media = media;
+    d->depth = depth;
+    d->pending = calloc(depth, sizeof *d->pending);
+    d->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!d->pending || d->event_fd < 0) {
+        if (d->event_fd >= 0)
+            close(d->event_fd);
+        free(d->pending);
+        free(d);
+        return KVF_ERR_NO_MEMORY;
+    }
+    *out = d;
+    return KVF_OK;
+}
+
+struct kvf_disk *sim_disk_seam(struct sim_disk *d)
+{
+    return &d->disk;
+}
+
+void sim_disk_hold(struct sim_disk *d, bool hold)
+{
+    d->hold = hold;
+    if (!hold && d->count)
+        signal_ready(d);
+}
+
+void sim_disk_slow(struct sim_disk *d, unsigned polls)
+{
+    d->slow = polls;
+}
+
+unsigned sim_disk_pending(const struct sim_disk *d)
+{
+    return d->count;
+}
+
+const struct kvf_disk_request *sim_disk_pending_at(const struct sim_disk *d, unsigned position)
+{
+    return position < d->count ? d->pending[position].request : NULL;
+}
+
+void sim_disk_release(struct sim_disk *d, unsigned position)
+{
+    assert(position < d->count);
+    d->pending[position].released = true;
+    signal_ready(d);
+}
+
+void sim_disk_release_all(struct sim_disk *d)
+{
+    for (unsigned i = 0; i < d->count; i++)
+        sim_disk_release(d, i);
+}
+
+void sim_disk_fail(struct sim_disk *d, bool write, enum sim_fault fault, unsigned after, unsigned count)
+{
+    d->plans[write] = (struct plan){.fault = fault, .after = after, .count = count};
+}
+
+uint64_t sim_disk_reads(const struct sim_disk *d)
+{
+    return d->reads;
+}
+
+uint64_t sim_disk_writes(const struct sim_disk *d)
+{
+    return d->writes;
+}
+
+uint64_t sim_disk_syncs(const struct sim_disk *d)
+{
+    return d->syncs;
+}
+
+uint64_t sim_disk_most_write_bytes(const struct sim_disk *d)
+{
+    return d->most_write_bytes;
+}
+
+unsigned sim_disk_most_pending(const struct sim_disk *d)
+{
+    return d->most_pending;
+}

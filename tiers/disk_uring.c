@@ -1,0 +1,363 @@
+/* The disk by io_uring: one ring, registered file, registered memory.
+ *
+ *   submit --> waiting list --> SQE (pushed list) --> kernel --> CQE --> callback
+ *                       \______ poll does all of this ______/
+ *
+ * submit only queues: what was queued goes to the kernel in one system call at the next poll, so the owner polls after a
+ * batch of submits and whenever the event fd (the ring itself: readable while completions wait) says so.
+ *
+ * Ring flags. Calls come from several threads under the owner's lock, so SINGLE_ISSUER and DEFER_TASKRUN are not allowed.
+ * COOP_TASKRUN is not used either: completions would then wait until the thread that submitted enters the kernel again,
+ * and that may be an engine's thread that computes for milliseconds, while another thread sleeps on the event fd. */
+#include "tiers/disk_engine.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <liburing.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define AREAS_MAX 8u
+/* The kernel takes at most 1 GiB in one registered buffer: a larger area is registered in pieces. A request that crosses
+ * the end of a piece, or lies beyond the last, goes as an ordinary one. */
+#define PIECE_BYTES (1ull << 30)
+#define PIECES_MAX 512u
+#define ENTER_TRIES_MAX 16u
+
+struct slot {
+    struct kvf_disk_request *request;
+    struct io_uring_sqe *sqe; /* while pushed */
+    unsigned tries;
+    struct slot *next;
+};
+
+struct list {
+    struct slot *head, **tail;
+};
+
+struct area {
+    uint8_t *base;
+    size_t bytes;
+    unsigned piece; /* number of its first registered buffer */
+};
+
+struct uring {
+    struct kvf_disk disk;
+    struct io_uring ring;
+    int fd;
+    const struct kvf_log *log;
+
+    struct slot *slots, *free;
+    unsigned in_flight; /* slots taken */
+    unsigned in_kernel; /* SQEs consumed by the kernel whose CQE has not come */
+    unsigned nops;      /* no-operations of fail_pushed, ahead of the pushed ones in the submission queue */
+    struct list waiting, pushed;
+    bool fixed_file, fixed_buffers, closing;
+    unsigned failures_logged;
+
+    struct area areas[AREAS_MAX];
+    unsigned areas_count, pieces;
+};
+
+static void list_clear(struct list *l)
+{
+    l->head = NULL;
+    l->tail = &l->head;
+}
+
+static void list_push(struct list *l, struct slot *s)
+{
+    s->next = NULL;
+    *l->tail = s;
+    l->tail = &s->next;
+}
+
+static struct slot *list_pop(struct list *l)
+{
+    struct slot *s = l->head;
+    if (s && !(l->head = s->next))
+        l->tail = &l->head;
+    return s;
+}
+
+/* The registered buffer that holds the range whole, or -1. */
+static int buffer_of(const struct uring *u, const uint8_t *data, size_t bytes)
+{
+    for (unsigned i = 0; i < u->areas_count; i++) {
+        const struct area *a = &u->areas[i];
+        if (data < a->base || data >= a->base + a->bytes)
+            continue;
+        uint64_t at = (uint64_t)(data - a->base), piece = at / PIECE_BYTES;
+        uint64_t piece_end = (piece + 1) * PIECE_BYTES < a->bytes ? (piece + 1) * PIECE_BYTES : a->bytes;
+        return at + bytes <= piece_end ? (int)(a->piece + piece) : -1;
+    }
+    return -1;
+}
+
+static void fill_sqe(const struct uring *u, struct slot *s)
+{
+    struct kvf_disk_request *r = s->request;
+    uint8_t *at = (uint8_t *)r->data + r->transferred;
+    unsigned left = r->bytes - r->transferred;
+    uint64_t offset = r->offset + r->transferred;
+    int fd = u->fixed_file ? 0 : u->fd, buffer = buffer_of(u, at, left);
+    if (buffer >= 0 && r->write)
+        io_uring_prep_write_fixed(s->sqe, fd, at, left, offset, buffer);
+    else if (buffer >= 0)
+        io_uring_prep_read_fixed(s->sqe, fd, at, left, offset, buffer);
+    else if (r->write)
+        io_uring_prep_write(s->sqe, fd, at, left, offset);
+    else
+        io_uring_prep_read(s->sqe, fd, at, left, offset);
+    if (u->fixed_file)
+        io_uring_sqe_set_flags(s->sqe, IOSQE_FIXED_FILE);
+    io_uring_sqe_set_data(s->sqe, s);
+}
+
+static void push_waiting(struct uring *u)
+{
+    while (u->waiting.head) {
+        struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
+        if (!sqe)
+            return;
+        struct slot *s = list_pop(&u->waiting);
+        s->sqe = sqe;
+        fill_sqe(u, s);
+        list_push(&u->pushed, s);
+    }
+}
+
+/* Gives the slot back, then tells the owner, who may submit again from the callback. */
+static void finish(struct uring *u, struct slot *s, enum kvf_status status, int64_t result)
+{
+    struct kvf_disk_request *r = s->request;
+    if (status != KVF_OK)
+        kvf_disk_log_failure(u->log, "io_uring", r, result, &u->failures_logged);
+    s->request = NULL;
+    s->next = u->free;
+    u->free = s;
+    assert(u->in_flight > 0);
+    u->in_flight--;
+    r->done(r->arg, status);
+}
+
+/* What the kernel did not take is turned into no-operations, which it may take later, and fails. */
+static unsigned fail_pushed(struct uring *u, int error)
+{
+    unsigned failed = 0;
+    struct slot *s = u->pushed.head, *next;
+    list_clear(&u->pushed);
+    for (; s; s = next, failed++) {
+        next = s->next;
+        u->nops++;
+        io_uring_prep_nop(s->sqe);
+        io_uring_sqe_set_data(s->sqe, NULL);
+        finish(u, s, KVF_ERR_IO, error);
+    }
+    return failed;
+}
+
+/* Hands over what is pushed and waiting. A refusal for lack of memory is no reason to wait when nothing of ours is in the
+ * kernel whose completion would bring us back here: then it is tried a few times and fails. Returns how many failed. */
+static unsigned hand_over(struct uring *u)
+{
+    for (unsigned tries = 0;;) {
+        push_waiting(u);
+        if (!io_uring_sq_ready(&u->ring))
+            return 0;
+        int n = io_uring_submit(&u->ring);
+        if (n == -EINTR || n == 0)
+            n = -EAGAIN;
+        if (n == -EAGAIN || n == -EBUSY) {
+            if (u->in_kernel)
+                return 0;
+            if (++tries < ENTER_TRIES_MAX) {
+                sched_yield();
+                continue;
+            }
+        }
+        if (n < 0)
+            return fail_pushed(u, n);
+        for (; n > 0; n--, u->in_kernel++) {
+            if (u->nops)
+                u->nops--;
+            else
+                list_pop(&u->pushed)->sqe = NULL;
+        }
+    }
+}
+
+/* Calls back for all completions that wait. */
+static unsigned reap(struct uring *u)
+{
+    unsigned handled = 0;
+    struct io_uring_cqe *cqe;
+    while (u->in_kernel && io_uring_peek_cqe(&u->ring, &cqe) == 0) {
+        struct slot *s = io_uring_cqe_get_data(cqe);
+        int64_t result = cqe->res;
+        io_uring_cqe_seen(&u->ring, cqe);
+        u->in_kernel--;
+        if (!s)
+            continue; /* a no-operation of fail_pushed */
+        enum kvf_status status = kvf_disk_request_step(s->request, result, &s->tries);
+        if (status == KVF_IN_PROGRESS) {
+            list_push(&u->waiting, s);
+            continue;
+        }
+        finish(u, s, status, result);
+        handled++;
+    }
+    return handled;
+}
+
+static enum kvf_status uring_submit(struct kvf_disk *disk, struct kvf_disk_request *r)
+{
+    struct uring *u = (struct uring *)disk;
+    if (!kvf_disk_request_valid(r))
+        return KVF_ERR_INVALID;
+    if (!u->free || u->closing)
+        return KVF_ERR_BUSY;
+    struct slot *s = u->free;
+    u->free = s->next;
+    r->transferred = 0;
+    *s = (struct slot){.request = r};
+    u->in_flight++;
+    list_push(&u->waiting, s);
+    return KVF_OK;
+}
+
+static unsigned uring_poll(struct kvf_disk *disk)
+{
+    struct uring *u = (struct uring *)disk;
+    if (!u->in_flight && !u->in_kernel)
+        return 0;
+    unsigned handled = hand_over(u);
+    handled += reap(u);
+    /* Continued requests, and what the callbacks submitted: they do not wait for the next poll. */
+    if (u->waiting.head)
+        handled += hand_over(u);
+    return handled;
+}
+
+static int uring_event_fd(struct kvf_disk *disk)
+{
+    return ((struct uring *)disk)->ring.ring_fd;
+}
+
+static void uring_register_memory(struct kvf_disk *disk, void *base, size_t bytes)
+{
+    struct uring *u = (struct uring *)disk;
+    uint64_t pieces = (bytes + PIECE_BYTES - 1) / PIECE_BYTES;
+    if (!u->fixed_buffers || u->areas_count == AREAS_MAX || bytes == 0 || pieces > PIECES_MAX - u->pieces)
+        return;
+    for (uint64_t i = 0; i < pieces; i++) {
+        uint64_t start = i * PIECE_BYTES, left = bytes - start;
+        struct iovec v = {.iov_base = (uint8_t *)base + start, .iov_len = left < PIECE_BYTES ? left : PIECE_BYTES};
+        __u64 tag = 0;
+        int n = io_uring_register_buffers_update_tag(&u->ring, u->pieces + (unsigned)i, &v, &tag, 1);
+        if (n != 1) {
+            /* Pieces that were taken stay registered but unused until close: their memory is the caller's until then. */
+            kvf_log_info(u->log, "SSD: %zu MiB not registered with io_uring (%s); reads there cost a little more", bytes >> 20,
+                         n < 0 ? strerror(-n) : "no room");
+            u->pieces += (unsigned)i;
+            return;
+        }
+    }
+    u->areas[u->areas_count++] = (struct area){.base = base, .bytes = bytes, .piece = u->pieces};
+    u->pieces += (unsigned)pieces;
+}
+
+static enum kvf_status uring_sync(struct kvf_disk *disk)
+{
+    struct uring *u = (struct uring *)disk;
+    return kvf_disk_sync_fd(u->fd, u->log);
+}
+
+static void uring_close(struct kvf_disk *disk)
+{
+    struct uring *u = (struct uring *)disk;
+    u->closing = true;
+    while (u->in_flight) {
+        struct pollfd wait = {.fd = u->ring.ring_fd, .events = POLLIN};
+        if (!uring_poll(disk) && u->in_flight)
+            (void)poll(&wait, 1, 100);
+    }
+    io_uring_queue_exit(&u->ring);
+    kvf_disk_close_fd(u->fd);
+    free(u->slots);
+    free(u);
+}
+
+static const struct kvf_disk_ops uring_ops = {
+    .name = "io_uring",
+    .submit = uring_submit,
+    .poll = uring_poll,
+    .event_fd = uring_event_fd,
+    .register_memory = uring_register_memory,
+    .sync = uring_sync,
+    .close = uring_close,
+};
+
+/* What we use beyond the ring itself. */
+static bool has_operations(struct io_uring *ring)
+{
+    struct io_uring_probe *probe = io_uring_get_probe_ring(ring);
+    bool has = probe && io_uring_opcode_supported(probe, IORING_OP_READ) && io_uring_opcode_supported(probe, IORING_OP_WRITE);
+    io_uring_free_probe(probe);
+    return has;
+}
+
+bool kvf_disk_uring_usable(char *why, size_t size)
+{
+    struct io_uring ring;
+    int rc = io_uring_queue_init(1, &ring, 0);
+    if (rc < 0) {
+        snprintf(why, size, "the kernel refuses a ring: %s%s", strerror(-rc),
+                 rc == -EPERM ? " (kernel.io_uring_disabled, or a seccomp filter)" : "");
+        return false;
+    }
+    bool usable = has_operations(&ring);
+    io_uring_queue_exit(&ring);
+    snprintf(why, size, "%s", usable ? "" : "the kernel's io_uring is too old (no read and write operations)");
+    return usable;
+}
+
+enum kvf_status kvf_disk_uring_create(int fd, unsigned depth, const struct kvf_log *log, struct kvf_disk **out)
+{
+    if (fd < 0 || depth == 0 || depth > KVF_DISK_DEPTH_MAX)
+        return KVF_ERR_INVALID;
+    enum kvf_status st = KVF_ERR_NO_MEMORY;
+    struct uring *u = calloc(1, sizeof *u);
+    if (!u)
+        return st;
+    u->disk.ops = &uring_ops;
+    u->fd = fd;
+    u->log = log;
+    list_clear(&u->waiting);
+    list_clear(&u->pushed);
+    u->slots = calloc(depth, sizeof *u->slots);
+    if (!u->slots)
+        goto free_disk;
+    for (unsigned i = depth; i-- > 0; u->free = &u->slots[i])
+        u->slots[i].next = u->free;
+    st = KVF_ERR_UNSUPPORTED;
+    if (io_uring_queue_init(depth, &u->ring, 0) < 0)
+        goto free_slots;
+    if (!has_operations(&u->ring))
+        goto exit_ring;
+    u->fixed_file = io_uring_register_files(&u->ring, &fd, 1) == 0;
+    u->fixed_buffers = io_uring_register_buffers_sparse(&u->ring, PIECES_MAX) == 0;
+    *out = &u->disk;
+    return KVF_OK;
+
+exit_ring:
+    io_uring_queue_exit(&u->ring);
+free_slots:
+    free(u->slots);
+free_disk:
+    free(u);
+    return st;
+}
