@@ -76,7 +76,7 @@ $(B)/%.o: %.c $(B)/flags
 $(B)/%.cu.o: %.cu $(B)/flags
 	@mkdir -p $(@D)
 	$(call say,nvcc $<)
-	$(q)$(NVCC) -std=c++17 -O3 $(gencode) -I include -I . -Xcompiler -fPIC,-Wall,-Wextra -c $< -o $@
+	$(q)$(NVCC) -std=c++17 -O3 $(gencode) -I include -I . -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -c $< -o $@
 $(B)/libkvf.a: $(lib_o)
 	$(call say,ar   $@)
 	$(q)rm -f $@; ar rcs $@ $^

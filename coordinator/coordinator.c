@@ -164,7 +164,9 @@ static void on_taken(struct kvf_coord *coord, const struct kvf_store_kv *kv)
     struct kvf_member standing;
     bool readable = kvf_records_decode_member(coord->self.name, kv->value, &standing);
     if (!readable || standing.incarnation != coord->self.incarnation) {
-        kvf_log_error(coord->log, "the name %s is taken by another living node", coord->self.name);
+        /* Who waits for the join is told by its status; who goes on without is told here. */
+        kvf_log_write(coord->log, coord->retry ? KVF_LOG_ERROR : KVF_LOG_INFO, "the name %s is taken by another living node",
+                      coord->self.name);
         end_join(coord, KVF_ERR_EXISTS);
     } else if (kv->lease == coord->lease.id) {
         set_registered(coord, kv->mod_revision);
@@ -208,7 +210,8 @@ static bool send_put(struct kvf_coord *coord)
     compare->mod_revision = coord->put_guard;
     call->lease = put->lease = coord->lease.id;
     put->remove = false;
-    bool good = kvf_records_member_key(coord->prefix, coord->self.name, put->key) && kvf_records_encode_member(&coord->self, put->value);
+    bool good = kvf_records_member_key(coord->prefix, coord->self.name, put->key) &&
+                kvf_records_encode_member(&coord->self, put->value);
     memcpy(compare->key, put->key, sizeof put->key);
     memcpy(txn->read[0], put->key, sizeof put->key);
     if (!good || coord->store->ops->txn(coord->store, txn, kvf_calls_answered, call) != KVF_OK) {

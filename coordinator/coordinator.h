@@ -7,8 +7,9 @@
  *   <prefix>/leader               {"name"}                                                         with the leader's lease
  *
  * JOIN: grant a lease, put the member record if absent (or if it is an old incarnation whose lease is gone: the key is
- * absent then), range the prefix, watch from that revision. Keepalive at a third of the TTL; a lost lease is granted anew and the record
- * put again (same incarnation), then everything is ranged again. While etcd is away nothing is concluded: members stay.
+ * absent then), range the prefix, watch from that revision. Keepalive at a third of the TTL; a lost lease is granted anew and
+ * the record put again (same incarnation), then everything is ranged again. While etcd is away nothing is concluded: members
+ * stay.
  *
  * One thread at a time; callbacks inside poll. Every request ends (the store's deadline). */
 #ifndef KVF_COORDINATOR_COORDINATOR_H
@@ -50,8 +51,8 @@ struct kvf_coord_handler {
     void (*placement)(void *arg, const struct kvf_placement *placement); /* created or changed, by anyone */
     void (*placement_gone)(void *arg, uint64_t id);
     void (*leader)(void *arg, const char *name); /* "" : none */
-    /* The end of join: OK once synced; ERR_EXISTS: the name lives; ERR_STORE. Later only ERR_EXISTS: our lease ended while etcd was out
-     * of reach and another incarnation took the name; then we are no member any more. */
+    /* The end of join: OK once synced; ERR_EXISTS: the name lives; ERR_STORE. Later only ERR_EXISTS: our lease ended while etcd
+     * was out of reach and another incarnation took the name; then we are no member any more. */
     void (*joined)(void *arg, enum kvf_status status);
     void (*store_state)(void *arg, bool reachable);
 };
@@ -76,8 +77,8 @@ bool kvf_coord_left(const struct kvf_coord *coord);
 /* Ends what is outstanding with CANCELLED. Not from a callback. */
 void kvf_coord_destroy(struct kvf_coord *coord);
 
-/* poll runs the store's poll and the timers that are due, and returns how many things happened. next_timer: when it wants to be called
- * at the latest (the env's time), UINT64_MAX: never; the store's event_fd tells the rest. */
+/* poll runs the store's poll and the timers that are due, and returns how many things happened. next_timer: when it wants to be
+ * called at the latest (the env's time), UINT64_MAX: never; the store's event_fd tells the rest. */
 unsigned kvf_coord_poll(struct kvf_coord *coord);
 uint64_t kvf_coord_next_timer(const struct kvf_coord *coord);
 
@@ -87,19 +88,22 @@ const struct kvf_member *kvf_coord_member_at(const struct kvf_coord *coord, unsi
 const struct kvf_placement *kvf_coord_placement_known(const struct kvf_coord *coord, uint64_t id);
 const struct kvf_placement *kvf_coord_placement_at(const struct kvf_coord *coord, unsigned index);
 
-/* status OK: `placement` is what stands now. ERR_EXISTS / ERR_NOT_FOUND / ERR_STALE (the epoch or home differ: `placement` is what stands),
- * ERR_STORE: not done. ERR_DEADLINE: not known; ask placement_read until it answers. placement may be NULL on errors. */
+/* status OK: `placement` is what stands now. ERR_EXISTS / ERR_NOT_FOUND / ERR_STALE (the epoch or home differ: `placement` is
+ * what stands), ERR_STORE: not done. ERR_DEADLINE: not known; ask placement_read until it answers. placement may be NULL on
+ * errors. */
 typedef void (*kvf_coord_fn)(void *arg, enum kvf_status status, const struct kvf_placement *placement);
 
 /* One transaction each. */
-enum kvf_status kvf_coord_session_create(struct kvf_coord *coord, uint64_t id, const char *home, const char *model, kvf_coord_fn done, void *arg);
+enum kvf_status kvf_coord_session_create(struct kvf_coord *coord, uint64_t id, const char *home, const char *model,
+                                         kvf_coord_fn done, void *arg);
 /* home -> to, epoch + 1; guarded by (home, epoch). */
-enum kvf_status kvf_coord_session_move(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch, const char *to, uint64_t tokens,
-                                       kvf_coord_fn done, void *arg);
+enum kvf_status kvf_coord_session_move(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch, const char *to,
+                                       uint64_t tokens, kvf_coord_fn done, void *arg);
 /* state and tokens; guarded by (home, epoch), which stay. */
-enum kvf_status kvf_coord_session_update(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch, enum kvf_session_state state,
-                                         uint64_t tokens, kvf_coord_fn done, void *arg);
-enum kvf_status kvf_coord_session_remove(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch, kvf_coord_fn done, void *arg);
+enum kvf_status kvf_coord_session_update(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch,
+                                         enum kvf_session_state state, uint64_t tokens, kvf_coord_fn done, void *arg);
+enum kvf_status kvf_coord_session_remove(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch,
+                                         kvf_coord_fn done, void *arg);
 enum kvf_status kvf_coord_session_read(struct kvf_coord *coord, uint64_t id, kvf_coord_fn done, void *arg);
 
 /* Registers a model or compares it with what stands. OK, ERR_MODEL (another shape or other weights under the name), ERR_STORE. */

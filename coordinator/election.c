@@ -122,7 +122,8 @@ static bool stand(struct kvf_coord *coord)
 static bool may_stand(const struct kvf_coord *coord)
 {
     const struct kvf_election *e = &coord->election;
-    return e->name[0] && coord->state == KVF_JOIN_JOINED && coord->synced && e->lease.id && !e->lease.ending && !e->present && !e->busy;
+    return e->name[0] && coord->state == KVF_JOIN_JOINED && coord->synced && e->lease.id && !e->lease.ending && !e->present &&
+           !e->busy;
 }
 
 unsigned kvf_election_poll(struct kvf_coord *coord)

@@ -77,6 +77,7 @@ static void hand_out_lines(struct kvf_http *http, size_t fresh)
     }
     memmove(http->buffer, http->buffer + start, http->used - start);
     http->used -= start;
+    http->buffer[http->used] = 0;
 }
 
 static size_t on_bytes(char *data, size_t one, size_t bytes, void *arg)
@@ -196,7 +197,8 @@ static void begin(struct kvf_http *http, const char *url, const char *body)
 }
 
 /* What the end of a transfer means for the one who asked; see http.h. */
-static enum kvf_status outcome(struct kvf_http *http, const char *url, CURLcode code, bool stopped, char *error, size_t error_size)
+static enum kvf_status outcome(struct kvf_http *http, const char *url, CURLcode code, bool stopped, char *error,
+                               size_t error_size)
 {
     enum kvf_status status = KVF_OK;
     if (stopped)
@@ -211,8 +213,8 @@ static enum kvf_status outcome(struct kvf_http *http, const char *url, CURLcode 
     return status;
 }
 
-enum kvf_status kvf_http_request(struct kvf_http *http, const char *url, const char *body, uint64_t timeout_ns, long *code, char **answer,
-                                 size_t *bytes, char *error, size_t error_size)
+enum kvf_status kvf_http_request(struct kvf_http *http, const char *url, const char *body, uint64_t timeout_ns, long *code,
+                                 char **answer, size_t *bytes, char *error, size_t error_size)
 {
     bool stopped;
     uint64_t ms = timeout_ns / 1000000;
@@ -236,8 +238,9 @@ enum kvf_status kvf_http_request(struct kvf_http *http, const char *url, const c
     return KVF_OK;
 }
 
-enum kvf_status kvf_http_stream(struct kvf_http *http, const char *url, const char *body, void (*line)(void *arg, const char *text, size_t bytes),
-                                bool (*stop)(void *arg), void *arg, char *error, size_t error_size)
+enum kvf_status kvf_http_stream(struct kvf_http *http, const char *url, const char *body,
+                                void (*line)(void *arg, const char *text, size_t bytes), bool (*stop)(void *arg), void *arg,
+                                char *error, size_t error_size)
 {
     bool stopped;
     begin(http, url, body);

@@ -24,13 +24,14 @@ void kvf_http_destroy(struct kvf_http *http);
  *   ERR_PEER_PROTOCOL  the answer is larger than the limit; ERR_NO_MEMORY
  *   CANCELLED          kvf_http_interrupt
  * It is never sent a second time by itself. */
-enum kvf_status kvf_http_request(struct kvf_http *http, const char *url, const char *body, uint64_t timeout_ns, long *code, char **answer,
-                                 size_t *bytes, char *error, size_t error_size);
+enum kvf_status kvf_http_request(struct kvf_http *http, const char *url, const char *body, uint64_t timeout_ns, long *code,
+                                 char **answer, size_t *bytes, char *error, size_t error_size);
 
 /* POST whose answer is an endless stream: `line` gets every line; returns when the stream ends or stop() is true (asked at
  * least every 200 ms). OK: the server or stop() ended it; else as kvf_http_request. */
-enum kvf_status kvf_http_stream(struct kvf_http *http, const char *url, const char *body, void (*line)(void *arg, const char *text, size_t bytes),
-                                bool (*stop)(void *arg), void *arg, char *error, size_t error_size);
+enum kvf_status kvf_http_stream(struct kvf_http *http, const char *url, const char *body,
+                                void (*line)(void *arg, const char *text, size_t bytes), bool (*stop)(void *arg), void *arg,
+                                char *error, size_t error_size);
 
 /* Ends the request that runs, and every later one, with CANCELLED, within 100 ms. Any thread, until destroy. */
 void kvf_http_interrupt(struct kvf_http *http);

@@ -23,7 +23,13 @@
 struct kvf_call;
 typedef void (*kvf_call_fn)(struct kvf_coord *coord, struct kvf_call *call, const struct kvf_store_result *result);
 
-enum kvf_session_op { KVF_OP_SESSION_CREATE, KVF_OP_SESSION_MOVE, KVF_OP_SESSION_UPDATE, KVF_OP_SESSION_REMOVE, KVF_OP_SESSION_READ };
+enum kvf_session_op {
+    KVF_OP_SESSION_CREATE,
+    KVF_OP_SESSION_MOVE,
+    KVF_OP_SESSION_UPDATE,
+    KVF_OP_SESSION_REMOVE,
+    KVF_OP_SESSION_READ
+};
 
 /* One request of a caller's, or one of our own, from its start until its last answer. */
 struct kvf_call {

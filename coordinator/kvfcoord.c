@@ -95,8 +95,8 @@ static void print_event(struct daemon *d, const char *event, json_t *object, con
 static void on_member_up(void *arg, const struct kvf_member *m)
 {
     char text[512];
-    snprintf(text, sizeof text, "member up %s incarnation %016" PRIx64 " host %s admin %s dram %" PRIu64 " lends %" PRIu64, m->name,
-             m->incarnation, m->host[0] ? m->host : "-", m->admin[0] ? m->admin : "-", m->dram_bytes, m->lend_bytes);
+    snprintf(text, sizeof text, "member up %s incarnation %016" PRIx64 " host %s admin %s dram %" PRIu64 " lends %" PRIu64,
+             m->name, m->incarnation, m->host[0] ? m->host : "-", m->admin[0] ? m->admin : "-", m->dram_bytes, m->lend_bytes);
     char incarnation[17];
     snprintf(incarnation, sizeof incarnation, "%016" PRIx64, m->incarnation);
     print_event(arg, "member_up",
@@ -117,11 +117,11 @@ static void on_placement(void *arg, const struct kvf_placement *p)
 {
     char text[512];
     const char *state = p->state == KVF_SESSION_PARKED ? "parked" : "active";
-    snprintf(text, sizeof text, "session %" PRIu64 " home %s epoch %" PRIu64 " %s tokens %" PRIu64 " model %s", p->id, p->home, p->epoch,
-             state, p->tokens, p->model);
+    snprintf(text, sizeof text, "session %" PRIu64 " home %s epoch %" PRIu64 " %s tokens %" PRIu64 " model %s", p->id, p->home,
+             p->epoch, state, p->tokens, p->model);
     print_event(arg, "session",
-                json_pack("{sI ss sI ss sI ss}", "id", (json_int_t)p->id, "home", p->home, "epoch", (json_int_t)p->epoch, "state", state,
-                          "tokens", (json_int_t)p->tokens, "model", p->model),
+                json_pack("{sI ss sI ss sI ss}", "id", (json_int_t)p->id, "home", p->home, "epoch", (json_int_t)p->epoch,
+                          "state", state, "tokens", (json_int_t)p->tokens, "model", p->model),
                 text);
 }
 
@@ -158,7 +158,8 @@ static void on_joined(void *arg, enum kvf_status status)
     }
     char error[512];
     kvf_store_etcd_error(d->store, error, sizeof error);
-    fprintf(stderr, "kvfcoord: etcd cannot be reached (%s): %s; is it running, and is etcd.endpoints right?\n", kvf_status_name(status), error);
+    fprintf(stderr, "kvfcoord: etcd cannot be reached (%s): %s; is it running, and is etcd.endpoints right?\n",
+            kvf_status_name(status), error);
     d->exit_code = EXIT_UNREACHABLE;
 }
 
@@ -365,7 +366,8 @@ static int configure(struct daemon *d, int argc, char **argv)
     choose_name(d);
     kvf_log_init(&d->log, d->name, level_of(d->settings->log_level), stderr);
     if (d->check) {
-        printf("kvfcoord %s would watch %s at %s as %s\n", kvf_version(), d->settings->etcd_prefix, d->settings->etcd_endpoints, d->name);
+        printf("kvfcoord %s would watch %s at %s as %s\n", kvf_version(), d->settings->etcd_prefix, d->settings->etcd_endpoints,
+               d->name);
         return EXIT_DONE;
     }
     return -1;

@@ -7,9 +7,9 @@
 static bool is_same(const struct kvf_records_model *a, const struct kvf_records_model *b)
 {
     const struct kvf_model_desc *x = &a->desc, *y = &b->desc;
-    return a->fingerprint == b->fingerprint && x->weights_id == y->weights_id && x->layers == y->layers && x->kv_heads == y->kv_heads &&
-           x->q_heads == y->q_heads && x->dim_k == y->dim_k && x->dim_v == y->dim_v && x->dtype == y->dtype &&
-           x->chunk_tokens == y->chunk_tokens && x->block_tokens == y->block_tokens;
+    return a->fingerprint == b->fingerprint && x->weights_id == y->weights_id && x->layers == y->layers &&
+           x->kv_heads == y->kv_heads && x->q_heads == y->q_heads && x->dim_k == y->dim_k && x->dim_v == y->dim_v &&
+           x->dtype == y->dtype && x->chunk_tokens == y->chunk_tokens && x->block_tokens == y->block_tokens;
 }
 
 /* An outcome that is not known is a failure here: registering again finds the record and compares. */

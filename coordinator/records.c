@@ -110,8 +110,8 @@ bool kvf_records_encode_member(const struct kvf_member *member, char text[KVF_ST
 
 bool kvf_records_encode_placement(const struct kvf_placement *p, char text[KVF_STORE_VALUE_MAX])
 {
-    return write_out(json_pack("{ss sI ss sI ss}", "home", p->home, "epoch", (json_int_t)p->epoch, "state", states[p->state], "tokens",
-                               (json_int_t)p->tokens, "model", p->model),
+    return write_out(json_pack("{ss sI ss sI ss}", "home", p->home, "epoch", (json_int_t)p->epoch, "state", states[p->state],
+                               "tokens", (json_int_t)p->tokens, "model", p->model),
                      text);
 }
 
@@ -119,10 +119,11 @@ bool kvf_records_encode_model(const struct kvf_model_desc *d, uint64_t fingerpri
 {
     if ((unsigned)d->dtype > KVF_BF16)
         return false;
-    return write_out(json_pack("{so so sI sI sI sI sI ss sI sI}", "fingerprint", hex_json(fingerprint), "weights", hex_json(d->weights_id),
-                               "layers", (json_int_t)d->layers, "kv_heads", (json_int_t)d->kv_heads, "q_heads", (json_int_t)d->q_heads,
-                               "dim_k", (json_int_t)d->dim_k, "dim_v", (json_int_t)d->dim_v, "dtype", dtypes[d->dtype], "chunk_tokens",
-                               (json_int_t)d->chunk_tokens, "block_tokens", (json_int_t)d->block_tokens),
+    return write_out(json_pack("{so so sI sI sI sI sI ss sI sI}", "fingerprint", hex_json(fingerprint), "weights",
+                               hex_json(d->weights_id), "layers", (json_int_t)d->layers, "kv_heads", (json_int_t)d->kv_heads,
+                               "q_heads", (json_int_t)d->q_heads, "dim_k", (json_int_t)d->dim_k, "dim_v", (json_int_t)d->dim_v,
+                               "dtype", dtypes[d->dtype], "chunk_tokens", (json_int_t)d->chunk_tokens, "block_tokens",
+                               (json_int_t)d->block_tokens),
                      text);
 }
 
@@ -176,7 +177,7 @@ static bool plain_in(const json_t *root, const char *field, char *out, size_t si
     for (const char *c = text; *c; c++)
         if (*c <= ' ' || *c > '~')
             return false;
-    strcpy(out, text);
+    snprintf(out, size, "%s", text);
     return true;
 }
 
@@ -185,7 +186,7 @@ static bool name_in(const json_t *root, const char *field, char out[64])
     const char *text = json_string_value(json_object_get(root, field));
     if (!text || !kvf_records_name_ok(text))
         return false;
-    strcpy(out, text);
+    snprintf(out, 64, "%s", text);
     return true;
 }
 
@@ -206,9 +207,11 @@ bool kvf_records_decode_member(const char *name, const char *text, struct kvf_me
     json_t *root = read_in(text);
     const json_t *address = json_object_get(root, "address");
     bool good = root && kvf_records_name_ok(name) && hex_in(root, "incarnation", &m.incarnation) && json_is_string(address) &&
-                kvf_base64_decode(json_string_value(address), json_string_length(address), m.address, sizeof m.address, &m.address_bytes) &&
+                kvf_base64_decode(json_string_value(address), json_string_length(address), m.address, sizeof m.address,
+                                  &m.address_bytes) &&
                 plain_in(root, "admin", m.admin, sizeof m.admin) && plain_in(root, "host", m.host, sizeof m.host) &&
-                count_in(root, "lend_bytes", INT64_MAX, &m.lend_bytes) && count_in(root, "dram_bytes", INT64_MAX, &m.dram_bytes);
+                count_in(root, "lend_bytes", INT64_MAX, &m.lend_bytes) &&
+                count_in(root, "dram_bytes", INT64_MAX, &m.dram_bytes);
     if (good) {
         snprintf(m.name, sizeof m.name, "%s", name);
         *out = m;
@@ -223,7 +226,8 @@ bool kvf_records_decode_placement(uint64_t id, const char *text, struct kvf_plac
     unsigned state = 0;
     json_t *root = read_in(text);
     bool good = root && name_in(root, "home", p.home) && count_in(root, "epoch", INT64_MAX - 1, &p.epoch) && p.epoch &&
-                word_in(root, "state", states, 2, &state) && count_in(root, "tokens", INT64_MAX, &p.tokens) && name_in(root, "model", p.model);
+                word_in(root, "state", states, 2, &state) && count_in(root, "tokens", INT64_MAX, &p.tokens) &&
+                name_in(root, "model", p.model);
     if (good) {
         p.state = state;
         *out = p;
@@ -238,10 +242,12 @@ bool kvf_records_decode_model(const char *name, const char *text, struct kvf_rec
     struct kvf_model_desc *d = &m.desc;
     unsigned dtype = 0;
     json_t *root = read_in(text);
-    bool good = root && kvf_records_name_ok(name) && hex_in(root, "fingerprint", &m.fingerprint) && hex_in(root, "weights", &d->weights_id) &&
-                small_in(root, "layers", &d->layers) && small_in(root, "kv_heads", &d->kv_heads) && small_in(root, "q_heads", &d->q_heads) &&
-                small_in(root, "dim_k", &d->dim_k) && small_in(root, "dim_v", &d->dim_v) && word_in(root, "dtype", dtypes, 3, &dtype) &&
-                small_in(root, "chunk_tokens", &d->chunk_tokens) && small_in(root, "block_tokens", &d->block_tokens);
+    bool good = root && kvf_records_name_ok(name) && hex_in(root, "fingerprint", &m.fingerprint) &&
+                hex_in(root, "weights", &d->weights_id) && small_in(root, "layers", &d->layers) &&
+                small_in(root, "kv_heads", &d->kv_heads) && small_in(root, "q_heads", &d->q_heads) &&
+                small_in(root, "dim_k", &d->dim_k) && small_in(root, "dim_v", &d->dim_v) &&
+                word_in(root, "dtype", dtypes, 3, &dtype) && small_in(root, "chunk_tokens", &d->chunk_tokens) &&
+                small_in(root, "block_tokens", &d->block_tokens);
     if (good) {
         d->dtype = dtype;
         snprintf(d->name, sizeof d->name, "%s", name);

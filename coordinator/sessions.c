@@ -163,7 +163,8 @@ static enum kvf_status change(struct kvf_coord *coord, enum kvf_session_op op, c
     return begin(coord, call);
 }
 
-enum kvf_status kvf_coord_session_create(struct kvf_coord *coord, uint64_t id, const char *home, const char *model, kvf_coord_fn done, void *arg)
+enum kvf_status kvf_coord_session_create(struct kvf_coord *coord, uint64_t id, const char *home, const char *model,
+                                         kvf_coord_fn done, void *arg)
 {
     assert(coord);
     if (!id || !kvf_records_name_ok(home) || !kvf_records_name_ok(model))
@@ -177,16 +178,16 @@ enum kvf_status kvf_coord_session_create(struct kvf_coord *coord, uint64_t id, c
     return begin(coord, call);
 }
 
-enum kvf_status kvf_coord_session_move(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch, const char *to, uint64_t tokens,
-                                       kvf_coord_fn done, void *arg)
+enum kvf_status kvf_coord_session_move(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch, const char *to,
+                                       uint64_t tokens, kvf_coord_fn done, void *arg)
 {
     struct kvf_placement want = {.id = id, .epoch = epoch + 1, .tokens = tokens};
     snprintf(want.home, sizeof want.home, "%s", to);
     return strlen(to) < sizeof want.home ? change(coord, KVF_OP_SESSION_MOVE, &want, home, epoch, done, arg) : KVF_ERR_INVALID;
 }
 
-enum kvf_status kvf_coord_session_update(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch, enum kvf_session_state state,
-                                         uint64_t tokens, kvf_coord_fn done, void *arg)
+enum kvf_status kvf_coord_session_update(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch,
+                                         enum kvf_session_state state, uint64_t tokens, kvf_coord_fn done, void *arg)
 {
     struct kvf_placement want = {.id = id, .epoch = epoch, .tokens = tokens, .state = state};
     snprintf(want.home, sizeof want.home, "%s", home);
@@ -195,7 +196,8 @@ enum kvf_status kvf_coord_session_update(struct kvf_coord *coord, uint64_t id, c
     return change(coord, KVF_OP_SESSION_UPDATE, &want, home, epoch, done, arg);
 }
 
-enum kvf_status kvf_coord_session_remove(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch, kvf_coord_fn done, void *arg)
+enum kvf_status kvf_coord_session_remove(struct kvf_coord *coord, uint64_t id, const char *home, uint64_t epoch,
+                                         kvf_coord_fn done, void *arg)
 {
     struct kvf_placement want = {.id = id, .epoch = epoch};
     snprintf(want.home, sizeof want.home, "%s", home);

@@ -44,7 +44,8 @@ struct kvf_store_txn {
 };
 
 struct kvf_store_result {
-    enum kvf_status status; /* OK; ERR_STORE (unreachable, refused); ERR_DEADLINE: the outcome is NOT known; ERR_NOT_FOUND (lease) */
+    enum kvf_status
+        status; /* OK; ERR_STORE (unreachable, refused); ERR_DEADLINE: the outcome is NOT known; ERR_NOT_FOUND (lease) */
     bool succeeded;         /* txn: the compares held */
     uint64_t revision;
     uint64_t lease;         /* lease_grant: its id; keepalive: the same */
@@ -68,7 +69,8 @@ struct kvf_store_ops {
     enum kvf_status (*lease_revoke)(struct kvf_store *store, uint64_t lease, kvf_store_fn done, void *arg);
     /* One watch per store, of a prefix, from a revision on; reconnects by itself for ever. A second call replaces the first: none
      * of its events comes any more. After `lost` the watch is over until the next call. prefix NULL: ends it. */
-    enum kvf_status (*watch)(struct kvf_store *store, const char *prefix, uint64_t from_revision, kvf_store_watch_fn event, void *arg);
+    enum kvf_status (*watch)(struct kvf_store *store, const char *prefix, uint64_t from_revision, kvf_store_watch_fn event,
+                             void *arg);
     unsigned (*poll)(struct kvf_store *store);
     int (*event_fd)(struct kvf_store *store); /* readable when poll has work; -1: none */
 };
@@ -84,7 +86,8 @@ struct kvf_store_config {
     const struct kvf_log *log;
     struct kvf_counters *counters;
 };
-/* ERR_CONFIG (no endpoint, or one that is no URL), ERR_NO_MEMORY. Speaks to nobody yet. The log and counters (NULL: none) outlive it. */
+/* ERR_CONFIG (no endpoint, or one that is no URL), ERR_NO_MEMORY. Speaks to nobody yet. The log and counters (NULL: none)
+ * outlive it. */
 enum kvf_status kvf_store_etcd_create(const struct kvf_store_config *config, struct kvf_store **out);
 /* One line about the last failed request of a store made by kvf_store_etcd_create ("" when none failed). Any thread. */
 void kvf_store_etcd_error(struct kvf_store *store, char *text, size_t size);

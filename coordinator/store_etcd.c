@@ -96,7 +96,8 @@ static bool attempt(struct kvf_store_worker *worker, struct kvf_store_request *r
     long code = 0;
     size_t bytes = 0;
     snprintf(url, sizeof url, "%s%s", etcd->endpoints[worker->endpoint], kvf_store_json_path(request->what));
-    enum kvf_status status = kvf_http_request(worker->http, url, request->body, timeout_ns, &code, &text, &bytes, error, sizeof error);
+    enum kvf_status status =
+        kvf_http_request(worker->http, url, request->body, timeout_ns, &code, &text, &bytes, error, sizeof error);
     kvf_store_json_release(answer);
     if (status != KVF_OK) {
         *answer = (struct kvf_store_json_answer){.result = {.status = without_answer(request->what, status)}};

@@ -99,7 +99,8 @@ void kvf_store_etcd_note(struct kvf_store_etcd *etcd, const char *error);
 
 /* The watch: its thread, the seam's call, and what poll hands out. destroy needs the thread to have been joined. */
 void *kvf_store_watch_main(void *etcd);
-enum kvf_status kvf_store_watch_start(struct kvf_store *store, const char *prefix, uint64_t from_revision, kvf_store_watch_fn event, void *arg);
+enum kvf_status kvf_store_watch_start(struct kvf_store *store, const char *prefix, uint64_t from_revision,
+                                      kvf_store_watch_fn event, void *arg);
 unsigned kvf_store_watch_poll(struct kvf_store_etcd *etcd);
 void kvf_store_watch_drop(struct kvf_store_etcd *etcd);
 #endif

@@ -77,7 +77,8 @@ static json_t *compare_of(const struct kvf_store_compare *c)
     case KVF_COMPARE_ABSENT:
         return json_pack("{so ss ss so}", "key", key, "target", "CREATE", "result", "EQUAL", "create_revision", number_of(0));
     case KVF_COMPARE_MOD_REVISION:
-        return json_pack("{so ss ss so}", "key", key, "target", "MOD", "result", "EQUAL", "mod_revision", number_of(c->mod_revision));
+        return json_pack("{so ss ss so}", "key", key, "target", "MOD", "result", "EQUAL", "mod_revision",
+                         number_of(c->mod_revision));
     case KVF_COMPARE_VALUE:
         return json_pack("{so ss ss so}", "key", key, "target", "VALUE", "result", "EQUAL", "value", text_of(c->value));
     }
@@ -89,7 +90,8 @@ static json_t *put_of(const struct kvf_store_put *put)
 {
     if (put->remove)
         return json_pack("{s{so}}", "request_delete_range", "key", text_of(put->key));
-    return json_pack("{s{so so so}}", "request_put", "key", text_of(put->key), "value", text_of(put->value), "lease", number_of(put->lease));
+    return json_pack("{s{so so so}}", "request_put", "key", text_of(put->key), "value", text_of(put->value), "lease",
+                     number_of(put->lease));
 }
 
 char *kvf_store_json_txn(const struct kvf_store_txn *txn)
@@ -127,8 +129,8 @@ char *kvf_store_json_lease(uint64_t lease)
 
 char *kvf_store_json_watch(const char *prefix, uint64_t from_revision)
 {
-    return dump(json_pack("{s{so so so}}", "create_request", "key", text_of(prefix), "range_end", prefix_end(prefix), "start_revision",
-                          number_of(from_revision)));
+    return dump(json_pack("{s{so so so}}", "create_request", "key", text_of(prefix), "range_end", prefix_end(prefix),
+                          "start_revision", number_of(from_revision)));
 }
 
 /* ---------------------------------------------------------------------------------------------------- decode */
@@ -164,7 +166,8 @@ static char *text_in(const json_t *object, const char *name, size_t max)
     size_t bytes = 0;
     if (!text)
         return NULL;
-    if (!kvf_base64_decode(json_string_value(value), json_string_length(value), text, max - 1, &bytes) || memchr(text, 0, bytes)) {
+    if (!kvf_base64_decode(json_string_value(value), json_string_length(value), text, max - 1, &bytes) ||
+        memchr(text, 0, bytes)) {
         free(text);
         return NULL;
     }
@@ -234,11 +237,12 @@ static void error_in(const json_t *root, char *error, size_t size)
     snprintf(error, size, "%s", text ? text : "an answer that is not etcd's");
 }
 
-static bool is_not_found(const json_t *root, long code)
+/* etcd's own word for it. A 404 alone may come from whatever else listens there, and must not end a lease. */
+static bool is_not_found(const json_t *root)
 {
     const json_t *inner = json_object_get(root, "error");
-    uint64_t grpc = number_in(json_is_object(inner) ? inner : root, json_is_object(inner) ? "grpc_code" : "code");
-    return code == 404 || grpc == GRPC_NOT_FOUND;
+    bool nested = json_is_object(inner);
+    return number_in(nested ? inner : root, nested ? "grpc_code" : "code") == GRPC_NOT_FOUND;
 }
 
 static void fill_lease(const json_t *body, struct kvf_store_result *r)
@@ -284,7 +288,8 @@ static bool fill(enum kvf_store_json_what what, const json_t *root, struct kvf_s
     return false;
 }
 
-void kvf_store_json_decode(enum kvf_store_json_what what, long code, const char *text, size_t bytes, struct kvf_store_json_answer *out)
+void kvf_store_json_decode(enum kvf_store_json_what what, long code, const char *text, size_t bytes,
+                           struct kvf_store_json_answer *out)
 {
     *out = (struct kvf_store_json_answer){.result = {.status = KVF_OK}};
     json_t *root = json_loadb(text, bytes, 0, NULL);
@@ -293,7 +298,7 @@ void kvf_store_json_decode(enum kvf_store_json_what what, long code, const char 
     if (!good) {
         kvf_store_json_release(out);
         *out = (struct kvf_store_json_answer){.result = {.status = KVF_ERR_STORE}};
-        if (is_not_found(root, code))
+        if (is_not_found(root))
             out->result.status = KVF_ERR_NOT_FOUND;
         else if (what == KVF_STORE_JSON_TXN && !refused)
             out->result.status = KVF_ERR_DEADLINE;

@@ -33,7 +33,8 @@ struct kvf_store_json_answer {
 /* Decodes any answer but a watch's. result.status: OK; ERR_NOT_FOUND (no such lease); ERR_DEADLINE (a transaction that etcd may
  * still apply: 5xx, or an answer we cannot read); else ERR_STORE. A key that is not text of our size is skipped; a value that is
  * not becomes "", which no record is. Free with release. */
-void kvf_store_json_decode(enum kvf_store_json_what what, long code, const char *text, size_t bytes, struct kvf_store_json_answer *out);
+void kvf_store_json_decode(enum kvf_store_json_what what, long code, const char *text, size_t bytes,
+                           struct kvf_store_json_answer *out);
 void kvf_store_json_release(struct kvf_store_json_answer *answer);
 
 enum kvf_store_json_event {

@@ -171,7 +171,8 @@ void *kvf_store_watch_main(void *arg)
 
 /* ---------------------------------------------------------------------------------------------------- owner's thread */
 
-enum kvf_status kvf_store_watch_start(struct kvf_store *store, const char *prefix, uint64_t from_revision, kvf_store_watch_fn event, void *arg)
+enum kvf_status kvf_store_watch_start(struct kvf_store *store, const char *prefix, uint64_t from_revision,
+                                      kvf_store_watch_fn event, void *arg)
 {
     struct kvf_store_etcd *etcd = (struct kvf_store_etcd *)store;
     struct kvf_store_watch *watch = &etcd->watch;

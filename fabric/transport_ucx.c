@@ -24,8 +24,9 @@
 #define POLL_ROUNDS 32       /* of progress in one poll, at most */
 #define SENDS_PER_LINK 128   /* in flight on one link, so that a stuck peer leaves room to others */
 #define SENDS_MAX 8192
-#define SEGMENT_OVERHEAD 4096 /* of a segment: headers of UCX and ours, with room to spare */
-#define POSIX_SEGMENT "8256"  /* bytes of one fragment in shared memory */
+#define SEGMENT_OVERHEAD 4096 /* added to a segment: headers of UCX and ours, with room to spare */
+#define SEGMENT_MIN 8192
+#define SEGMENT_MAX (16u << 20)
 #define CLOSE_ROUNDS 200000
 
 enum link_state { LINK_FREE, LINK_OPEN, LINK_CLOSING };
@@ -557,7 +558,7 @@ static void ucx_describe(struct kvf_transport *t, char *text, size_t size)
 static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
 {
     char segment[32];
-    snprintf(segment, sizeof segment, "%zu", u->segment_bytes);
+    snprintf(segment, sizeof segment, "%zu", u->segment_bytes + SEGMENT_OVERHEAD);
     const struct {
         const char *name, *value;
     } settings[] = {
@@ -585,8 +586,7 @@ static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
         {"TCP_CONN_NB", "y"},
         {"NODELAY", "y"},
         {"TCP_NODELAY", "y"},
-        {"MM_ERROR_HANDLING", "y"},
-        {"MM_SEG_SIZE", POSIX_SEGMENT},
+        {"MM_ERROR_HANDLING", "n"}, /* keeps frames off shared memory, see above */
         {"MM_HUGETLB_MODE", "n"},
         {"USE_PROC_LINK", "y"}, /* the file has no name any more when it is in use: nothing stays after kill -9 */
         {"POSIX_USE_PROC_LINK", "y"},
@@ -723,7 +723,7 @@ static const struct kvf_transport_ops ucx_ops = {
 
 enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *config, struct kvf_transport **out)
 {
-    if (config->segment_bytes < 2 * SEGMENT_OVERHEAD || config->peers_max == 0)
+    if (config->segment_bytes < SEGMENT_MIN || config->segment_bytes > SEGMENT_MAX || config->peers_max == 0)
         return KVF_ERR_INVALID;
     struct ucx *u = calloc(1, sizeof *u);
     if (!u)
@@ -732,7 +732,7 @@ enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *conf
     u->log = config->log;
     u->event_fd = -1;
     u->segment_bytes = config->segment_bytes;
-    u->payload_max = config->segment_bytes - SEGMENT_OVERHEAD;
+    u->payload_max = config->segment_bytes;
     u->due_last = &u->due_first;
     enum kvf_status st = kvf_devices_choose(config->kind, config->interface, config->log, &u->choice);
     if (st != KVF_OK)

@@ -309,7 +309,7 @@ static int listen_at(const struct addrinfo *info, struct sockaddr_storage *bound
     if (fd < 0)
         return -1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-    if (bind(fd, info->ai_addr, info->ai_addrlen) || listen(fd, CONNECTIONS_MAX) ||
+    if (bind(fd, info->ai_addr, info->ai_addrlen) || listen(fd, SOMAXCONN) ||
         getsockname(fd, (struct sockaddr *)bound, &size)) {
         int saved = errno;
         close(fd);

@@ -192,9 +192,11 @@ static int run(struct kvf_config *config)
     struct kvf_node *node = NULL;
     enum kvf_status status = kvf_node_open(config, &node);
     if (status != KVF_OK) {
-        const char *why = kvf_config_error(config);
-        fprintf(stderr, "kvfd: opening the node: %s (%s); %s\n", *why ? why : kvf_status_text(status), kvf_status_name(status),
-                advice(status));
+        const char *why = kvf_config_error(config), *name = kvf_status_name(status);
+        if (strstr(why, name)) /* the line tells the status, and what to try */
+            fprintf(stderr, "kvfd: %s\n", why);
+        else
+            fprintf(stderr, "kvfd: opening the node: %s (%s); %s\n", *why ? why : kvf_status_text(status), name, advice(status));
         return exit_code(status);
     }
     describe(config, kvf_node_name(node), "ready", node->core->admin_address);

@@ -17,7 +17,8 @@ struct item {
     uint64_t mask;
     bool pinned;   /* read in place in DRAM */
     uint64_t slot; /* of staging; KVF_ARENA_NONE: none */
-    uint32_t bytes;
+    const uint8_t *data;
+    uint32_t bytes, chunk_bytes; /* of the block: it may be removed while it is read, when the asker has it already */
     uint8_t status; /* 0: good */
 };
 
@@ -78,22 +79,20 @@ static void serve_sent(void *arg, enum kvf_status status)
 /* Adds the runs of an item's chunks to the reply. false: too many parts or bytes. */
 static bool parts_add(struct kvf_core *core, const struct item *it, struct iovec *parts, unsigned *n, size_t *bytes)
 {
-    struct kvf_entry *e = kvf_index_entry(core->index, it->handle);
-    uint8_t *base = it->pinned ? core->memory + e->location : core->memory + core->staging_at + it->slot;
-    for (unsigned c = 0; c < e->chunks; c++) {
-        uint32_t offset, size;
+    for (uint32_t c = 0; c < 64 && c * it->chunk_bytes < it->bytes; c++) {
         if (!(it->mask >> c & 1))
             continue;
-        kvf_block_chunk(core, e, c, &offset, &size);
+        uint32_t offset = c * it->chunk_bytes, left = it->bytes - offset;
+        uint32_t size = left < it->chunk_bytes ? left : it->chunk_bytes;
         struct iovec *last = &parts[*n - 1];
         *bytes += size;
-        if (*n > 1 && (uint8_t *)last->iov_base + last->iov_len == base + offset) {
+        if (*n > 1 && (const uint8_t *)last->iov_base + last->iov_len == it->data + offset) {
             last->iov_len += size;
             continue;
         }
         if (*n == KVF_FRAME_PARTS_MAX)
             return false;
-        parts[(*n)++] = (struct iovec){.iov_base = base + offset, .iov_len = size};
+        parts[(*n)++] = (struct iovec){.iov_base = (void *)(uintptr_t)(it->data + offset), .iov_len = size};
     }
     return *bytes <= kvf_fabric_payload_max(core->fabric);
 }
@@ -146,15 +145,18 @@ static enum kvf_status item_start(struct serve *s, struct item *it)
         it->status = 1;
         return KVF_OK;
     }
+    it->bytes = e->bytes;
+    it->chunk_bytes = kvf_block_chunk_bytes(core, e);
     if (e->tier == KVF_TIER_DRAM) {
         atomic_fetch_add(&e->pins, 1);
         it->pinned = true;
+        it->data = core->memory + e->location;
         return KVF_OK;
     }
-    it->bytes = e->bytes;
     it->slot = kvf_arena_alloc(core->staging, e->bytes);
     if (it->slot == KVF_ARENA_NONE)
         return KVF_ERR_BUSY;
+    it->data = core->memory + core->staging_at + it->slot;
     enum kvf_status st = kvf_read_start(core, it->handle, it->mask, core->memory + core->staging_at + it->slot,
                                         kvf_deadline(kvf_now(core->env), FILL_TIMEOUT_NS), true, item_read, it);
     if (st == KVF_OK)

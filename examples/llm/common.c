@@ -162,7 +162,7 @@ enum llm_exit llm_common_failed(const char *doing, enum kvf_status st)
         {KVF_ERR_STORE, "see whether etcd runs at etcd.endpoints"},
         {KVF_ERR_PEER_UNREACHABLE, "see whether the other node runs ('kvf status')"},
         {KVF_ERR_PEER_LOST, "see whether the other node runs ('kvf status')"},
-        {KVF_ERR_DEADLINE, "a peer or a disk is too slow or gone; raise fetch.timeout or try again"},
+        {KVF_ERR_DEADLINE, "a peer or a disk is too slow or gone; raise fetch.timeout (or --attach-timeout), or try again"},
         {KVF_ERR_MODEL, "start both engines with the same model file and version"},
         {KVF_MOVED, "the session lives at another node; 'kvf sessions' tells where"},
         {KVF_LOST, "blocks are lost faster than they can be recomputed"},

@@ -412,7 +412,8 @@ class Demo:
             move_bytes_after_switch=a["move"]["bytes_after_switch"],
             blocks_verified=sum(s["blocks_verified"] for s in stats), wrong_blocks=sum(s["blocks_corrupt"] for s in stats),
             killed=self.killed, blocks_lost=sum(s["blocks_lost"] for s in stats),
-            recomputed_tokens=a["recomputed_tokens"] + b["recomputed_tokens"], tiers=tiers, text=a["text"] + b["text"])
+            recomputed_tokens=a["recomputed_tokens"] + b["recomputed_tokens"],
+            attend_deadlines=a["attend_deadlines"] + b["attend_deadlines"], tiers=tiers, text=a["text"] + b["text"])
         self.print_summary(result)
         return result, equal and away >= 0.75 and len(tokens) == generate
 

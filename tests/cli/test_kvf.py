@@ -195,15 +195,17 @@ class ClusterTest(Case):
         self.assertIn("0 nodes", done.stdout)
 
     def test_a_dead_node_is_shown_as_unreachable(self):
-        third = self.cluster.kvfd("third", etcd_lease="60s").await_ready()
+        other = Cluster()
+        self.addCleanup(other.close)
+        third = other.kvfd("third", etcd_lease="60s").await_ready()
         third.process.kill()
         third.process.wait()
-        done = self.cluster.kvf("status")
+        done = other.kvf("status")
         self.assert_done(done)
         self.assertIn("third", done.stdout)
         self.assertIn("third is unreachable", done.stdout)
-        self.assert_failed(self.cluster.kvf("status", "third"), 1, "third")
-        node = [n for n in json.loads(self.cluster.kvf("status", "--json").stdout)["nodes"] if n["name"] == "third"][0]
+        self.assert_failed(other.kvf("status", "third"), 1, "third")
+        node = [n for n in json.loads(other.kvf("status", "--json").stdout)["nodes"] if n["name"] == "third"][0]
         self.assertEqual((node["reachable"], "error" in node), (False, True))
 
     def test_moves_that_cannot_be(self):

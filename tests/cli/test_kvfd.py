@@ -180,7 +180,8 @@ class ClusterTest(Case):
         one = self.cluster.kvfd("one", lend_bytes="8M").await_ready()
         two = self.cluster.kvfd("two", lend_bytes="8M").await_ready()
         deadline = time.monotonic() + cluster.PATIENCE
-        while not all([p["up"] for p in d.status()["peers"]] == [True] for d in (one, two)):
+        sees = lambda daemon, name: any(p["name"] == name and p["up"] for p in daemon.status()["peers"])
+        while not (sees(one, "two") and sees(two, "one")):
             self.assertLess(time.monotonic(), deadline, [one.status()["peers"], two.status()["peers"]])
             time.sleep(0.1)
         held = shared_memory_of(one.process.pid) | shared_memory_of(two.process.pid)

@@ -89,7 +89,12 @@ static void open_peer_at(struct peer *p, const char *endpoints, const char *pref
         .log = &log_silent,
         .prefix = prefix,
         .lease_ttl_ns = 2 * KVF_SEC,
-        .handler = {.arg = p, .member_up = member_up, .member_down = member_down, .leader = leader, .joined = joined, .store_state = store_state},
+        .handler = {.arg = p,
+                    .member_up = member_up,
+                    .member_down = member_down,
+                    .leader = leader,
+                    .joined = joined,
+                    .store_state = store_state},
     };
     assert_int_equal(kvf_coord_create(&config, &p->coord), KVF_OK);
 }
@@ -180,9 +185,11 @@ static void http_tells_unsent_from_unanswered(void **state)
     size_t bytes = 0;
     long code = 0;
     assert_int_equal(kvf_http_create(NULL, &http), KVF_OK);
-    assert_int_equal(kvf_http_request(http, "http://127.0.0.1:1/", NULL, KVF_SEC, &code, &text, &bytes, error, sizeof error), KVF_ERR_STORE);
+    assert_int_equal(kvf_http_request(http, "http://127.0.0.1:1/", NULL, KVF_SEC, &code, &text, &bytes, error, sizeof error),
+                     KVF_ERR_STORE);
     assert_true(error[0]);
-    assert_int_equal(kvf_http_request(http, "file:///etc/passwd", NULL, KVF_SEC, &code, &text, &bytes, error, sizeof error), KVF_ERR_STORE);
+    assert_int_equal(kvf_http_request(http, "file:///etc/passwd", NULL, KVF_SEC, &code, &text, &bytes, error, sizeof error),
+                     KVF_ERR_STORE);
     assert_null(text);
     if (etcd) {
         snprintf(url, sizeof url, "%s/health", kvf_test_etcd_url(etcd));
@@ -275,7 +282,8 @@ static void sessions_are_created_moved_and_removed(void **state)
     assert_int_equal(r.standing.epoch, 2);
     assert_int_equal(wait_answer(&a, &r, kvf_coord_session_move(a.coord, 7, "a", 1, "a", 300, answered, &r)), KVF_ERR_STALE);
     assert_string_equal(r.standing.home, "b");
-    assert_int_equal(wait_answer(&b, &r, kvf_coord_session_update(b.coord, 7, "b", 2, KVF_SESSION_PARKED, 301, answered, &r)), KVF_OK);
+    assert_int_equal(wait_answer(&b, &r, kvf_coord_session_update(b.coord, 7, "b", 2, KVF_SESSION_PARKED, 301, answered, &r)),
+                     KVF_OK);
     WAIT(&a, &b, kvf_coord_placement_known(a.coord, 7) && kvf_coord_placement_known(a.coord, 7)->tokens == 301);
     assert_int_equal(wait_answer(&a, &r, kvf_coord_session_remove(a.coord, 7, "b", 2, answered, &r)), KVF_OK);
     WAIT(&a, &b, !kvf_coord_placement_known(a.coord, 7) && !kvf_coord_placement_known(b.coord, 7));
@@ -307,7 +315,8 @@ static void a_killed_etcd_comes_back_and_everything_goes_on(void **state)
     assert_int_equal(wait_answer(&a, &r, kvf_coord_session_read(a.coord, 7, answered, &r)), KVF_OK);
     assert_string_equal(r.standing.home, "a");
     assert_int_equal(wait_answer(&a, &r, kvf_coord_session_move(a.coord, 7, "a", 1, "b", 9, answered, &r)), KVF_OK);
-    WAIT(&a, &b, kvf_coord_placement_known(b.coord, 7) && kvf_coord_placement_known(b.coord, 7)->epoch == 2); /* b's watch runs again */
+    WAIT(&a, &b,
+         kvf_coord_placement_known(b.coord, 7) && kvf_coord_placement_known(b.coord, 7)->epoch == 2); /* b's watch runs again */
     assert_int_equal(a.downs + b.downs, 0);
     close_peer(&b);
     close_peer(&a);
@@ -468,8 +477,8 @@ static bool start_kvfcoord(struct child *c, const char *endpoints, const char *e
     if (c->pid == 0) {
         dup2(fds[1], 1);
         dup2(fds[1], 2);
-        execl(program, program, "--set", setting, "--set", "etcd.prefix=" PREFIX "9", "--set", "etcd.timeout=1s", "--set", "etcd.lease=2s", extra,
-              (char *)NULL);
+        execl(program, program, "--set", setting, "--set", "etcd.prefix=" PREFIX "9", "--set", "etcd.timeout=1s", "--set",
+              "etcd.lease=2s", extra, (char *)NULL);
         _exit(127);
     }
     close(fds[1]);

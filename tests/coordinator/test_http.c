@@ -189,7 +189,8 @@ static bool should_stop(void *arg)
 
 static void a_stream_is_handed_out_by_lines(void **state)
 {
-    static const char *const script[] = {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\none\n\r\n6\r\ntwo\nth\r\n9\r\nree\n\nfour\r\n0\r\n\r\n"};
+    static const char *const script[] = {
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\none\n\r\n6\r\ntwo\nth\r\n9\r\nree\n\nfour\r\n0\r\n\r\n"};
     struct server s;
     struct kvf_http *http;
     struct lines l = {.n = 0};

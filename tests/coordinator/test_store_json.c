@@ -43,7 +43,8 @@ static void base64_goes_there_and_back(void **state)
 
 static void base64_refuses_what_is_not(void **state)
 {
-    static const char *const bad[] = {"Z", "Zg", "Zg=", "Zg=a", "=Zg=", "====", "Zm9v=", "Zm9\n", "Zg==Zg==", "Zm9v Zm9v", "Z\xc3\xa4="};
+    static const char *const bad[] = {
+        "Z", "Zg", "Zg=", "Zg=a", "=Zg=", "====", "Zm9v=", "Zm9\n", "Zg==Zg==", "Zm9v Zm9v", "Z\xc3\xa4="};
     char back[64];
     size_t bytes = 7;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
@@ -79,17 +80,17 @@ static void a_transaction_has_compares_puts_and_reads_on_both_sides(void **state
     txn->compare[1].what = KVF_COMPARE_MOD_REVISION;
     txn->compare[1].mod_revision = 9;
     txn->compare[2].what = KVF_COMPARE_VALUE;
-    strcpy(txn->compare[2].value, "v");
+    snprintf(txn->compare[2].value, sizeof txn->compare[2].value, "%s", "v");
     txn->n_put = 2;
     txn->put[0].lease = 5;
-    strcpy(txn->put[0].value, "v");
+    snprintf(txn->put[0].value, sizeof txn->put[0].value, "%s", "v");
     txn->put[1].remove = true;
     txn->n_read = 1;
     for (unsigned i = 0; i < 3; i++)
-        strcpy(txn->compare[i].key, "/a");
-    strcpy(txn->put[0].key, "/a");
-    strcpy(txn->put[1].key, "/b");
-    strcpy(txn->read[0], "/a");
+        snprintf(txn->compare[i].key, sizeof txn->compare[i].key, "%s", "/a");
+    snprintf(txn->put[0].key, sizeof txn->put[0].key, "%s", "/a");
+    snprintf(txn->put[1].key, sizeof txn->put[1].key, "%s", "/b");
+    snprintf(txn->read[0], sizeof txn->read[0], "%s", "/a");
     check_text(kvf_store_json_txn(txn),
                "{\"compare\":[{\"key\":\"L2E=\",\"target\":\"CREATE\",\"result\":\"EQUAL\",\"create_revision\":\"0\"},"
                "{\"key\":\"L2E=\",\"target\":\"MOD\",\"result\":\"EQUAL\",\"mod_revision\":\"9\"},"
@@ -116,7 +117,8 @@ static void answers_of_transactions_tell_success_and_what_stands(void **state)
     assert_int_equal(a.result.kvs[0].mod_revision, 3);
     assert_int_equal(a.result.kvs[0].lease, 77);
     kvf_store_json_release(&a);
-    a = decode(KVF_STORE_JSON_TXN, 200, "{\"header\":{\"revision\":\"3\"},\"responses\":[{\"response_range\":{\"header\":{\"revision\":\"3\"}}}]}");
+    a = decode(KVF_STORE_JSON_TXN, 200,
+               "{\"header\":{\"revision\":\"3\"},\"responses\":[{\"response_range\":{\"header\":{\"revision\":\"3\"}}}]}");
     assert_int_equal(a.result.status, KVF_OK);
     assert_false(a.result.succeeded);
     assert_int_equal(a.result.n_kvs, 0);
@@ -125,7 +127,8 @@ static void answers_of_transactions_tell_success_and_what_stands(void **state)
 
 static void leases_are_granted_kept_and_missed(void **state)
 {
-    struct kvf_store_json_answer a = decode(KVF_STORE_JSON_GRANT, 200, "{\"header\":{\"revision\":\"1\"},\"ID\":\"2324035561040536325\",\"TTL\":\"5\"}");
+    struct kvf_store_json_answer a =
+        decode(KVF_STORE_JSON_GRANT, 200, "{\"header\":{\"revision\":\"1\"},\"ID\":\"2324035561040536325\",\"TTL\":\"5\"}");
     assert_int_equal(a.result.status, KVF_OK);
     assert_true(a.result.lease == 2324035561040536325ull);
     assert_true(a.result.ttl_ns == 5 * KVF_SEC);
@@ -156,6 +159,7 @@ static void a_transaction_without_a_clear_answer_is_of_unknown_outcome(void **st
         {200, "[1,2", KVF_ERR_DEADLINE, KVF_ERR_STORE},
         {400, "{\"error\":\"etcdserver: too many operations in txn request\",\"code\":3}", KVF_ERR_STORE, KVF_ERR_STORE},
         {403, "{\"error\":{\"message\":\"permission denied\"}}", KVF_ERR_STORE, KVF_ERR_STORE},
+        {404, "<html>not etcd</html>", KVF_ERR_STORE, KVF_ERR_STORE},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         struct kvf_store_json_answer a = decode(KVF_STORE_JSON_TXN, rows[i].code, rows[i].text);
@@ -169,10 +173,12 @@ static void a_transaction_without_a_clear_answer_is_of_unknown_outcome(void **st
 
 static void hostile_keys_are_skipped_and_hostile_values_are_empty(void **state)
 {
-    struct kvf_store_json_answer a = decode(KVF_STORE_JSON_RANGE, 200,
-        "{\"header\":{\"revision\":\"x\"},\"kvs\":[1,null,{},{\"key\":5},{\"key\":\"!!\"},{\"key\":\"AGE=\"},"
-        "{\"key\":\"L2E=\",\"value\":\"AAAA\",\"mod_revision\":-5},{\"key\":\"L2I=\",\"value\":7,\"mod_revision\":18446744073709551616},"
-        "{\"key\":\"L2M=\",\"mod_revision\":\"99999999999999999999\"}]}");
+    struct kvf_store_json_answer a =
+        decode(KVF_STORE_JSON_RANGE, 200,
+               "{\"header\":{\"revision\":\"x\"},\"kvs\":[1,null,{},{\"key\":5},{\"key\":\"!!\"},{\"key\":\"AGE=\"},"
+               "{\"key\":\"L2E=\",\"value\":\"AAAA\",\"mod_revision\":-5},{\"key\":\"L2I=\",\"value\":7,\"mod_revision\":"
+               "18446744073709551616},"
+               "{\"key\":\"L2M=\",\"mod_revision\":\"99999999999999999999\"}]}");
     assert_int_equal(a.result.n_kvs, 0); /* an integer beyond 64 bits is no JSON to us: the whole answer is refused */
     assert_int_equal(a.result.status, KVF_ERR_STORE);
     a = decode(KVF_STORE_JSON_RANGE, 200,
@@ -207,12 +213,15 @@ static void values_up_to_the_limit_fit(void **state)
 
 static void watch_lines_tell_events_and_what_went_wrong(void **state)
 {
-    struct kvf_store_json_line l = decode_line("{\"result\":{\"header\":{\"cluster_id\":\"6\",\"revision\":\"4\"},\"created\":true}}");
+    struct kvf_store_json_line l =
+        decode_line("{\"result\":{\"header\":{\"cluster_id\":\"6\",\"revision\":\"4\"},\"created\":true}}");
     assert_int_equal(l.event, KVF_STORE_JSON_CREATED);
     assert_int_equal(l.revision, 4);
     assert_int_equal(l.cluster, 6);
-    l = decode_line("{\"result\":{\"header\":{\"revision\":\"9\"},\"events\":[{\"kv\":{\"key\":\"L2EveA==\",\"mod_revision\":\"2\",\"value\":\"aGVsbG8=\"}},"
-                    "{\"type\":\"DELETE\",\"kv\":{\"key\":\"L2EveA==\",\"mod_revision\":\"3\"}},{\"kv\":{\"key\":\"L2Eveg==\",\"mod_revision\":\"4\"}},5]}}");
+    l = decode_line("{\"result\":{\"header\":{\"revision\":\"9\"},\"events\":[{\"kv\":{\"key\":\"L2EveA==\",\"mod_revision\":"
+                    "\"2\",\"value\":\"aGVsbG8=\"}},"
+                    "{\"type\":\"DELETE\",\"kv\":{\"key\":\"L2EveA==\",\"mod_revision\":\"3\"}},{\"kv\":{\"key\":\"L2Eveg==\","
+                    "\"mod_revision\":\"4\"}},5]}}");
     assert_int_equal(l.event, KVF_STORE_JSON_EVENTS);
     assert_int_equal(l.revision, 4); /* of the events: the header may be ahead of them */
     assert_int_equal(l.n_kvs, 3);
@@ -227,7 +236,8 @@ static void watch_lines_tell_events_and_what_went_wrong(void **state)
     assert_non_null(strstr(l.error, "no permission"));
     l = decode_line("{\"result\":{\"header\":{\"revision\":\"9\"}}}");
     assert_int_equal(l.event, KVF_STORE_JSON_NOTHING);
-    static const char *const bad[] = {"", "{", "null", "{\"error\":{\"message\":\"x\"}}", "{\"result\":7}", "\xff\xfe", "{\"result\":{\"header\":1}}"};
+    static const char *const bad[] = {
+        "", "{", "null", "{\"error\":{\"message\":\"x\"}}", "{\"result\":7}", "\xff\xfe", "{\"result\":{\"header\":1}}"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         l = decode_line(bad[i]);
         assert_int_equal(l.event, KVF_STORE_JSON_FAILED);
@@ -239,7 +249,8 @@ static void watch_lines_tell_events_and_what_went_wrong(void **state)
 
 static struct kvf_member some_member(void)
 {
-    struct kvf_member m = {.name = "n1", .incarnation = 0xfedcba9876543210, .address_bytes = 1024, .admin = "127.0.0.1:80", .host = "h1"};
+    struct kvf_member m = {
+        .name = "n1", .incarnation = 0xfedcba9876543210, .address_bytes = 1024, .admin = "127.0.0.1:80", .host = "h1"};
     for (size_t i = 0; i < sizeof m.address; i++)
         m.address[i] = (uint8_t)(i * 7);
     m.lend_bytes = 1ull << 40;
@@ -261,9 +272,23 @@ static void member_records_go_there_and_back(void **state)
 
 static void placements_models_and_leaders_go_there_and_back(void **state)
 {
-    struct kvf_placement p = {.id = 7, .home = "n1", .model = "m.1", .epoch = 3, .tokens = 1 << 20, .state = KVF_SESSION_PARKED}, p2;
-    struct kvf_model_desc d = {.name = "m.1", .weights_id = UINT64_MAX, .layers = 30, .kv_heads = 3, .q_heads = 9, .dim_k = 64, .dim_v = 64,
-                               .dtype = KVF_BF16, .chunk_tokens = 16, .block_tokens = 128};
+    struct kvf_placement p = {.id = 7,
+                              .home = "n1",
+                              .model = "m.1",
+                              .epoch = 3,
+                              .tokens = 1 << 20,
+                              .state = KVF_SESSION_PARKED},
+                         p2;
+    struct kvf_model_desc d = {.name = "m.1",
+                               .weights_id = UINT64_MAX,
+                               .layers = 30,
+                               .kv_heads = 3,
+                               .q_heads = 9,
+                               .dim_k = 64,
+                               .dim_v = 64,
+                               .dtype = KVF_BF16,
+                               .chunk_tokens = 16,
+                               .block_tokens = 128};
     struct kvf_records_model m2;
     char text[KVF_STORE_VALUE_MAX], name[64];
     assert_true(kvf_records_encode_placement(&p, text));
@@ -282,7 +307,11 @@ static void placements_models_and_leaders_go_there_and_back(void **state)
 static void hostile_records_are_refused(void **state)
 {
     static const char *const placements[] = {
-        "", "null", "[]", "{}", "{\"home\":\"n1\"}",
+        "",
+        "null",
+        "[]",
+        "{}",
+        "{\"home\":\"n1\"}",
         "{\"home\":\"n1\",\"epoch\":0,\"state\":\"active\",\"tokens\":0,\"model\":\"m\"}",
         "{\"home\":\"n1\",\"epoch\":-1,\"state\":\"active\",\"tokens\":0,\"model\":\"m\"}",
         "{\"home\":\"n1\",\"epoch\":9223372036854775807,\"state\":\"active\",\"tokens\":0,\"model\":\"m\"}",
@@ -293,15 +322,23 @@ static void hostile_records_are_refused(void **state)
         "{\"home\":\"../n1\",\"epoch\":1,\"state\":\"active\",\"tokens\":0,\"model\":\"m\"}",
         "{\"home\":\"n1\\u0000\",\"epoch\":1,\"state\":\"active\",\"tokens\":0,\"model\":\"m\"}",
         "{\"home\":\"n1\",\"home\":\"n2\",\"epoch\":1,\"state\":\"active\",\"tokens\":0,\"model\":\"m\"}",
-        "{\"home\":\"nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn\",\"epoch\":1,\"state\":\"active\",\"tokens\":0,\"model\":\"m\"}",
+        "{\"home\":\"nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn\",\"epoch\":1,\"state\":"
+        "\"active\",\"tokens\":0,\"model\":\"m\"}",
     };
     static const char *const members[] = {
-        "", "{}", "{\"incarnation\":5,\"address\":\"\",\"admin\":\"\",\"host\":\"\",\"lend_bytes\":0,\"dram_bytes\":0}",
-        "{\"incarnation\":\"0123456789ABCDEF\",\"address\":\"\",\"admin\":\"\",\"host\":\"\",\"lend_bytes\":0,\"dram_bytes\":0}",
-        "{\"incarnation\":\"0123456789abcdef\",\"address\":\"?\",\"admin\":\"\",\"host\":\"\",\"lend_bytes\":0,\"dram_bytes\":0}",
-        "{\"incarnation\":\"0123456789abcdef\",\"address\":\"\",\"admin\":\"a b\",\"host\":\"\",\"lend_bytes\":0,\"dram_bytes\":0}",
-        "{\"incarnation\":\"0123456789abcdef\",\"address\":\"\",\"admin\":\"\",\"host\":\"\\u001b[2J\",\"lend_bytes\":0,\"dram_bytes\":0}",
-        "{\"incarnation\":\"0123456789abcdef\",\"address\":\"\",\"admin\":\"\",\"host\":\"\",\"lend_bytes\":-1,\"dram_bytes\":0}",
+        "",
+        "{}",
+        "{\"incarnation\":5,\"address\":\"\",\"admin\":\"\",\"host\":\"\",\"lend_bytes\":0,\"dram_bytes\":0}",
+        "{\"incarnation\":\"0123456789ABCDEF\",\"address\":\"\",\"admin\":\"\",\"host\":\"\",\"lend_bytes\":0,\"dram_bytes\":"
+        "0}",
+        "{\"incarnation\":\"0123456789abcdef\",\"address\":\"?\",\"admin\":\"\",\"host\":\"\",\"lend_bytes\":0,\"dram_bytes\":"
+        "0}",
+        "{\"incarnation\":\"0123456789abcdef\",\"address\":\"\",\"admin\":\"a "
+        "b\",\"host\":\"\",\"lend_bytes\":0,\"dram_bytes\":0}",
+        "{\"incarnation\":\"0123456789abcdef\",\"address\":\"\",\"admin\":\"\",\"host\":\"\\u001b[2J\",\"lend_bytes\":0,\"dram_"
+        "bytes\":0}",
+        "{\"incarnation\":\"0123456789abcdef\",\"address\":\"\",\"admin\":\"\",\"host\":\"\",\"lend_bytes\":-1,\"dram_bytes\":"
+        "0}",
     };
     struct kvf_placement p = {.id = 42};
     struct kvf_member m = {.incarnation = 42};
@@ -327,8 +364,19 @@ static void keys_name_one_thing_each(void **state)
     assert_string_equal(name, "n-1");
     assert_int_equal(kvf_records_key(PREFIX, PREFIX "/leader", &name, &id), KVF_RECORDS_LEADER);
     static const char *const other[] = {
-        "", "/", PREFIX, PREFIX "/", PREFIX "x/leader", PREFIX "/leader2", PREFIX "/members/", PREFIX "/members/a/b", PREFIX "/sessions/ab",
-        PREFIX "/sessions/00000000000000AB", PREFIX "/sessions/0000000000000000", PREFIX "/sessions/00000000000000ab0", PREFIX "/members/a b",
+        "",
+        "/",
+        PREFIX,
+        PREFIX "/",
+        PREFIX "x/leader",
+        PREFIX "/leader2",
+        PREFIX "/members/",
+        PREFIX "/members/a/b",
+        PREFIX "/sessions/ab",
+        PREFIX "/sessions/00000000000000AB",
+        PREFIX "/sessions/0000000000000000",
+        PREFIX "/sessions/00000000000000ab0",
+        PREFIX "/members/a b",
     };
     for (size_t i = 0; i < sizeof other / sizeof other[0]; i++)
         assert_int_equal(kvf_records_key(PREFIX, other[i], &name, &id), KVF_RECORDS_OTHER);

@@ -13,8 +13,8 @@ import cluster
 from cluster import Case, Cluster
 
 DEMO = os.path.join(cluster.ROOT, "examples", "llm", "demo.py")
-# Small, but with everything in it: 5.3 MiB of K and V, of which 4 lie elsewhere.
-SIZES = ["--prompt-tokens", "1300", "--generate", "24"]
+# Small, but with everything in it: 10.6 MiB of K and V, of which 8 lie elsewhere.
+SIZES = ["--prompt-tokens", "2700", "--generate", "24"]
 SECONDS = 600 if cluster.SANITIZED else 110
 
 
@@ -67,7 +67,7 @@ class DemoTest(Case):
     def assert_right(self, result):
         shown = json.dumps({k: v for k, v in result.items() if k != "text"}, indent=1)
         self.assertTrue(result["tokens_equal"], shown)
-        self.assertEqual((result["generated_tokens"], result["prompt_tokens"]), (24, 1300), shown)
+        self.assertEqual((result["generated_tokens"], result["prompt_tokens"]), (24, 2700), shown)
         self.assertEqual(result["wrong_blocks"], 0, shown)
         self.assertGreaterEqual(result["share_away_from_home_dram"], 0.75, shown)
         self.assertGreater(result["blocks_verified"], 0, shown)

@@ -26,6 +26,13 @@
 
 static char program[4096];
 
+/* UCX loses the table of a shared memory endpoint that it could not connect (the peer's memory is gone): 100 bytes. */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void)
+{
+    return "leak:libuct.so\n";
+}
+
 struct node {
     struct kvf_log log;
     struct kvf_counters counters;
@@ -499,7 +506,7 @@ static void wrong_settings_are_refused(void **state)
     char text[256];
     t->ops->describe(t, text, sizeof text);
     assert_non_null(strstr(text, "tcp"));
-    assert_int_equal(t->ops->payload_max(t), 65536 - 4096);
+    assert_int_equal(t->ops->payload_max(t), 65536);
     t->ops->destroy(t);
 }
 

@@ -63,7 +63,8 @@ static void fuzz_record(const char *text)
         require(!memcmp(&placement, &placement_again, sizeof placement));
     }
     if (kvf_records_decode_model("m", text, &model)) {
-        require(kvf_records_encode_model(&model.desc, model.fingerprint, out) && kvf_records_decode_model("m", out, &model_again));
+        require(kvf_records_encode_model(&model.desc, model.fingerprint, out) &&
+                kvf_records_decode_model("m", out, &model_again));
         require(!memcmp(&model, &model_again, sizeof model));
     }
     if (kvf_records_decode_leader(text, leader)) {

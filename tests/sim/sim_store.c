@@ -79,8 +79,10 @@ static void *get_memory(size_t bytes)
 
 static char *copy_text(const char *text)
 {
-    char *copy = text ? get_memory(strlen(text) + 1) : NULL;
-    return copy ? strcpy(copy, text) : NULL;
+    if (!text)
+        return NULL;
+    size_t size = strlen(text) + 1;
+    return memcpy(get_memory(size), text, size);
 }
 
 static struct kvf_store_kv copy_kv(const struct kvf_store_kv *kv)
@@ -362,7 +364,8 @@ static enum kvf_status sim_revoke(struct kvf_store *store, uint64_t lease, kvf_s
     return request ? KVF_OK : KVF_ERR_BUSY;
 }
 
-static enum kvf_status sim_watch(struct kvf_store *store, const char *prefix, uint64_t from_revision, kvf_store_watch_fn event, void *arg)
+static enum kvf_status sim_watch(struct kvf_store *store, const char *prefix, uint64_t from_revision, kvf_store_watch_fn event,
+                                 void *arg)
 {
     struct client *client = client_of(store);
     client->generation++;

@@ -46,7 +46,8 @@ void kvf_sim_store_hang(struct kvf_store *store, bool on);
 void kvf_sim_store_hold(struct kvf_store *store, bool on);
 void kvf_sim_etcd_compact(struct kvf_sim_etcd *etcd);
 
-/* A look and a hand inside, without a client. NULL: no such key; valid until the next change. get also ends leases that are over. */
+/* A look and a hand inside, without a client. NULL: no such key; valid until the next change. get also ends leases that are
+ * over. */
 const struct kvf_store_kv *kvf_sim_etcd_get(struct kvf_sim_etcd *etcd, const char *key);
 void kvf_sim_etcd_put(struct kvf_sim_etcd *etcd, const char *key, const char *value); /* value NULL: removes */
 uint64_t kvf_sim_etcd_revision(const struct kvf_sim_etcd *etcd);

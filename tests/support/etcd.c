@@ -45,7 +45,8 @@ static int free_port(int *fd)
 static bool is_healthy(int port)
 {
     static const char request[] = "GET /health HTTP/1.0\r\n\r\n";
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct timeval patience = {.tv_sec = 1};
     char answer[2048];
     size_t used = 0;
@@ -78,9 +79,10 @@ static void become_etcd(const struct kvf_test_etcd *etcd, pid_t parent)
     dup2(in, 0);
     dup2(out, 1);
     dup2(out, 2);
-    execlp("etcd", "etcd", "--name", "test", "--data-dir", data, "--unsafe-no-fsync", "--heartbeat-interval", "50", "--election-timeout",
-           "250", "--listen-client-urls", etcd->url, "--advertise-client-urls", etcd->url, "--listen-peer-urls", etcd->peer_url,
-           "--initial-advertise-peer-urls", etcd->peer_url, "--initial-cluster", cluster, "--logger", "zap", (char *)NULL);
+    execlp("etcd", "etcd", "--name", "test", "--data-dir", data, "--unsafe-no-fsync", "--heartbeat-interval", "50",
+           "--election-timeout", "250", "--listen-client-urls", etcd->url, "--advertise-client-urls", etcd->url,
+           "--listen-peer-urls", etcd->peer_url, "--initial-advertise-peer-urls", etcd->peer_url, "--initial-cluster", cluster,
+           "--logger", "zap", (char *)NULL);
     _exit(127);
 }
 

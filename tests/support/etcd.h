@@ -14,7 +14,8 @@
 
 struct kvf_test_etcd;
 
-/* Starts one and waits until it is healthy (10 s at most). NULL: not installed, or it would not start; a line on stderr says why. */
+/* Starts one and waits until it is healthy (10 s at most). NULL: not installed, or it would not start; a line on stderr says
+ * why. */
 struct kvf_test_etcd *kvf_test_etcd_start(void);
 
 /* "http://127.0.0.1:PORT". Stays the same through kill and restart. */
