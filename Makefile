@@ -51,7 +51,7 @@ lib_c := $(filter-out $(optional) %/kvfd.c %/kvfcoord.c,$(wildcard $(rooms:%=%/*
 lib_o := $(lib_c:%.c=$(B)/%.o) $(if $(filter 1,$(CUDA)),$(patsubst %.cu,$(B)/%.cu.o,$(wildcard kernels/*.cu)))
 cli_o := $(patsubst %.c,$(B)/%.o,$(wildcard cli/*.c bench/*.c))
 llm_o := $(patsubst %.c,$(B)/%.o,$(wildcard examples/llm/*.c))
-test_c := $(wildcard tests/*/test_*.c)
+test_c := $(foreach t,$(wildcard tests/*/test_*.c),$(if $(strip $(if $(TESTS),$(foreach w,$(TESTS),$(findstring $(w),$(t))),all)),$(t)))
 test_bin := $(test_c:%.c=$(B)/%)
 test_o := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/*.c tests/support/*.c))
 fuzz_bin := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
@@ -64,10 +64,10 @@ programs: $(programs_b)
 	$(q)for f in $(notdir $(programs_b)); do ln -sfn $(notdir $(B))/$$f build/$$f; done
 
 # The wide kernels are compiled for their instructions and chosen at run time. No contraction: bits are a promise.
-$(B)/kernels/%_avx2.o: simd := -O3 -mavx2 -mfma -mf16c
-$(B)/kernels/%_avx512.o: simd := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
-$(B)/examples/llm/%_avx512.o: simd := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
-$(B)/examples/llm/%_avx2.o: simd := -O3 -mavx2 -mfma -mf16c
+avx2 := -O3 -ffp-contract=off -mavx2 -mfma -mf16c
+avx512 := $(avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
+$(B)/kernels/%_avx2.o $(B)/examples/llm/%_avx2.o: simd := $(avx2)
+$(B)/kernels/%_avx512.o $(B)/examples/llm/%_avx512.o: simd := $(avx512)
 
 $(B)/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
@@ -90,14 +90,23 @@ $(B)/llm: $(llm_o) $(B)/libkvf.a
 $(B)/kvfd $(B)/kvfcoord $(B)/kvf $(B)/llm:
 	$(call say,ld   $@)
 	$(q)$(CC) $(sanflags) -o $@ $^ $(ldlibs)
-$(B)/tests/%: $(B)/tests/%.o $(test_o) $(B)/libkvf.a
+$(B)/libtests.a: $(test_o)
+	$(q)rm -f $@; ar rcs $@ $^
+$(B)/tests/llm/%: $(B)/tests/llm/%.o $(filter-out %/main.o,$(llm_o)) $(B)/libtests.a $(B)/libkvf.a
+	$(call say,ld   $@)
+	$(q)$(CC) $(sanflags) -o $@ $^ -lcmocka $(ldlibs)
+$(B)/tests/%: $(B)/tests/%.o $(B)/libtests.a $(B)/libkvf.a
 	$(call say,ld   $@)
 	$(q)$(CC) $(sanflags) -o $@ $^ -lcmocka $(ldlibs)
 .SECONDARY:
 
+# The version names the commit: made anew when that changes.
+$(B)/base/version.o: $(B)/commit
+$(B)/commit: FORCE
+	@mkdir -p $(B); echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' > $@
 # Rebuilds everything when the flags change.
 $(B)/flags: FORCE
-	@mkdir -p $(B); echo '$(CC) $(CFLAGS) $(sanflags) $(warn) $(COMMIT_IN_FLAGS)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(sanflags) $(warn) $(COMMIT_IN_FLAGS)' > $@
+	@mkdir -p $(B); echo '$(CC) $(CFLAGS) $(sanflags) $(warn)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(sanflags) $(warn)' > $@
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
 setup:

@@ -76,7 +76,8 @@ static enum kvf_status choose_devices(const char *interface, const struct kvf_lo
     return KVF_OK;
 }
 
-enum kvf_status kvf_devices_choose(const char *kind, const char *interface, const struct kvf_log *log, struct kvf_devices_choice *out)
+enum kvf_status kvf_devices_choose(const char *kind, const char *interface, const struct kvf_log *log,
+                                   struct kvf_devices_choice *out)
 {
     struct kvf_devices_choice choice = {.rdma = false};
     enum kvf_status st = choose_devices(interface, log, &choice);
@@ -99,7 +100,7 @@ enum kvf_status kvf_devices_choose(const char *kind, const char *interface, cons
             return KVF_ERR_CONFIG;
         }
         choice.shm = true;
-        transports = "rc,ud,posix,self";
+        transports = "rc,ud,posix,self"; /* without tcp: a site that asks for RDMA wants to know when it is not used */
     } else {
         kvf_log_error(log, "fabric.transport = %s is not one of auto, tcp, shm, rdma", kind);
         return KVF_ERR_CONFIG;

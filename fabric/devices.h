@@ -14,7 +14,8 @@ struct kvf_devices_choice {
 };
 
 /* ERR_CONFIG: an unknown kind or device, or rdma without a device for it; the log line says what there is. */
-enum kvf_status kvf_devices_choose(const char *kind, const char *interface, const struct kvf_log *log, struct kvf_devices_choice *out);
+enum kvf_status kvf_devices_choose(const char *kind, const char *interface, const struct kvf_log *log,
+                                   struct kvf_devices_choice *out);
 
 /* Whether the machine has an RDMA device at all. */
 bool kvf_devices_any_rdma(void);

@@ -205,15 +205,17 @@ unsigned kvf_fabric_poll(struct kvf_fabric *fabric)
     assert(!fabric->polling);
     fabric->polling = true;
     unsigned n = t->ops->poll(t);
-    /* Silence counts when there was nothing to hear. After a pause of our own (a debugger, a suspended host), what the
-     * peers said meanwhile is read first; under load, polls follow each other closely and every one may judge. */
+    /* After a pause of our own (a debugger, a suspended host, an overloaded machine) it was we who were silent: what the
+     * peers said meanwhile takes several polls to read, so their silence is counted from now. */
     uint64_t now = kvf_now(fabric->config.env);
-    bool judge = n == 0 || now - fabric->polled_ns < fabric->config.dead_ns / 4;
+    bool paused = fabric->polled_ns > 0 && now - fabric->polled_ns >= fabric->config.dead_ns / 4;
+    if (paused)
+        kvf_peer_forgive(fabric, now);
     fabric->polled_ns = now;
 
     n += kvf_request_due(fabric);
     kvf_request_deadlines(fabric, now);
-    kvf_peer_timers(fabric, now, judge);
+    kvf_peer_timers(fabric, now);
     if (fabric->changes > 0)
         kvf_peer_changes(fabric);
     for (unsigned i = 0; fabric->work > 0 && i < fabric->peer_slots; i++) {

@@ -4,8 +4,11 @@
  *     peer_add -> CONNECTING (hello sent, again every heartbeat) -> UP (its hello arrived and fits) -> DOWN (its link
  *     failed, it was silent for dead_after, it said goodbye, or peer_remove) -> freed by peer_remove.
  *     A peer is one incarnation of a node: a node that restarts is another peer. Our own state is asked before every post.
- *     DOWN ends everything asked of the peer with ERR_PEER_LOST before peer_down is called. A peer that is DOWN by
- *     silence is not revived; the owner removes it and may add it anew.
+ *     DOWN ends everything asked of the peer with ERR_PEER_LOST before peer_down is called. A peer that is DOWN is not
+ *     revived; the owner removes it and may add it anew. peer_down says why: ERR_PEER_LOST, ERR_PEER_UNREACHABLE (it was
+ *     never UP), ERR_CLOSED (it said goodbye), ERR_DEADLINE (its link had to be ended so that a caller got back memory
+ *     that the transport was still using at the deadline of a read or a large call), CANCELLED (peer_remove).
+ *     Silence is judged when the transport has nothing more to hand over, so that a pause of our own kills nobody.
  *
  * MESSAGES carry a versioned header (wire.h, docs/PROTOCOL.md): magic, version, type, sender's node id and incarnation,
  * the receiver's incarnation, request id, status, payload length. Frames of another magic, version, incarnation or length
@@ -75,7 +78,8 @@ uint64_t kvf_fabric_node_id(const char *name);
  * ERR_BUSY (peers_max), ERR_INVALID, ERR_PEER_UNREACHABLE. */
 enum kvf_status kvf_fabric_peer_add(struct kvf_fabric *fabric, const char *name, uint64_t incarnation, const void *address,
                                     size_t address_bytes, struct kvf_peer **out);
-/* DOWN (peer_down is called inside if it was not already), then freed: the pointer is dead. */
+/* DOWN (peer_down is called inside if it was not already), then freed: the pointer is dead. Requests end inside, before
+ * peer_down, except reads and large calls whose memory the transport still uses: those end in a later poll. */
 void kvf_fabric_peer_remove(struct kvf_fabric *fabric, struct kvf_peer *peer);
 /* NULL when there is none. */
 struct kvf_peer *kvf_fabric_peer_find(struct kvf_fabric *fabric, const char *name);
@@ -96,8 +100,8 @@ typedef void (*kvf_reply_fn)(void *arg, enum kvf_status status, const void *payl
 
 /* A request. The parts are copied when they are at most 4 KiB in all; larger ones stay the caller's until the callback.
  * Never calls back inside. ERR_BUSY, ERR_PEER_LOST (not UP), ERR_INVALID (more than payload_max). `deadline_ns` is absolute. */
-enum kvf_status kvf_fabric_call(struct kvf_peer *peer, uint16_t type, const struct iovec *parts, unsigned n_parts, uint64_t deadline_ns,
-                                kvf_reply_fn reply, void *arg);
+enum kvf_status kvf_fabric_call(struct kvf_peer *peer, uint16_t type, const struct iovec *parts, unsigned n_parts,
+                                uint64_t deadline_ns, kvf_reply_fn reply, void *arg);
 /* A notice of at most 4 KiB, copied; it may be lost. */
 enum kvf_status kvf_fabric_notify(struct kvf_peer *peer, uint16_t type, const void *payload, size_t bytes);
 /* Answers a request. Parts beyond 4 KiB in all stay the caller's until done (called also when the peer dies); done may be
@@ -115,12 +119,13 @@ struct kvf_pull_range {
 
 /* Reads up to KVF_PULL_RANGES_MAX ranges of the peer's region, by the peer's way, at most inflight_bytes at once (the rest
  * waits inside). Calls back once, inside a later poll: OK (every byte is there, unverified: test checksums), ERR_PEER_LOST,
- * ERR_DEADLINE, ERR_PEER_REFUSED (out of the region), CANCELLED. After the callback no memory of `to` is written any more.
- * The ranges are copied. ERR_BUSY (requests_max), ERR_PEER_LOST, ERR_INVALID. */
+ * ERR_DEADLINE, ERR_PEER_REFUSED (out of the region), ERR_BUSY (the peer's queue is full), CANCELLED. After the callback
+ * no memory of `to` is written any more. The ranges are copied. ERR_BUSY (requests_max), ERR_PEER_LOST, ERR_INVALID. */
 enum kvf_status kvf_fabric_pull(struct kvf_peer *peer, const struct kvf_pull_range *ranges, unsigned n, uint64_t deadline_ns,
                                 kvf_done_fn done, void *arg);
 
-/* Moves everything forward: transport, heartbeats, deadlines. Returns events handled. */
+/* Moves everything forward: transport, heartbeats, deadlines; copies at most 1 MiB from mapped memory. Returns events
+ * handled. Call it again at once while it returns more than 0 or next_timer is in the past. */
 unsigned kvf_fabric_poll(struct kvf_fabric *fabric);
 /* env time at which poll must be called at the latest. */
 uint64_t kvf_fabric_next_timer(const struct kvf_fabric *fabric);

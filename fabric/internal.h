@@ -206,8 +206,10 @@ void kvf_peer_hello(struct kvf_fabric *fabric, struct kvf_peer *peer, const stru
 void kvf_peer_doom(struct kvf_peer *peer, enum kvf_status why);
 /* Takes doomed peers DOWN and tells the owner of those that are. */
 void kvf_peer_changes(struct kvf_fabric *fabric);
-/* Heartbeats, hellos, silence. `judge`: whether silence counts now. Sets the next timer. */
-void kvf_peer_timers(struct kvf_fabric *fabric, uint64_t now_ns, bool judge);
+/* Heartbeats, hellos, silence. Sets the next timer. */
+void kvf_peer_timers(struct kvf_fabric *fabric, uint64_t now_ns);
+/* Every peer's silence is counted from now. */
+void kvf_peer_forgive(struct kvf_fabric *fabric, uint64_t now_ns);
 /* Ends link and queues without telling the owner. Requests that are not held end with `status`. */
 void kvf_peer_cut(struct kvf_peer *peer, enum kvf_status status);
 static inline bool kvf_peer_usable(const struct kvf_peer *peer)

@@ -343,13 +343,12 @@ void kvf_peer_changes(struct kvf_fabric *fabric)
 
 /* ------------------------------------------------------------------------------------------------ time */
 /* The time at which the peer needs to be looked at again. */
-static uint64_t peer_timer(struct kvf_peer *peer, uint64_t now, bool judge)
+static uint64_t peer_timer(struct kvf_peer *peer, uint64_t now)
 {
     const struct kvf_fabric_config *config = &peer->fabric->config;
     uint64_t dead = kvf_deadline(peer->heard_ns, config->dead_ns);
     if (now >= dead) {
-        if (judge)
-            kvf_peer_doom(peer, peer->state == KVF_PEER_UP ? KVF_ERR_PEER_LOST : KVF_ERR_PEER_UNREACHABLE);
+        kvf_peer_doom(peer, peer->state == KVF_PEER_UP ? KVF_ERR_PEER_LOST : KVF_ERR_PEER_UNREACHABLE);
         return now;
     }
     uint64_t next;
@@ -370,7 +369,7 @@ static uint64_t peer_timer(struct kvf_peer *peer, uint64_t now, bool judge)
     return next < dead ? next : dead;
 }
 
-void kvf_peer_timers(struct kvf_fabric *fabric, uint64_t now_ns, bool judge)
+void kvf_peer_timers(struct kvf_fabric *fabric, uint64_t now_ns)
 {
     if (now_ns < fabric->next_peer_ns)
         return;
@@ -379,8 +378,15 @@ void kvf_peer_timers(struct kvf_fabric *fabric, uint64_t now_ns, bool judge)
         struct kvf_peer *peer = &fabric->peers[i];
         if ((peer->state != KVF_PEER_CONNECTING && peer->state != KVF_PEER_UP) || peer->doom != KVF_OK)
             continue;
-        uint64_t at = peer_timer(peer, now_ns, judge);
+        uint64_t at = peer_timer(peer, now_ns);
         next = at < next ? at : next;
     }
     fabric->next_peer_ns = next;
+}
+
+void kvf_peer_forgive(struct kvf_fabric *fabric, uint64_t now_ns)
+{
+    for (unsigned i = 0; i < fabric->peer_slots; i++)
+        fabric->peers[i].heard_ns = now_ns;
+    fabric->next_peer_ns = now_ns;
 }

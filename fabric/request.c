@@ -247,7 +247,8 @@ enum kvf_status kvf_fabric_reply(struct kvf_peer *peer, uint64_t request, enum k
         return KVF_ERR_PEER_LOST;
     if (bytes > peer->payload_max)
         return KVF_ERR_INVALID;
-    struct kvf_wire_header header = {.type = KVF_WIRE_REPLY, .request = request, .status = status, .payload_bytes = (uint32_t)bytes};
+    struct kvf_wire_header header = {
+        .type = KVF_WIRE_REPLY, .request = request, .status = status, .payload_bytes = (uint32_t)bytes};
     if (bytes <= KVF_COPY_MAX)
         return kvf_fabric_post_copy(peer, &header, parts, n_parts, done, arg);
     return kvf_fabric_post(peer, &header, parts, n_parts, done, arg);

@@ -44,7 +44,7 @@ struct kvf_transport_ops {
     const char *name;
     void (*destroy)(struct kvf_transport *t);
 
-    /* Set once, before the first poll. */
+    /* Set once, before the first poll; again, with NULL functions, by an owner that goes before the transport does. */
     void (*handler_set)(struct kvf_transport *t, const struct kvf_transport_handler *handler);
 
     /* Our address, to publish. *bytes is the room on entry, the size on return. */

@@ -1,24 +1,33 @@
-/* The network seam over UCX 1.13 and later. The only file that knows UCX.
+/* The network seam over UCX 1.13 and later. The only file that knows UCX (tidy: file so it holds more than 800 lines).
  *
  * What UCX is told, and why:
  *   - every setting that matters is set in code: UCX also reads UCX_* of the environment, under any prefix, and an engine
  *     in the same process may have set those for itself;
- *   - endpoints with error handling (mode PEER): without it, what is outstanding when a peer dies never ends. Shared memory
- *     refuses that mode unless MM_ERROR_HANDLING is set, and TCP would be used in its place without a word;
+ *   - endpoints with error handling (mode PEER): without it, what is outstanding when a peer dies never ends;
+ *   - frames never go through shared memory, though regions do. UCX's shared memory has one queue per receiver for all
+ *     its senders: one that is killed while it writes an entry stops the queue for everybody. TCP over loopback moves
+ *     bulk as fast, and the kernel tells of a death within milliseconds, where shared memory waits for a keepalive.
+ *     MM_ERROR_HANDLING=n is what keeps shared memory out of endpoints that want errors handled;
  *   - no rendezvous: a frame of at most payload_max fits one TCP segment, so it arrives in one piece, and its parts are
  *     the sender's again when the send completes;
+ *   - a link has a worker of its own, that only sends; what arrives comes by the one worker whose address is published.
+ *     UCX pairs the endpoints of two workers by counting them on both sides, and aborts the process when the counts
+ *     differ, as they do when two nodes lost each other at different moments and connect anew. A new worker begins at 0;
  *   - regions that shared memory can reach are allocated by UCX: no other memory can be mapped by a peer.
  *
  * Ways: mapped when the peer's region can be mapped here (same host, shared memory on); get where RDMA devices are used;
- * else ask, because UCX emulates gets over TCP by messages that wait for the target.
+ * else ask, because UCX emulates gets over TCP by messages that wait for the target. Nothing tells from a mapped region
+ * that its owner died: that is for the link, for heartbeats, and for the checksums of what was read.
  */
 #include "fabric/devices.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <ucp/api/ucp.h>
+#include <unistd.h>
 
 #define AM_FRAME 1           /* the only active message id */
 #define POLL_ROUNDS 32       /* of progress in one poll, at most */
@@ -29,11 +38,14 @@
 #define SEGMENT_MAX (16u << 20)
 #define CLOSE_ROUNDS 200000
 
-enum link_state { LINK_FREE, LINK_OPEN, LINK_CLOSING };
+/* CLOSED: UCX is done with the endpoint; the worker goes outside of its own progress. */
+enum link_state { LINK_FREE, LINK_OPEN, LINK_CLOSING, LINK_CLOSED };
 
 struct kvf_link {
     struct kvf_transport *transport;
     enum link_state state;
+    ucp_worker_h worker; /* of this link alone */
+    int event_fd;        /* the worker's; it is in the transport's epoll set */
     ucp_ep_h ep;
     void *user;
     bool failed, told; /* UCX reported an error; link_down was called */
@@ -79,7 +91,7 @@ struct ucx {
     ucp_worker_h worker;
     uint8_t address[KVF_ADDRESS_MAX];
     size_t address_bytes;
-    int event_fd;
+    int event_fd; /* an epoll set of every worker's */
     struct kvf_devices_choice choice;
     size_t segment_bytes, payload_max;
     bool in_progress;
@@ -151,7 +163,7 @@ static void link_release(struct kvf_link *link)
             ucp_rkey_destroy(remote->rkey);
         free(remote);
     }
-    link->state = LINK_FREE;
+    link->state = LINK_CLOSED;
 }
 
 /* UCX is done with the operation: its callback becomes due. */
@@ -281,6 +293,35 @@ static void on_error(void *arg, ucp_ep_h ep, ucs_status_t status)
     ucx_of(link->transport)->downs++;
 }
 
+/* The worker's event fd joins the transport's set. */
+static ucs_status_t watch(struct ucx *u, ucp_worker_h worker, int *event_fd)
+{
+    ucs_status_t status = ucp_worker_get_efd(worker, event_fd);
+    struct epoll_event event = {.events = EPOLLIN};
+    if (status == UCS_OK && epoll_ctl(u->event_fd, EPOLL_CTL_ADD, *event_fd, &event) != 0)
+        status = UCS_ERR_IO_ERROR;
+    return status;
+}
+
+static ucs_status_t link_worker_open(struct ucx *u, struct kvf_link *link)
+{
+    ucp_worker_params_t params = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE, .thread_mode = UCS_THREAD_MODE_SERIALIZED};
+    ucs_status_t status = ucp_worker_create(u->context, &params, &link->worker);
+    if (status != UCS_OK)
+        return status;
+    status = watch(u, link->worker, &link->event_fd);
+    if (status != UCS_OK)
+        ucp_worker_destroy(link->worker);
+    return status;
+}
+
+static void link_worker_close(struct ucx *u, struct kvf_link *link)
+{
+    epoll_ctl(u->event_fd, EPOLL_CTL_DEL, link->event_fd, NULL);
+    ucp_worker_destroy(link->worker);
+    link->state = LINK_FREE;
+}
+
 static enum kvf_status ucx_connect(struct kvf_transport *t, const void *address, size_t bytes, void *user, struct kvf_link **out)
 {
     struct ucx *u = ucx_of(t);
@@ -305,9 +346,14 @@ static enum kvf_status ucx_connect(struct kvf_transport *t, const void *address,
         .err_mode = UCP_ERR_HANDLING_MODE_PEER,
         .err_handler = {.cb = on_error, .arg = link},
     };
-    ucs_status_t status = ucp_ep_create(u->worker, &params, &link->ep);
+    ucs_status_t status = link_worker_open(u, link);
     if (status != UCS_OK) {
         link->state = LINK_FREE;
+        return KVF_ERR_NO_MEMORY;
+    }
+    status = ucp_ep_create(link->worker, &params, &link->ep);
+    if (status != UCS_OK) {
+        link_worker_close(u, link);
         return status == UCS_ERR_NO_MEMORY ? KVF_ERR_NO_MEMORY : KVF_ERR_PEER_UNREACHABLE;
     }
     *out = link;
@@ -493,24 +539,35 @@ static unsigned tell_downs(struct ucx *u)
     return n;
 }
 
+static unsigned progress(ucp_worker_h worker)
+{
+    unsigned n = 0, events = 1;
+    for (unsigned i = 0; i < POLL_ROUNDS && events > 0; i++) {
+        events = ucp_worker_progress(worker);
+        n += events;
+    }
+    return n;
+}
+
 static unsigned ucx_poll(struct kvf_transport *t)
 {
     struct ucx *u = ucx_of(t);
     unsigned n = 0;
     assert(!u->in_progress);
     u->in_progress = true;
-    for (unsigned i = 0; i < POLL_ROUNDS; i++) {
-        unsigned events = ucp_worker_progress(u->worker);
-        n += events;
-        if (events == 0)
-            break;
+    n += progress(u->worker);
+    for (unsigned i = 0; i < u->n_links; i++) {
+        if (u->links[i].state == LINK_OPEN || u->links[i].state == LINK_CLOSING)
+            n += progress(u->links[i].worker);
     }
     u->in_progress = false;
-    for (unsigned i = 0; u->closes > 0 && i < u->n_links; i++) {
+    for (unsigned i = 0; i < u->n_links; i++) {
         if (u->links[i].close_due) {
             u->closes--;
             link_close(&u->links[i]);
         }
+        if (u->links[i].state == LINK_CLOSED)
+            link_worker_close(u, &u->links[i]);
     }
     n += drain_due(u);
     n += tell_downs(u);
@@ -522,7 +579,13 @@ static int ucx_event_fd(struct kvf_transport *t) { return ucx_of(t)->event_fd; }
 static bool ucx_arm(struct kvf_transport *t)
 {
     struct ucx *u = ucx_of(t);
-    return !u->due_first && u->downs == 0 && ucp_worker_arm(u->worker) == UCS_OK;
+    bool armed = !u->due_first && u->downs == 0 && ucp_worker_arm(u->worker) == UCS_OK;
+    for (unsigned i = 0; armed && i < u->n_links; i++) {
+        if (u->links[i].state == LINK_OPEN || u->links[i].state == LINK_CLOSING)
+            armed = ucp_worker_arm(u->links[i].worker) == UCS_OK;
+        armed = armed && u->links[i].state != LINK_CLOSED;
+    }
+    return armed;
 }
 
 static void ucx_handler_set(struct kvf_transport *t, const struct kvf_transport_handler *handler)
@@ -586,7 +649,7 @@ static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
         {"TCP_CONN_NB", "y"},
         {"NODELAY", "y"},
         {"TCP_NODELAY", "y"},
-        {"MM_ERROR_HANDLING", "n"}, /* keeps frames off shared memory, see above */
+        {"MM_ERROR_HANDLING", "n"},
         {"MM_HUGETLB_MODE", "n"},
         {"USE_PROC_LINK", "y"}, /* the file has no name any more when it is in use: nothing stays after kill -9 */
         {"POSIX_USE_PROC_LINK", "y"},
@@ -625,7 +688,8 @@ static enum kvf_status context_open(struct ucx *u, unsigned peers_max)
     ucp_config_release(config);
     if (status == UCS_OK)
         return KVF_OK;
-    kvf_log_error(u->log, "UCX cannot use transports %s on devices %s: %s", u->choice.transports, u->choice.devices, ucs_status_string(status));
+    kvf_log_error(u->log, "UCX cannot use transports %s on devices %s: %s", u->choice.transports, u->choice.devices,
+                  ucs_status_string(status));
     return status == UCS_ERR_NO_MEMORY ? KVF_ERR_NO_MEMORY : KVF_ERR_CONFIG;
 }
 
@@ -646,7 +710,8 @@ static enum kvf_status worker_open(struct ucx *u)
     status = ucp_worker_set_am_recv_handler(u->worker, &handler);
     if (status != UCS_OK)
         goto fail;
-    status = ucp_worker_get_efd(u->worker, &u->event_fd);
+    int event_fd;
+    status = watch(u, u->worker, &event_fd);
     if (status != UCS_OK)
         goto fail;
     ucp_worker_attr_t attr = {.field_mask = UCP_WORKER_ATTR_FIELD_MAX_AM_HEADER};
@@ -692,6 +757,8 @@ static void ucx_destroy(struct kvf_transport *t)
         ucp_worker_destroy(u->worker);
     if (u->context)
         ucp_cleanup(u->context);
+    if (u->event_fd >= 0)
+        close(u->event_fd);
     free(u->links);
     free(u->ops);
     free(u);
@@ -748,6 +815,9 @@ enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *conf
         goto fail;
     for (unsigned i = u->n_ops; i-- > 0;)
         op_free(u, &u->ops[i]);
+    u->event_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (u->event_fd < 0)
+        goto fail;
     st = context_open(u, config->peers_max);
     if (st == KVF_OK)
         st = worker_open(u);

@@ -41,7 +41,10 @@ bool kvf_core_wait(struct kvf_core *core, uint64_t deadline_ns)
     if (now >= deadline_ns)
         return false;
     if (core->wake_fd < 0) {
-        kvf_core_poll(core);
+        if (core->idle)
+            core->idle(core->idle_arg);
+        else
+            kvf_core_poll(core);
         return true;
     }
     uint64_t until = deadline_ns - now > 100 * KVF_MS ? now + 100 * KVF_MS : deadline_ns;

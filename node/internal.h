@@ -265,6 +265,8 @@ struct kvf_core {
 
     char admin_address[64];
     int wake_fd; /* eventfd: API threads wake the reactor; -1 in stepped tests */
+    void (*idle)(void *arg); /* stepped tests: what a wait does instead of polling this core alone; NULL: polls it */
+    void *idle_arg;
 };
 
 /* What a core is built over. Tests give doubles. The core takes over transport, store and disk (also when create fails). */

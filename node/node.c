@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #define CLOSE_NS (2 * KVF_SEC)
+#define STALL_NS (500 * KVF_MS) /* a turn of the reactor this long endangers leases: it is logged */
 
 /* ---------------------------------------------------------------- the reactor */
 
@@ -37,11 +38,16 @@ static void *reactor_run(void *arg)
     struct kvf_core *core = node->core;
     uint64_t busy_ns = kvf_now(core->env);
     while (!atomic_load(&node->stop)) {
+        uint64_t start = kvf_now(core->env);
         pthread_mutex_lock(&core->lock);
+        uint64_t locked = kvf_now(core->env);
         unsigned events = kvf_core_poll(core);
         uint64_t now = kvf_now(core->env), next = kvf_core_next_timer(core);
         if (events)
             busy_ns = now;
+        if (now - start > STALL_NS)
+            kvf_log_warn(&core->log, "the reactor stalled: %llu ms for the lock, %llu ms in one turn; is the machine overloaded, or the disk?",
+                         (unsigned long long)((locked - start) / KVF_MS), (unsigned long long)((now - locked) / KVF_MS));
         bool tired = now - busy_ns >= core->settings.reactor_spin_ns;
         bool sleep = tired && (!core->transport || !core->fabric || core->transport->ops->arm(core->transport));
         pthread_mutex_unlock(&core->lock);

@@ -144,6 +144,6 @@ void llm_args_help(void)
          "exit codes: 0 done, 1 failed, 2 wrong usage, 3 the cluster cannot be reached\n\n"
          "examples:\n"
          "  llm --model m.gguf --prompt-file /usr/share/common-licenses/GPL-3 --prompt-tokens 600 --generate 60 --plain\n"
-         "  llm --model m.gguf --role next --set node.name=b --session 7 --generate 128 --out b.json\n"
-         "  llm --model m.gguf --prompt-file text --role home --set node.name=a --session 7 --generate 128 --move-to b --out a.json");
+         "  llm --model m.gguf --role next --set node.name=b --session 7 --out b.json\n"
+         "  llm --model m.gguf --prompt-file text --role home --set node.name=a --session 7 --move-to b --out a.json");
 }

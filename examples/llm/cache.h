@@ -44,9 +44,9 @@ struct llm_cache_kvf {
     float budget;                /* share of the chunks to attend to; 0 for all */
     float scale;
     /* What happened, for the report. */
-    uint64_t deadlines;    /* attends that ran out of time and were tried again */
-    uint64_t attend_ns;    /* spent in kvf_step_attend */
-    uint64_t append_ns;    /* ... in kvf_step_append */
+    uint64_t deadlines; /* attends that ran out of time, or found the node busy, and were tried again */
+    uint64_t attend_ns; /* spent in kvf_step_attend, pauses before a new try included */
+    uint64_t append_ns; /* ... in kvf_step_append */
 };
 void llm_cache_kvf_init(struct llm_cache_kvf *kvf, const struct llm_model *model, struct kvf_session *session);
 #endif

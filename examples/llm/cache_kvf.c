@@ -5,8 +5,10 @@
 
 #include <math.h>
 #include <string.h>
+#include <time.h>
 
-#define ATTEND_TRIES 5 /* of one layer, when not all blocks came in time */
+#define TRIES 7            /* more, of a call that found a limit reached or did not get all blocks in time */
+#define PAUSE_NS 10000000u /* before the first of them; doubled for each further one: 1.3 s in all */
 
 void llm_cache_describe(const struct llm_model *model, struct kvf_model_desc *out)
 {
@@ -24,9 +26,25 @@ void llm_cache_describe(const struct llm_model *model, struct kvf_model_desc *ou
         out->chunk_tokens /= 2;
 }
 
+/* Whether to make a call again that gave `st` at try number `i`; waits a little first, because a peer or a disk that is
+ * overloaded needs some time and not more questions. */
+static bool again(enum kvf_status st, unsigned i)
+{
+    if ((st != KVF_ERR_DEADLINE && st != KVF_ERR_BUSY) || i >= TRIES)
+        return false;
+    uint64_t ns = (uint64_t)PAUSE_NS << i;
+    struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    nanosleep(&t, NULL);
+    return true;
+}
+
 static enum kvf_status begin(struct llm_cache *cache, const int32_t *tokens, uint32_t n)
 {
-    return kvf_step_begin(((struct llm_cache_kvf *)cache)->session, tokens, n);
+    struct llm_cache_kvf *c = (struct llm_cache_kvf *)cache;
+    enum kvf_status st = kvf_step_begin(c->session, tokens, n);
+    for (unsigned i = 0; again(st, i); i++)
+        st = kvf_step_begin(c->session, tokens, n);
+    return st;
 }
 
 static enum kvf_status refill(struct llm_cache *cache, uint64_t first, uint32_t n)
@@ -39,6 +57,8 @@ static enum kvf_status append(struct llm_cache *cache, uint32_t layer, const flo
     struct llm_cache_kvf *c = (struct llm_cache_kvf *)cache;
     uint64_t start = llm_engine_now_ns();
     enum kvf_status st = kvf_step_append(c->session, layer, k, v);
+    for (unsigned i = 0; again(st, i); i++)
+        st = kvf_step_append(c->session, layer, k, v);
     c->append_ns += llm_engine_now_ns() - start;
     return st;
 }
@@ -48,10 +68,10 @@ static enum kvf_status attend(struct llm_cache *cache, uint32_t layer, const flo
     struct llm_cache_kvf *c = (struct llm_cache_kvf *)cache;
     struct kvf_attend_options options = {.scale = c->scale, .budget = c->budget};
     uint64_t start = llm_engine_now_ns();
-    enum kvf_status st = KVF_ERR_DEADLINE;
-    for (unsigned i = 0; i < ATTEND_TRIES && st == KVF_ERR_DEADLINE; i++) {
+    enum kvf_status st = kvf_step_attend(c->session, layer, q, out, &options);
+    for (unsigned i = 0; again(st, i); i++) {
+        c->deadlines++;
         st = kvf_step_attend(c->session, layer, q, out, &options);
-        c->deadlines += st == KVF_ERR_DEADLINE;
     }
     c->attend_ns += llm_engine_now_ns() - start;
     return st;

@@ -125,7 +125,7 @@ static void attend_tile(void *arg, unsigned item, unsigned thread)
     tile.part = tile.out + rows_max * dim;
     tile.lse = tile.part + rows_max * dim;
     tile.part_lse = tile.lse + rows_max;
-    tile.visible = (uint32_t *)(tile.part_lse + rows_max);
+    tile.visible = (void *)(tile.part_lse + rows_max);
     for (uint32_t t = 0; t < count; t++) /* the heads of a group lie side by side in q and in out */
         memcpy(q + (size_t)t * group * dim, job->q + ((size_t)(token + t) * q_heads + head * group) * dim, group * dim * sizeof *q);
     enum kvf_status st = attend_blocks(p, job, head, &tile, p->first + token, p->first + token + count);

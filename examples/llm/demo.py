@@ -293,6 +293,9 @@ class Demo:
                     return
             else:
                 seen = done.stderr.strip()
+            for process in self.processes:
+                if process.process.poll() is not None:
+                    raise Failed(f"{process.name} ended early ({describe_exit(process.process.returncode)})")
             time.sleep(0.3)
         raise Failed(f"the nodes do not find each other: {seen}")
 

@@ -149,8 +149,8 @@ static enum kvf_status run_layer(struct llm_engine *e, struct llm_cache *cache, 
     return KVF_OK;
 }
 
-enum kvf_status llm_engine_forward(struct llm_engine *e, struct llm_cache *cache, const int32_t *tokens, uint32_t n, uint64_t position,
-                                   enum llm_logits which, float *logits)
+enum kvf_status llm_engine_forward(struct llm_engine *e, struct llm_cache *cache, const int32_t *tokens, uint32_t n,
+                                   uint64_t position, enum llm_logits which, float *logits)
 {
     const struct llm_model *m = e->model;
     assert(n >= 1 && n <= KVF_STEP_TOKENS_MAX);

@@ -3,8 +3,7 @@
 #include "gguf.h"
 
 #include "quant.h"
-
-#include <base/bytes.h>
+#include "reader.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,35 +19,35 @@
 
 static const uint8_t type_bytes[LLM_GGUF_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
-static struct llm_text read_text(struct kvf_reader *r)
+static struct llm_text read_text(struct llm_reader *r)
 {
-    uint64_t length = kvf_read_u64(r);
-    const uint8_t *data = kvf_read_bytes(r, length);
+    uint64_t length = llm_reader_number(r, 8);
+    const uint8_t *data = llm_reader_bytes(r, length);
     return (struct llm_text){.data = (const char *)data, .length = data ? length : 0};
 }
 
 /* Steps over `count` elements of a type; false when they do not lie in the file. */
-static bool skip_elements(struct kvf_reader *r, uint32_t type, uint64_t count)
+static bool skip_elements(struct llm_reader *r, uint32_t type, uint64_t count)
 {
     if (type == LLM_GGUF_STRING) {
         for (uint64_t i = 0; i < count && !r->bad; i++)
             read_text(r);
         return !r->bad;
     }
-    if (count > kvf_reader_left(r) / type_bytes[type])
+    if (count > llm_reader_left(r) / type_bytes[type])
         return false;
-    return kvf_read_bytes(r, count * type_bytes[type]) != NULL;
+    return llm_reader_bytes(r, count * type_bytes[type]) != NULL;
 }
 
-static bool read_value(struct kvf_reader *r, struct llm_gguf_value *v, uint64_t index, struct llm_error *error)
+static bool read_value(struct llm_reader *r, struct llm_gguf_value *v, uint64_t index, struct llm_error *error)
 {
     v->key = read_text(r);
-    v->type = kvf_read_u32(r);
+    v->type = (uint32_t)llm_reader_number(r, 4);
     v->count = 1;
     v->element_type = v->type;
     if (!r->bad && v->type == LLM_GGUF_ARRAY) {
-        v->element_type = kvf_read_u32(r);
-        v->count = kvf_read_u64(r);
+        v->element_type = (uint32_t)llm_reader_number(r, 4);
+        v->count = llm_reader_number(r, 8);
     }
     if (r->bad)
         return llm_error_set(error, "the file ends inside metadata value %llu", (unsigned long long)index);
@@ -62,20 +61,20 @@ static bool read_value(struct kvf_reader *r, struct llm_gguf_value *v, uint64_t 
     return true;
 }
 
-static bool read_tensor(struct kvf_reader *r, struct llm_tensor *t, uint64_t *offset, uint64_t index, struct llm_error *error)
+static bool read_tensor(struct llm_reader *r, struct llm_tensor *t, uint64_t *offset, uint64_t index, struct llm_error *error)
 {
     t->name = read_text(r);
-    t->n_dims = kvf_read_u32(r);
+    t->n_dims = (uint32_t)llm_reader_number(r, 4);
     if (r->bad || t->n_dims < 1 || t->n_dims > 4)
         return llm_error_set(error, "tensor %llu has no name or not 1 to 4 dimensions", (unsigned long long)index);
     uint64_t elements = 1;
     for (unsigned d = 0; d < 4; d++) {
-        t->dims[d] = d < t->n_dims ? kvf_read_u64(r) : 1;
+        t->dims[d] = d < t->n_dims ? llm_reader_number(r, 8) : 1;
         if (r->bad || t->dims[d] == 0 || __builtin_mul_overflow(elements, t->dims[d], &elements))
             return llm_error_set(error, "tensor %llu has impossible dimensions", (unsigned long long)index);
     }
-    t->type = kvf_read_u32(r);
-    *offset = kvf_read_u64(r);
+    t->type = (uint32_t)llm_reader_number(r, 4);
+    *offset = llm_reader_number(r, 8);
     if (r->bad)
         return llm_error_set(error, "the file ends inside the list of tensors");
     return true;
@@ -103,7 +102,7 @@ static bool place_tensor(const struct llm_gguf *g, struct llm_tensor *t, uint64_
     return true;
 }
 
-static bool parse_tensors(struct llm_gguf *g, struct kvf_reader *r, uint64_t *offsets, struct llm_error *error)
+static bool parse_tensors(struct llm_gguf *g, struct llm_reader *r, uint64_t *offsets, struct llm_error *error)
 {
     for (uint64_t i = 0; i < g->n_tensors; i++)
         if (!read_tensor(r, &g->tensors[i], &offsets[i], i, error))
@@ -121,12 +120,12 @@ static bool parse_tensors(struct llm_gguf *g, struct kvf_reader *r, uint64_t *of
 
 static bool parse(struct llm_gguf *g, struct llm_error *error)
 {
-    struct kvf_reader r = kvf_reader_of(g->map, g->size);
-    if (kvf_read_u32(&r) != GGUF_MAGIC)
+    struct llm_reader r = {.at = g->map, .end = g->map + g->size};
+    if ((uint32_t)llm_reader_number(&r, 4) != GGUF_MAGIC)
         return llm_error_set(error, "not a GGUF file");
-    g->version = kvf_read_u32(&r);
-    g->n_tensors = kvf_read_u64(&r);
-    uint64_t n_values = kvf_read_u64(&r);
+    g->version = (uint32_t)llm_reader_number(&r, 4);
+    g->n_tensors = llm_reader_number(&r, 8);
+    uint64_t n_values = llm_reader_number(&r, 8);
     if (r.bad)
         return llm_error_set(error, "the file ends inside its header");
     if (g->version != 2 && g->version != 3)
@@ -207,8 +206,8 @@ bool llm_gguf_uint(const struct llm_gguf *g, const char *key, uint64_t *out)
     if (!v || v->type >= LLM_GGUF_TYPES || v->type == LLM_GGUF_STRING || v->type == LLM_GGUF_ARRAY || v->type == LLM_GGUF_F32 ||
         v->type == LLM_GGUF_F64)
         return false;
-    struct kvf_reader r = kvf_reader_of(v->data, (size_t)(v->end - v->data));
-    uint64_t raw = kvf_read_le(&r, type_bytes[v->type]);
+    struct llm_reader r = {.at = v->data, .end = v->end};
+    uint64_t raw = llm_reader_number(&r, type_bytes[v->type]);
     bool is_signed = v->type == LLM_GGUF_I8 || v->type == LLM_GGUF_I16 || v->type == LLM_GGUF_I32 || v->type == LLM_GGUF_I64;
     if (is_signed && (raw >> (8 * type_bytes[v->type] - 1)) & 1)
         return false;
@@ -258,7 +257,7 @@ bool llm_gguf_next_string(const struct llm_gguf_value *value, const uint8_t **at
 {
     if (*at >= value->end)
         return false;
-    struct kvf_reader r = kvf_reader_of(*at, (size_t)(value->end - *at));
+    struct llm_reader r = {.at = *at, .end = value->end};
     *out = read_text(&r);
     *at = r.at;
     return !r.bad;

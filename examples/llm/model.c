@@ -107,7 +107,8 @@ static bool refuse_unsupported(struct loader *l)
     if (llm_gguf_uint(g, "llama.expert_count", &value) && value > 0)
         return llm_error_set(l->error, "models with experts are not supported");
     if (llm_gguf_string(g, "llama.rope.scaling.type", &text) && !(text.length == 4 && memcmp(text.data, "none", 4) == 0))
-        return llm_error_set(l->error, "rope scaling '%.*s' is not supported", (int)(text.length < 32 ? text.length : 32), text.data);
+        return llm_error_set(l->error, "rope scaling '%.*s' is not supported", (int)(text.length < 32 ? text.length : 32),
+                             text.data);
     if (llm_gguf_tensor(g, "blk.0.attn_q.bias"))
         return llm_error_set(l->error, "biases in attention are not supported");
     return true;
@@ -233,7 +234,7 @@ static void fill_panel(void *arg, unsigned item, unsigned thread)
     uint32_t inputs = p->matrix->inputs, first = (item - p->first_panel) * LLM_PANEL;
     size_t row_bytes = (size_t)inputs / quant->elements * quant->bytes;
     float *row = l->rows + (size_t)thread * 2 * l->row_max;
-    uint16_t *half = (uint16_t *)(row + l->row_max);
+    uint16_t *half = (void *)(row + l->row_max);
     uint16_t *panel = p->matrix->panels + (size_t)first * inputs;
     for (uint32_t j = 0; j < LLM_PANEL && first + j < p->matrix->outputs; j++) {
         quant->expand(p->tensor->data + (first + j) * row_bytes, inputs / quant->elements, row);

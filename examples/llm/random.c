@@ -179,7 +179,7 @@ static void put_tensors(struct out *o)
             float spread;
         } list[] = {
             {"attn_norm", s->embedding, 1, 0},
-            {"attn_q", s->embedding, s->q_heads * s->dim, 3.0f * wide}, /* sharp attention: the text wanders instead of repeating itself */
+            {"attn_q", s->embedding, s->q_heads * s->dim, 3.0f * wide}, /* sharp: the text wanders */
             {"attn_k", s->embedding, s->kv_heads * s->dim, 3.0f * wide},
             {"attn_v", s->embedding, s->kv_heads * s->dim, wide},
             {"attn_output", s->q_heads * s->dim, s->embedding, 3.0f * heads},

@@ -118,8 +118,8 @@ void llm_report_session(struct llm_run *run, const char *name, struct kvf_sessio
         all += info.blocks[i];
     }
     double away = all ? 1.0 - (double)info.blocks[KVF_TIER_DRAM] / (double)all : 0.0;
-    set(run, name, json_pack("{s:I, s:I, s:I, s:I, s:o, s:f, s:b}", "id", (json_int_t)info.id, "epoch", (json_int_t)info.epoch, "tokens",
-                             (json_int_t)info.tokens, "tokens_sealed", (json_int_t)info.tokens_sealed, "blocks", blocks,
+    set(run, name, json_pack("{s:I, s:I, s:I, s:I, s:o, s:f, s:b}", "id", (json_int_t)info.id, "epoch", (json_int_t)info.epoch,
+                             "tokens", (json_int_t)info.tokens, "tokens_sealed", (json_int_t)info.tokens_sealed, "blocks", blocks,
                              "share_away_from_home_dram", away, "streaming", (int)info.streaming));
 }
 

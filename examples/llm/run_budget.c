@@ -23,10 +23,11 @@ struct quality {
 /* The log of the sum of exp(logits), in double. */
 static double log_sum(const float *logits, uint32_t n)
 {
-    double top = logits[llm_engine_argmax(logits, n)], sum = 0;
+    uint32_t best = (uint32_t)llm_engine_argmax(logits, n);
+    double top = logits[best], others = 0;
     for (uint32_t i = 0; i < n; i++)
-        sum += exp((double)logits[i] - top);
-    return top + log(sum);
+        others += i == best ? 0 : exp((double)logits[i] - top);
+    return top + log1p(others);
 }
 
 /* KL(full || part) of the two distributions of the next token. */
@@ -69,8 +70,8 @@ static enum llm_exit report(struct quality *w)
     printf("budget %llu %%: top-1 agreement %.1f %% (%llu of %llu positions), mean KL(full || budget) %.5f nats, "
            "%.1f ms per token, full attention in plain memory %.1f ms\n"
            "(teacher-forced on the tokens of full attention; the budgeted pass appends its own K and V)\n",
-           (unsigned long long)run->args->budget, 100 * agreement, (unsigned long long)w->agreed, (unsigned long long)w->compared, mean,
-           llm_series_median(&w->kvf_ms), llm_series_median(&w->plain_ms));
+           (unsigned long long)run->args->budget, 100 * agreement, (unsigned long long)w->agreed,
+           (unsigned long long)w->compared, mean, llm_series_median(&w->kvf_ms), llm_series_median(&w->plain_ms));
     llm_report_common(run, "budget");
     json_object_update_new(run->report,
                            json_pack("{s:I, s:I, s:f, s:f, s:b}", "budget_percent", (json_int_t)run->args->budget, "positions",
@@ -91,7 +92,8 @@ static bool allocate(struct quality *w)
     w->plain_cache = llm_cache_plain_create(&run->model, run->pool, run->prompt_tokens + generate);
     w->full = malloc(run->model.vocabulary * sizeof *w->full);
     w->part = malloc(run->model.vocabulary * sizeof *w->part);
-    bool series = llm_series_init(&w->plain_ms, generate) & llm_series_init(&w->kvf_ms, generate);
+    bool series = llm_series_init(&w->plain_ms, generate);
+    series = llm_series_init(&w->kvf_ms, generate) && series;
     return w->plain_cache && w->full && w->part && series;
 }
 

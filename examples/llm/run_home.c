@@ -92,8 +92,8 @@ static enum llm_exit move(struct home *h)
     json_object_set_new(h->run->report, "move",
                         json_pack("{s:s, s:I, s:f, s:I, s:I, s:I}", "target", a->move_to, "after_tokens", (json_int_t)h->n_tokens,
                                   "stop_ms", (double)report.stop_ns * 1e-6, "bytes_before_switch",
-                                  (json_int_t)report.bytes_before_switch, "bytes_after_switch", (json_int_t)report.bytes_after_switch,
-                                  "epoch", (json_int_t)report.epoch));
+                                  (json_int_t)report.bytes_before_switch, "bytes_after_switch",
+                                  (json_int_t)report.bytes_after_switch, "epoch", (json_int_t)report.epoch));
     llm_common_say("moved");
     llm_common_await_stop();
     return LLM_EXIT_DONE;
@@ -152,7 +152,8 @@ static bool allocate(struct home *h)
     h->kvf_logits = malloc(logits_bytes);
     h->expected = malloc((generate + 1) * sizeof *h->expected);
     h->tokens = malloc((generate + 1) * sizeof *h->tokens);
-    bool series = llm_series_init(&h->plain_ms, generate) & llm_series_init(&h->kvf_ms, generate);
+    bool series = llm_series_init(&h->plain_ms, generate);
+    series = llm_series_init(&h->kvf_ms, generate) && series;
     return h->plain_cache && h->plain_logits && h->kvf_logits && h->expected && h->tokens && series;
 }
 

@@ -77,7 +77,8 @@ static enum llm_exit work(struct next *n)
 {
     const struct llm_args *a = n->run->args;
     llm_common_say("ready");
-    enum kvf_status st = kvf_session_attach(n->run->node, n->run->kvf_model, a->session, a->attach_timeout * 1000000000ull, &n->session);
+    uint64_t timeout_ns = a->attach_timeout * 1000000000ull;
+    enum kvf_status st = kvf_session_attach(n->run->node, n->run->kvf_model, a->session, timeout_ns, &n->session);
     if (st != KVF_OK)
         return llm_common_failed("waiting for the session", st);
     llm_report_session(n->run, "info_at_start", n->session);

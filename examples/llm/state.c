@@ -1,21 +1,26 @@
+#include "reader.h"
 #include "run.h"
-
-#include <base/bytes.h>
 
 #define STATE_MAGIC 0x534d4c4cu /* "LLMS" */
 #define STATE_VERSION 1u
 #define STATE_BYTES 28u
 
+/* Little-endian: magic, version, next token (4 bytes each), generated, prompt tokens (8 bytes each). */
+static void put(uint8_t *to, uint64_t value, unsigned bytes)
+{
+    for (unsigned i = 0; i < bytes; i++)
+        to[i] = (uint8_t)(value >> (8 * i));
+}
+
 enum kvf_status llm_state_save(struct kvf_session *session, const struct llm_state *state)
 {
     uint8_t bytes[STATE_BYTES];
-    struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
-    kvf_write_u32(&w, STATE_MAGIC);
-    kvf_write_u32(&w, STATE_VERSION);
-    kvf_write_u32(&w, (uint32_t)state->next_token);
-    kvf_write_u64(&w, state->generated);
-    kvf_write_u64(&w, state->prompt_tokens);
-    return kvf_session_state_set(session, bytes, kvf_writer_used(&w));
+    put(bytes, STATE_MAGIC, 4);
+    put(bytes + 4, STATE_VERSION, 4);
+    put(bytes + 8, (uint32_t)state->next_token, 4);
+    put(bytes + 12, state->generated, 8);
+    put(bytes + 20, state->prompt_tokens, 8);
+    return kvf_session_state_set(session, bytes, sizeof bytes);
 }
 
 enum kvf_status llm_state_load(struct kvf_session *session, struct llm_state *state)
@@ -25,12 +30,12 @@ enum kvf_status llm_state_load(struct kvf_session *session, struct llm_state *st
     enum kvf_status st = kvf_session_state_get(session, bytes, &size);
     if (st != KVF_OK)
         return st;
-    struct kvf_reader r = kvf_reader_of(bytes, size);
-    bool ours = kvf_read_u32(&r) == STATE_MAGIC;
-    ours = kvf_read_u32(&r) == STATE_VERSION && ours;
-    struct llm_state read = {.next_token = (int32_t)kvf_read_u32(&r)};
-    read.generated = kvf_read_u64(&r);
-    read.prompt_tokens = kvf_read_u64(&r);
+    struct llm_reader r = {.at = bytes, .end = bytes + size};
+    bool ours = llm_reader_number(&r, 4) == STATE_MAGIC;
+    ours = llm_reader_number(&r, 4) == STATE_VERSION && ours;
+    struct llm_state read = {.next_token = (int32_t)llm_reader_number(&r, 4)};
+    read.generated = llm_reader_number(&r, 8);
+    read.prompt_tokens = llm_reader_number(&r, 8);
     if (r.bad || !ours || read.next_token < 0)
         return KVF_ERR_MODEL;
     *state = read;

@@ -254,7 +254,8 @@ static int32_t control_at(const struct llm_tokenizer *t, const char *text, size_
     return found;
 }
 
-bool llm_tokenizer_encode(const struct llm_tokenizer *t, const char *text, size_t length, bool specials, int32_t **out, size_t *count)
+bool llm_tokenizer_encode(const struct llm_tokenizer *t, const char *text, size_t length, bool specials, int32_t **out,
+                          size_t *count)
 {
     int32_t *ids = malloc((length + 1) * sizeof *ids); /* never more tokens than bytes */
     size_t n = 0;

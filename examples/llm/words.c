@@ -60,7 +60,7 @@ static enum class class_of(uint32_t c)
 static enum class look(const char *text, size_t length, size_t at, size_t *bytes)
 {
     const unsigned char *p = (const unsigned char *)text + at;
-    size_t n = p[0] < 0x80 ? 1 : p[0] >= 0xf0 && p[0] < 0xf5 ? 4 : p[0] >= 0xe0 && p[0] < 0xf0 ? 3 : p[0] >= 0xc2 && p[0] < 0xe0 ? 2 : 0;
+    size_t n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 0;
     *bytes = 1;
     if (n == 0 || n > length - at)
         return OTHER;

@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -25,6 +26,7 @@
 #define SEED 20240613ull
 
 static char program[4096];
+static size_t segment_bytes = 256 << 10;
 
 /* UCX loses the table of a shared memory endpoint that it could not connect (the peer's memory is gone): 100 bytes. */
 const char *__lsan_default_suppressions(void);
@@ -96,7 +98,8 @@ static enum kvf_status node_open(struct node *n, const char *name, uint64_t inca
 {
     memset(n, 0, sizeof *n);
     kvf_log_init(&n->log, name, KVF_LOG_ERROR, stderr);
-    struct kvf_transport_config tc = {.kind = kind, .interface = "lo", .segment_bytes = 256 << 10, .peers_max = 8, .log = &n->log};
+    struct kvf_transport_config tc = {
+        .kind = kind, .interface = "lo", .segment_bytes = segment_bytes, .peers_max = 8, .log = &n->log};
     enum kvf_status st = kvf_transport_ucx_create(&tc, &n->transport);
     if (st != KVF_OK)
         return st;
@@ -224,15 +227,28 @@ static void child_forget(struct child *c)
     close(c->from);
 }
 
+/* Files of UCX in /dev/shm that stay. Any program that uses it has one for an instant when it starts, so each that is seen
+ * is given time to go. */
 static unsigned shm_files(void)
 {
-    unsigned n = 0;
+    char names[64][64];
+    unsigned n = 0, stay = 0;
     DIR *d = opendir("/dev/shm");
-    for (struct dirent *e; d && (e = readdir(d));)
-        n += strncmp(e->d_name, "ucx_shm", 7) == 0;
+    for (struct dirent *e; d && n < 64 && (e = readdir(d));) {
+        if (strncmp(e->d_name, "ucx_shm", 7) == 0)
+            snprintf(names[n++], sizeof names[0], "%.63s", e->d_name);
+    }
     if (d)
         closedir(d);
-    return n;
+    for (unsigned i = 0; i < n; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "/dev/shm/%.63s", names[i]);
+        unsigned tries = 200;
+        while (access(path, F_OK) == 0 && --tries > 0)
+            usleep(50000);
+        stay += tries == 0;
+    }
+    return stay;
 }
 
 /* ------------------------------------------------------------------------------------------------ helpers */
@@ -370,6 +386,35 @@ static void threads_pull(const char *kind, enum kvf_way way)
 static void threads_pull_over_tcp(void **state) { threads_pull("tcp", KVF_WAY_ASK); }
 static void threads_pull_over_shared_memory(void **state) { threads_pull("shm", KVF_WAY_MAPPED); }
 
+/* One node has smaller segments: what goes between the two fits the smaller. */
+static void nodes_with_different_segments_understand_each_other(void **state)
+{
+    static struct server s;
+    static struct node n;
+    static uint8_t big[128 << 10];
+    pthread_t thread;
+    for (unsigned turn = 0; turn < 2; turn++) {
+        memset(&s, 0, sizeof s);
+        segment_bytes = turn ? 256 << 10 : 32 << 10;
+        assert_int_equal(node_open(&s.node, "server", 11, "tcp"), KVF_OK);
+        segment_bytes = turn ? 32 << 10 : 256 << 10;
+        assert_int_equal(node_open(&n, "client", 12, "tcp"), KVF_OK);
+        segment_bytes = 256 << 10;
+        assert_int_equal(pthread_create(&thread, NULL, serve, &s), 0);
+        struct kvf_peer *peer = meet(&n, "server", 11, s.node.address, s.node.address_bytes);
+        pull_and_check(&n, peer, 64 << 10, 64);
+        pull_and_check(&n, peer, 1 << 20, 4);
+        call_and_check(&n, peer, 32 << 10, 4);
+        struct iovec part = {.iov_base = big, .iov_len = sizeof big};
+        struct answer a = {0};
+        assert_int_equal(kvf_fabric_call(peer, ECHO, &part, 1, UINT64_MAX, on_answer, &a), KVF_ERR_INVALID);
+        atomic_store(&s.stop, true);
+        pthread_join(thread, NULL);
+        node_close(&n);
+        node_close(&s.node);
+    }
+}
+
 static void processes_pull(const char *kind, enum kvf_way way)
 {
     static struct node n;
@@ -445,6 +490,67 @@ static void killed_peer_ends_pulls(const char *kind)
 static void killed_peer_ends_pulls_over_tcp(void **state) { killed_peer_ends_pulls("tcp"); }
 static void killed_peer_ends_pulls_over_shared_memory(void **state) { killed_peer_ends_pulls("shm"); }
 
+/* A process that hangs: its kernel goes on answering, so only deadlines and heartbeats tell. */
+static void a_stopped_peer_ends_pulls_at_their_deadline(void **state)
+{
+    static struct node n;
+    static uint8_t buffer[1 << 20];
+    struct child c;
+    struct tally t = {0};
+    child_start(&c, "sleeper", "tcp");
+    assert_int_equal(node_open(&n, "waker", 12, "tcp"), KVF_OK);
+    struct kvf_peer *peer = meet(&n, c.name, c.incarnation, c.address, c.address_bytes);
+    kill(c.pid, SIGSTOP);
+    uint64_t start = now_ns();
+    struct kvf_pull_range range = {.offset = 0, .bytes = sizeof buffer, .to = buffer};
+    assert_int_equal(kvf_fabric_pull(peer, &range, 1, start + 300 * KVF_MS, on_pulled, &t), KVF_OK);
+    poll_until(&n, &t.total, 1, 5 * KVF_SEC);
+    assert_int_equal(t.other, 1);
+    assert_in_range(now_ns() - start, 300 * KVF_MS, 800 * KVF_MS);
+    assert_true(kvf_peer_is_up(peer));
+    memset(buffer, 0xcc, sizeof buffer);
+    kill(c.pid, SIGCONT); /* what it still sends of the old pull is not written */
+    pull_and_check(&n, peer, 64 << 10, 4);
+    for (size_t i = 0; i < sizeof buffer; i++)
+        assert_int_equal(buffer[i], 0xcc);
+    kill(c.pid, SIGSTOP);
+    start = now_ns();
+    poll_until(&n, &n.downs, 1, 10 * KVF_SEC);
+    assert_in_range(now_ns() - start, 1500 * KVF_MS, 3500 * KVF_MS);
+    kill(c.pid, SIGCONT);
+    child_kill(&c);
+    child_forget(&c);
+    node_close(&n);
+}
+
+/* A reactor that sleeps is woken by a frame. */
+static void an_armed_transport_wakes_by_its_event_fd(void **state)
+{
+    const char *const kinds[] = {"tcp", "shm"};
+    for (unsigned k = 0; k < 2; k++) {
+        static struct node n;
+        struct child c;
+        child_start(&c, "ticker", kinds[k]);
+        assert_int_equal(node_open(&n, "reactor", 12, kinds[k]), KVF_OK);
+        struct kvf_peer *peer = meet(&n, c.name, c.incarnation, c.address, c.address_bytes);
+        for (unsigned i = 0; i < 5; i++) {
+            struct answer a = {.bytes = 0};
+            assert_int_equal(kvf_fabric_call(peer, ECHO, NULL, 0, now_ns() + 5 * KVF_SEC, on_answer, &a), KVF_OK);
+            uint64_t start = now_ns();
+            while (a.total == 0 && now_ns() - start < 5 * KVF_SEC) {
+                kvf_fabric_poll(n.fabric);
+                struct pollfd fd = {.fd = n.transport->ops->event_fd(n.transport), .events = POLLIN};
+                if (a.total == 0 && n.transport->ops->arm(n.transport))
+                    assert_int_equal(poll(&fd, 1, 4000), 1);
+            }
+            assert_int_equal(a.status, KVF_OK);
+            assert_true(now_ns() - start < KVF_SEC);
+        }
+        node_close(&n);
+        child_stop(&c);
+    }
+}
+
 static void a_goodbye_takes_the_peer_down_at_once(void **state)
 {
     static struct node n;
@@ -510,6 +616,29 @@ static void wrong_settings_are_refused(void **state)
     t->ops->destroy(t);
 }
 
+static void a_new_region_is_zeroed_and_aligned(void **state)
+{
+    const char *const kinds[] = {"tcp", "shm", "auto"};
+    struct kvf_log log;
+    kvf_log_init(&log, "test", KVF_LOG_ERROR, stderr);
+    for (unsigned k = 0; k < 3; k++) {
+        struct kvf_transport *t;
+        struct kvf_region *region;
+        struct kvf_transport_config c = {.kind = kinds[k], .interface = "lo", .segment_bytes = 65536, .peers_max = 4, .log = &log};
+        assert_int_equal(kvf_transport_ucx_create(&c, &t), KVF_OK);
+        assert_int_equal(t->ops->region_create(t, 0, &region), KVF_ERR_INVALID);
+        assert_int_equal(t->ops->region_create(t, (1 << 20) + 1, &region), KVF_OK);
+        const uint64_t *words = t->ops->region_base(region);
+        uint64_t any = 0;
+        assert_int_equal((uintptr_t)words % 4096, 0);
+        for (size_t i = 0; i < (1 << 20) / 8; i++)
+            any |= words[i];
+        assert_int_equal(any, 0);
+        t->ops->region_destroy(t, region);
+        t->ops->destroy(t);
+    }
+}
+
 /* A user's UCX_* for another program in the same process does not change what we chose. */
 static void the_environment_does_not_leak_in(void **state)
 {
@@ -540,12 +669,16 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_settings_are_refused),
+        cmocka_unit_test(a_new_region_is_zeroed_and_aligned),
         cmocka_unit_test(threads_pull_over_tcp),
         cmocka_unit_test(threads_pull_over_shared_memory),
+        cmocka_unit_test(nodes_with_different_segments_understand_each_other),
         cmocka_unit_test(processes_pull_over_tcp),
         cmocka_unit_test(processes_pull_over_shared_memory),
         cmocka_unit_test(killed_peer_ends_pulls_over_tcp),
         cmocka_unit_test(killed_peer_ends_pulls_over_shared_memory),
+        cmocka_unit_test(a_stopped_peer_ends_pulls_at_their_deadline),
+        cmocka_unit_test(an_armed_transport_wakes_by_its_event_fd),
         cmocka_unit_test(a_goodbye_takes_the_peer_down_at_once),
         cmocka_unit_test(an_absent_peer_goes_down_over_tcp),
         cmocka_unit_test(an_absent_peer_goes_down_over_shared_memory),

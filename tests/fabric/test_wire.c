@@ -5,6 +5,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <cmocka.h>
@@ -26,7 +27,7 @@ static struct kvf_wire_hello sample_hello(void)
 {
     struct kvf_wire_hello h = {.address_bytes = 50, .key_bytes = 12, .region_base = 0x7f0000001000ull, .region_bytes = 1 << 20,
                                .payload_max = 258048};
-    strcpy(h.name, "node-1.rack_2");
+    snprintf(h.name, sizeof h.name, "node-1.rack_2");
     for (unsigned i = 0; i < 50; i++)
         h.address[i] = (uint8_t)(i * 3);
     for (unsigned i = 0; i < 12; i++)
@@ -172,7 +173,7 @@ static void hostile_hellos_are_refused(void **state)
     const char *const names[] = {"", "a b", "a/b", "a\nb", "caf\xc3\xa9"};
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++) {
         h = sample_hello();
-        strcpy(h.name, names[i]);
+        snprintf(h.name, sizeof h.name, "%s", names[i]);
         n = sizeof bytes;
         assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_ERR_INVALID);
     }

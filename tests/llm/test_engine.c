@@ -125,7 +125,8 @@ static void apply_tensor(const struct engine *e, const char *name, const double 
     free(w);
 }
 
-static void apply(const struct engine *e, unsigned layer, const char *part, const double *x, double *y, uint32_t inputs, uint32_t outputs)
+static void apply(const struct engine *e, unsigned layer, const char *part, const double *x, double *y, uint32_t inputs,
+                  uint32_t outputs)
 {
     char name[64];
     snprintf(name, sizeof name, "blk.%u.%s.weight", layer, part);

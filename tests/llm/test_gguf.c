@@ -72,7 +72,8 @@ static void values_are_found_by_key_and_kind(void **state)
     put_text(&m, "number"), put(&m, LLM_GGUF_U16, 4), put(&m, 513, 2);
     put_text(&m, "negative"), put(&m, LLM_GGUF_I32, 4), put(&m, 0xffffffff, 4);
     put_text(&m, "word"), put(&m, LLM_GGUF_STRING, 4), put_text(&m, "abc");
-    put_text(&m, "list"), put(&m, LLM_GGUF_ARRAY, 4), put(&m, LLM_GGUF_STRING, 4), put(&m, 2, 8), put_text(&m, "x"), put_text(&m, "");
+    put_text(&m, "list"), put(&m, LLM_GGUF_ARRAY, 4), put(&m, LLM_GGUF_STRING, 4), put(&m, 2, 8);
+    put_text(&m, "x"), put_text(&m, "");
     assert_true(llm_gguf_parse(&g, m.data, m.n, &error));
 
     uint64_t number;

@@ -33,7 +33,9 @@ static void put_array(struct maker *m, const char *key, uint32_t type, uint64_t 
 }
 
 /* Bytes that GPT-2 writes as themselves here: the printable ones of ASCII. A blank is U+0120, a line end U+010A. */
-static const char *const joined[] = {"he", "ll", "llo", "hello", "\xc4\xa0" "w", "or", "\xc4\xa0" "wor", "ld", "\xc4\xa0" "world", "<|end|>"};
+#define BLANK "\xc4\xa0"
+static const char *const joined[] = {"he", "ll",        "llo", "hello",       BLANK "w",
+                                     "or", BLANK "wor", "ld",  BLANK "world", "<|end|>"};
 static const char *const merges[] = {"h e", "l l", "ll o", "he llo", "\xc4\xa0 w", "o r", "\xc4\xa0w or", "l d", "\xc4\xa0wor ld"};
 #define JOINED (sizeof joined / sizeof joined[0])
 #define MERGES (sizeof merges / sizeof merges[0])

@@ -54,7 +54,8 @@ struct client {
     /* watch */
     bool watching;
     char prefix[KVF_STORE_KEY_MAX];
-    uint64_t from, generation;
+    uint64_t from;
+    struct change *after; /* every change up to this one was handed out; NULL: none */
     kvf_store_watch_fn event;
     void *arg;
 };
@@ -368,7 +369,7 @@ static enum kvf_status sim_watch(struct kvf_store *store, const char *prefix, ui
                                  void *arg)
 {
     struct client *client = client_of(store);
-    client->generation++;
+    client->after = NULL;
     client->watching = prefix != NULL;
     client->from = from_revision;
     client->event = event;
@@ -393,9 +394,10 @@ static bool hand_out(struct client *client)
         client->event(client->arg, NULL, 0, etcd->compacted, true);
         return true;
     }
-    for (struct change *change = etcd->changes; change; change = change->next) {
-        bool ours = change->kv.mod_revision >= client->from && !strncmp(change->kv.key, client->prefix, strlen(client->prefix));
-        if (!ours || (revision && change->kv.mod_revision != revision))
+    struct change *change = client->after ? client->after->next : etcd->changes;
+    for (; change && (!revision || change->kv.mod_revision == revision); change = change->next) {
+        client->after = change;
+        if (change->kv.mod_revision < client->from || strncmp(change->kv.key, client->prefix, strlen(client->prefix)))
             continue;
         revision = change->kv.mod_revision;
         kvs = realloc(kvs, (n + 1) * sizeof *kvs);

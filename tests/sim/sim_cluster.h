@@ -1,0 +1,83 @@
+/* Whole nodes in one process: cores over the simulated network, clock, etcd and disks, driven step by step by one thread.
+ *
+ *     struct sim_cluster *c = sim_cluster_create(seed);
+ *     struct sim_node *a = sim_cluster_add(c, &(struct sim_node_config){.name = "a", .dram = 128 << 10, .ssd = 1 << 20});
+ *     ... sim_cluster_add more ...
+ *     sim_cluster_connect(c);                      everybody has joined and sees everybody
+ *     kvf_session_create(&a->node, ...)            a call that waits steps all the others meanwhile
+ *     sim_cluster_settle(c, 2 * KVF_SEC);          two seconds go by
+ *     sim_cluster_destroy(c);
+ *
+ * One step takes what is due off the wire (one frame at most when `single`), polls every node that lives, and when nothing
+ * happened lets the clock go on. Every failure to set up aborts, as tests may. */
+#ifndef KVF_TESTS_SIM_CLUSTER_H
+#define KVF_TESTS_SIM_CLUSTER_H
+
+#include "node/internal.h"
+#include "tests/sim/sim_disk.h"
+#include "tests/sim/sim_env.h"
+#include "tests/sim/sim_store.h"
+#include "tests/sim/sim_transport.h"
+
+#define SIM_CLUSTER_NODES 16
+
+struct sim_node_config {
+    const char *name;
+    uint64_t dram, lend, staging; /* bytes; staging 0: 256 KiB */
+    uint64_t ssd;                 /* bytes of the area; 0: no SSD */
+    enum kvf_way way;             /* how this node reads others */
+    bool alone;                   /* no network and no etcd */
+    bool no_borrow;
+    uint64_t block_max;           /* 0: 64 KiB */
+    uint64_t blocks_max;          /* entries of the index; 0: 4096 */
+};
+
+struct sim_node {
+    struct sim_cluster *cluster;
+    struct kvf_node node; /* for the public calls; without a reactor */
+    struct kvf_core *core;
+    struct kvf_transport *transport;
+    struct kvf_store *store;
+    struct sim_disk *disk;
+    struct sim_media *media;
+    bool dead;
+};
+
+struct sim_cluster {
+    struct sim_env env;
+    struct sim_net *net;
+    struct kvf_sim_etcd *etcd;
+    struct sim_node nodes[SIM_CLUSTER_NODES];
+    unsigned n;
+    FILE *log;
+    bool single;           /* one frame in a step */
+    uint64_t delivered;    /* frames and reads that left the wire */
+    unsigned quiet;        /* steps without an event */
+    /* Called after every step, outside all cores; yours to set. */
+    void (*stepped)(struct sim_cluster *cluster, void *arg);
+    void *stepped_arg;
+};
+
+struct sim_cluster *sim_cluster_create(uint64_t seed);
+/* Destroys the nodes too, dead ones included. Sessions that are still open go with their node; close their handles before. */
+void sim_cluster_destroy(struct sim_cluster *cluster);
+
+struct sim_node *sim_cluster_add(struct sim_cluster *cluster, const struct sim_node_config *config);
+/* Steps until every living node is up for every other one. */
+void sim_cluster_connect(struct sim_cluster *cluster);
+
+void sim_cluster_step(struct sim_cluster *cluster);
+/* Steps until `ns` have gone by. */
+void sim_cluster_settle(struct sim_cluster *cluster, uint64_t ns);
+
+/* kill -9: nobody hears of it from the node, and it hears of nobody. With `tell` links break at once, else by silence. */
+void sim_cluster_kill(struct sim_node *node, bool tell);
+/* Cuts the wire between two nodes, or heals it. */
+void sim_cluster_partition(struct sim_node *a, struct sim_node *b, bool cut);
+
+struct kvf_node_peer *sim_cluster_peer(struct sim_node *node, const struct sim_node *other); /* NULL: not known */
+/* kvf_core_check of every node. */
+void sim_cluster_check(struct sim_cluster *cluster);
+/* True when the node's memory is given back: nothing in DRAM, in the lent part or in the index; what staging holds is cache. */
+bool sim_cluster_empty(struct sim_node *node);
+#endif
