@@ -251,7 +251,8 @@ static bool arrived(struct attend *a, struct kvf_want *w, enum kvf_status *st)
             kvf_block_lose(a->core, w->handle);
         if (!still || failed == KVF_LOST)
             *st = KVF_LOST;
-        else if (failed == KVF_ERR_BUSY)
+        else if (failed == KVF_ERR_BUSY || (failed == KVF_ERR_DEADLINE && kvf_now(a->core->env) < a->deadline_ns))
+            /* no room to ask, or the deadline of somebody who asked before us */
             kvf_stage_retry(a->core, w->stage, w->mask, a->deadline_ns);
         else
             *st = (enum kvf_status)failed;
@@ -368,6 +369,19 @@ static void compute_item(void *arg, unsigned item, unsigned worker)
     }
 }
 
+/* The workers serve one attend at a time; another session's computes on its own thread meanwhile. */
+static void compute_wave(struct attend *a)
+{
+    unsigned items = a->heads * a->slices;
+    if (atomic_exchange(&a->core->workers_busy, true)) {
+        for (unsigned i = 0; i < items; i++)
+            compute_item(a, i, 0);
+        return;
+    }
+    kvf_workers_run(a->core->workers, items, compute_item, a);
+    atomic_store(&a->core->workers_busy, false);
+}
+
 /* ---------------------------------------------------------------- damage (under the lock) */
 
 /* A block did not match its checksum. Where it has moved meanwhile its old slot may hold another block by now: asked for again.
@@ -430,7 +444,7 @@ static enum kvf_status attend_run(struct attend *a)
         if (st != KVF_OK)
             break;
         kvf_core_unlock(core);
-        kvf_workers_run(core->workers, a->heads * a->slices, compute_item, a);
+        compute_wave(a);
         kvf_core_lock(core);
         if (atomic_load(&a->bad))
             st = damaged(a);

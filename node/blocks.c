@@ -138,8 +138,9 @@ static enum kvf_status put_try(struct kvf_core *core, const struct kvf_request *
 {
     struct kvf_key key = key_of(r->key);
     uint32_t bytes = (uint32_t)r->length;
-    if (kvf_index_find(core->index, key) != KVF_HANDLE_NONE)
-        return KVF_ERR_EXISTS;
+    kvf_handle standing = kvf_index_find(core->index, key);
+    if (standing != KVF_HANDLE_NONE) /* one that was removed goes when its copying or its pins end */
+        return kvf_index_entry(core->index, standing)->flags & KVF_FLAG_REMOVED ? KVF_IN_PROGRESS : KVF_ERR_EXISTS;
     if (!kvf_block_reserve(core, 1))
         return KVF_ERR_FULL;
     core->entries_reserved--;
@@ -313,6 +314,8 @@ static void direct_poll(struct kvf_core *core, struct pending *p)
         return;
     if (!e || h != p->handle)
         pending_end(core, p, KVF_MISS, KVF_TIER_DRAM, 0);
+    else if (p->read_status == KVF_ERR_BUSY)
+        p->state = PENDING_STAGED;
     else if (p->read_status != KVF_OK)
         get_damaged(core, p, e, p->read_status);
     else if (!verified(core, p, e, (uint8_t *)p->request.data - p->request.offset))
@@ -362,6 +365,8 @@ static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
             memcpy(p->request.data, s->slot + p->request.offset, p->request.length);
         }
         staged_end(core, p, e, good ? KVF_OK : KVF_ERR_CORRUPT);
+    } else if (s->inflight == 0 && atomic_load(&s->status) == KVF_ERR_BUSY && now < p->deadline_ns) {
+        kvf_stage_retry(core, p->stage, p->mask, p->deadline_ns);
     } else if (s->inflight == 0 && atomic_load(&s->status) != KVF_OK) {
         staged_end(core, p, e, (enum kvf_status)atomic_load(&s->status));
     }

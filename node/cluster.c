@@ -251,10 +251,10 @@ void kvf_cluster_release(struct kvf_core *core, struct kvf_node_peer *p, enum kv
     p->releases[kind][p->n_releases[kind]++] = key;
 }
 
-/* RELEASE_ALL would take blocks that are in use too: it is sent only while none of ours lies there. */
+/* RELEASE_ALL would take blocks that are in use too: it is sent only while none of ours lies there or is on its way. */
 static void reset_send(struct kvf_core *core, struct kvf_node_peer *p)
 {
-    if (!p->reset || p->resetting || p->borrowed_blocks > 0 || kvf_now(core->env) < p->retry_ns)
+    if (!p->reset || p->resetting || p->borrowed_blocks > 0 || kvf_spills_busy_at(core, p) || kvf_now(core->env) < p->retry_ns)
         return;
     if (kvf_fabric_call(p->peer, KVF_MSG_RELEASE_ALL, NULL, 0, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS), reset_done, p) == KVF_OK)
         p->resetting = true;

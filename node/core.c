@@ -265,7 +265,7 @@ void kvf_block_remove(struct kvf_core *core, kvf_handle handle)
 void kvf_block_disown(struct kvf_core *core, kvf_handle handle)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    assert(e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_REMOTE);
+    assert(e->state == KVF_BLOCK_READY && (e->tier == KVF_TIER_REMOTE || e->tier == KVF_TIER_PEER));
     book(core, e, -1);
     forget(core, handle);
 }
@@ -492,6 +492,10 @@ void kvf_core_destroy(struct kvf_core *core)
     kvf_lend_destroy(core);
     kvf_rises_destroy(core);
     kvf_spills_destroy(core);
+    if (core->sessions && core->index)
+        for (uint32_t b = 0; b < core->session_buckets; b++)
+            for (struct kvf_sess *s = core->sessions[b]; s; s = s->next)
+                s->parent = NULL; /* which may be freed before its fork */
     if (core->sessions)
         for (uint32_t b = 0; b < core->session_buckets; b++)
             while (core->sessions[b])

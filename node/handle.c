@@ -157,6 +157,19 @@ void kvf_session_close(struct kvf_session *h)
     free(h);
 }
 
+/* Blocks that are being copied would stay in the index after the session, and its id may come again at once. Under the lock. */
+static enum kvf_status copies_wait(struct kvf_core *core, struct kvf_sess *s)
+{
+    uint64_t deadline = kvf_deadline(kvf_now(core->env), core->settings.fetch_timeout_ns);
+    s->state = KVF_SESS_FROZEN; /* so that no other block begins to move */
+    while (s->spilling) {
+        kvf_core_wake(core);
+        if (!kvf_core_wait(core, deadline))
+            return KVF_ERR_BUSY;
+    }
+    return KVF_OK;
+}
+
 enum kvf_status kvf_session_drop(struct kvf_session *h)
 {
     if (!h)
@@ -171,6 +184,9 @@ enum kvf_status kvf_session_drop(struct kvf_session *h)
         st = KVF_ERR_BUSY;
     else if (s->state != KVF_SESS_ACTIVE)
         st = KVF_ERR_STATE;
+    bool frozen = st == KVF_OK;
+    if (frozen)
+        st = copies_wait(core, s);
     if (st == KVF_OK && core->coord) {
         struct answer *a = calloc(1, sizeof *a);
         st = a ? answer_wait(core, a, kvf_coord_session_remove(core->coord, s->id, core->name, s->epoch, answered, a)) : KVF_ERR_NO_MEMORY;
@@ -179,6 +195,8 @@ enum kvf_status kvf_session_drop(struct kvf_session *h)
     }
     if (st == KVF_OK)
         kvf_sess_free(s);
+    else if (frozen)
+        s->state = KVF_SESS_ACTIVE;
     kvf_core_unlock(core);
     if (st == KVF_OK)
         free(h);
@@ -302,7 +320,7 @@ enum kvf_status kvf_session_lost(struct kvf_session *h, struct kvf_range *ranges
     kvf_core_lock(core);
     bool moved = atomic_load(&h->moved);
     size_t n = 0;
-    if (!moved && h->sess->lost > 0) {
+    if (!moved && (h->sess->lost > 0 || h->sess->n_origins > 0)) { /* of shared blocks their owner has the count */
         uint64_t block = h->sess->model->desc.block_tokens;
         for (uint32_t i = 0; i < h->sess->sealed_blocks; i++) {
             if (!index_lost(h->sess, i))
@@ -391,11 +409,22 @@ enum kvf_status kvf_session_fork(struct kvf_session *h, uint64_t new_id, struct 
 
 /* ---------------------------------------------------------------- park and resume */
 
+/* Whether blocks of its own are in DRAM; those that a fork shares stay with their owner. */
 static bool has_dram(struct kvf_sess *s)
 {
-    uint64_t blocks[KVF_TIER_COUNT] = {0};
-    blocks_count(s, blocks);
-    return blocks[KVF_TIER_DRAM] > 0;
+    const struct kvf_model_desc *d = &s->model->desc;
+    uint32_t first = s->n_origins ? s->origins[s->n_origins - 1].blocks_to : 0;
+    for (uint32_t l = 0; l < d->layers; l++) {
+        for (uint32_t h = 0; h < d->kv_heads; h++) {
+            for (uint32_t i = first; i < s->sealed_blocks; i++) {
+                kvf_handle handle = kvf_sess_block(s, l, h, i);
+                struct kvf_entry *e = handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(s->core->index, handle);
+                if (e && e->state != KVF_BLOCK_LOST && e->state != KVF_BLOCK_WRITING && e->tier == KVF_TIER_DRAM)
+                    return true;
+            }
+        }
+    }
+    return false;
 }
 
 static void placement_update(struct kvf_core *core, struct kvf_sess *s)
@@ -428,8 +457,8 @@ enum kvf_status kvf_session_park(struct kvf_session *h, uint64_t timeout_ns)
         s->parked = s->parking = true;
         s->rising = false;
         core->n_parking++;
+        core->spill_stuck = false;
         while (st == KVF_OK && has_dram(s)) {
-            core->spill_urgent = true;
             kvf_core_wake(core);
             if (core->spill_stuck)
                 st = KVF_ERR_FULL;

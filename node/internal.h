@@ -158,7 +158,8 @@ struct kvf_read {
     uint64_t start_ns;
     struct kvf_key key; /* of the entry: a handle may be another block's by the time it is looked at */
     struct kvf_read *next;
-    /* KVF_OK; KVF_LOST (no copy exists any more); ERR_DEADLINE; ERR_IO; CANCELLED. Called under the lock. */
+    /* KVF_OK; KVF_LOST (no copy exists any more); ERR_BUSY (the source takes no more now: ask again); ERR_DEADLINE; ERR_IO;
+     * CANCELLED. Called under the lock. */
     void (*done)(void *arg, struct kvf_read *read, enum kvf_status status);
     void *arg;
 };
@@ -215,6 +216,7 @@ struct kvf_core {
 
     const struct kvf_dev *dev;
     struct kvf_workers *workers;
+    _Atomic bool workers_busy; /* an attend has them; another one at the same time computes alone */
 
     /* Memory: one region, readable by peers: [own DRAM | lent DRAM | staging]. */
     struct kvf_transport *transport; /* NULL: no peers */
@@ -307,7 +309,7 @@ bool kvf_block_verify(const struct kvf_dev *dev, uint64_t seed, const void *data
 void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tier, uint16_t peer, uint64_t location); /* -> READY */
 void kvf_block_lose(struct kvf_core *core, kvf_handle handle);  /* frees its copy, -> LOST */
 void kvf_block_remove(struct kvf_core *core, kvf_handle handle); /* frees its copy and the entry (now or when it comes to rest) */
-/* Forgets a block in tier REMOTE without telling the lender: its copy is another home's now. */
+/* Forgets a block in tier REMOTE or PEER without telling who holds it: its copy is another home's. */
 void kvf_block_disown(struct kvf_core *core, kvf_handle handle);
 /* A DRAM block marked REMOVED whose last pin has gone. */
 void kvf_block_reap(struct kvf_core *core, kvf_handle handle);
@@ -362,6 +364,9 @@ uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, 
 void kvf_stage_unpin(struct kvf_core *core, uint32_t stage);
 /* A pinned stage whose reads failed: asks again for what is missing. */
 void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint64_t deadline_ns);
+/* A slot of staging memory (an offset of core->staging), made by dropping what nobody uses, or KVF_ARENA_NONE. A prefetch does not
+ * drop what was read ahead and not yet used. */
+uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch);
 /* Forgets a block's stage (its entry is removed or lost). */
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle);
 
@@ -370,6 +375,8 @@ enum kvf_status kvf_spills_create(struct kvf_core *core);
 void kvf_spills_destroy(struct kvf_core *core);
 unsigned kvf_spills_poll(struct kvf_core *core);
 bool kvf_spills_idle(const struct kvf_core *core);
+/* Whether blocks are on their way to this lender. */
+bool kvf_spills_busy_at(const struct kvf_core *core, const struct kvf_node_peer *peer);
 
 /* promote.c */
 enum kvf_status kvf_rises_create(struct kvf_core *core);

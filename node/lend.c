@@ -263,8 +263,9 @@ void kvf_lend_release_own(struct kvf_core *core, struct kvf_key key)
 void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
 {
     struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
-    if (!core->lend->index) {
-        answer(from, message->request, KVF_ERR_FULL, NULL, 0);
+    if (!core->lend->index) { /* what lies nowhere is forgotten, and adopted, already */
+        bool nothing = message->type == KVF_MSG_RELEASE || message->type == KVF_MSG_RELEASE_ALL || message->type == KVF_MSG_ADOPT;
+        answer(from, message->request, nothing ? KVF_OK : KVF_ERR_FULL, NULL, 0);
         return;
     }
     uint64_t now = kvf_now(core->env);

@@ -294,10 +294,10 @@ static void adopt_reply(void *arg, enum kvf_status status, const void *payload, 
 {
     struct kvf_one_move *m = arg;
     m->calling = false;
-    if (status == KVF_OK)
-        m->adopted[m->adopting] = true;
-    if (status == KVF_OK)
-        m->retry_ns = 0;
+    if (status != KVF_OK)
+        return;
+    m->adopted[m->adopting] = true;
+    m->retry_ns = 0;
 }
 
 /* Tells the lenders, one by one, whose blocks they hold now; a lender that is gone is left. */

@@ -342,12 +342,16 @@ static void placed(void *arg, enum kvf_status status, const struct kvf_placement
     }
 }
 
+/* SETTLING asks by a write that changes nothing but the record's revision: when it succeeds, the transaction whose outcome is not
+ * known can never take effect any more, for it was guarded by the old revision. A mere read could be overtaken by it. */
 static void settled(void *arg, enum kvf_status status, const struct kvf_placement *placement)
 {
     struct kvf_one_move *m = arg;
     m->calling = false;
     m->retry_ns = kvf_deadline(kvf_now(m->core->env), RETRY_NS);
-    if (status == KVF_OK && placement)
+    if (status == KVF_OK)
+        stay(m, KVF_ERR_DEADLINE);
+    else if (status == KVF_ERR_STALE && placement)
         settle(m, placement);
     else if (status == KVF_ERR_NOT_FOUND)
         stay(m, status);
@@ -416,7 +420,8 @@ void kvf_move_out_poll(struct kvf_one_move *m)
         break;
     case KVF_MOVE_SETTLING:
         if (now >= m->retry_ns) {
-            m->calling = kvf_coord_session_read(core->coord, m->session, settled, m) == KVF_OK;
+            m->calling = kvf_coord_session_update(core->coord, m->session, core->name, s->epoch, KVF_SESSION_ACTIVE, s->n_tokens, settled,
+                                                  m) == KVF_OK;
             m->retry_ns = kvf_deadline(now, RETRY_NS);
         }
         break;

@@ -67,12 +67,13 @@ static void rise_end(struct rise *r, enum kvf_status status)
         }
     } else {
         kvf_arena_free(core->dram, r->slot, r->bytes);
-        if (e->state == KVF_BLOCK_RISING)
+        bool rising = e->state == KVF_BLOCK_RISING; /* else it was lost meanwhile, and perhaps refilled */
+        if (rising)
             e->state = KVF_BLOCK_READY;
         bool removed = e->flags & KVF_FLAG_REMOVED;
         if (removed)
             kvf_block_remove(core, r->handle);
-        else if (e->state == KVF_BLOCK_READY && (status == KVF_LOST || status == KVF_ERR_CORRUPT || status == KVF_ERR_IO))
+        else if (rising && (status == KVF_LOST || status == KVF_ERR_CORRUPT || status == KVF_ERR_IO))
             kvf_block_lose(core, r->handle);
         core->rise->pause_ns = kvf_deadline(kvf_now(core->env), PAUSE_NS);
     }

@@ -289,7 +289,7 @@ static void send_pull(struct batch *b)
     }
     enum kvf_status st = kvf_fabric_pull(core->peers[b->peer].peer, ranges, n, b->deadline_ns, pull_done, b);
     if (st != KVF_OK)
-        batch_end(b, st == KVF_ERR_BUSY ? KVF_ERR_DEADLINE : st);
+        batch_end(b, st);
 }
 
 /* ---------------------------------------------------------------- the old home */
@@ -333,7 +333,7 @@ static void read_reply(void *arg, enum kvf_status status, const void *payload, s
             scatter_chunks(core, read, e, &r, &bad);
         else if (statuses[i] == 0)
             r.bad = true; /* the block went away here: its size is not known, so the rest cannot be told apart */
-        finish(core, read, !bad ? KVF_OK : statuses[i] == 1 || !e ? KVF_LOST : KVF_ERR_DEADLINE);
+        finish(core, read, !bad ? KVF_OK : statuses[i] == 1 || !e ? KVF_LOST : KVF_ERR_BUSY);
     }
     batch_free(b);
 }
@@ -350,7 +350,7 @@ static void send_read(struct batch *b)
     struct iovec part = {.iov_base = payload, .iov_len = kvf_writer_used(&w)};
     enum kvf_status st = kvf_fabric_call(core->peers[b->peer].peer, KVF_MSG_READ, &part, 1, b->deadline_ns, read_reply, b);
     if (st != KVF_OK)
-        batch_end(b, st == KVF_ERR_BUSY ? KVF_ERR_DEADLINE : st);
+        batch_end(b, st);
 }
 
 /* ---------------------------------------------------------------- dispatch */

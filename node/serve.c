@@ -153,7 +153,7 @@ static enum kvf_status item_start(struct serve *s, struct item *it)
         it->data = core->memory + e->location;
         return KVF_OK;
     }
-    it->slot = kvf_arena_alloc(core->staging, e->bytes);
+    it->slot = kvf_stage_memory(core, e->bytes, false);
     if (it->slot == KVF_ARENA_NONE)
         return KVF_ERR_BUSY;
     it->data = core->memory + core->staging_at + it->slot;
@@ -202,7 +202,7 @@ void kvf_serve_message(struct kvf_core *core, struct kvf_node_peer *from, const 
         if (st == KVF_OK)
             st = item_start(s, &s->items[i]);
         if (st != KVF_OK)
-            s->items[i].status = 2; /* not now: the asker takes it for a time-out */
+            s->items[i].status = 2; /* not now: the asker comes again */
     }
 }
 

@@ -14,6 +14,7 @@
 #define PUTS_MAX 4 /* messages of one job under way */
 #define CALL_TIMEOUT_NS (5 * KVF_SEC)
 #define LENDER_FULL_NS (5 * KVF_SEC)
+#define LENDER_FAILED_NS (1 * KVF_SEC)
 
 enum job_state { JOB_FREE, JOB_RESERVING, JOB_PUTTING, JOB_COMMITTING, JOB_FINISHING };
 
@@ -215,6 +216,8 @@ static void job_finish(struct job *j)
         }
         if (!good && i < j->granted && j->lender->up)
             kvf_cluster_release(core, j->lender, KVF_TIER_REMOTE, j->keys[i]);
+        else if (!good)
+            j->lender->reset = true; /* it may hold the slot: told when it is back */
         j->settled[i] = true;
         give(core, j->handles[i], good ? KVF_TIER_REMOTE : KVF_TIER_COUNT, j->lender->number, j->offsets[i]);
     }
@@ -227,9 +230,8 @@ static void job_finish(struct job *j)
 static void job_fail(struct job *j, enum kvf_status status)
 {
     j->failed = true;
-    if (status == KVF_ERR_FULL)
-        j->lender->lend_retry_ns = kvf_deadline(kvf_now(j->core->env), LENDER_FULL_NS);
-    else
+    j->lender->lend_retry_ns = kvf_deadline(kvf_now(j->core->env), status == KVF_ERR_FULL ? LENDER_FULL_NS : LENDER_FAILED_NS);
+    if (status != KVF_ERR_FULL)
         kvf_log_info(&j->core->log, "spilling to node %s: %s (%s)", j->lender->member.name, kvf_status_text(status), kvf_status_name(status));
 }
 
@@ -385,7 +387,7 @@ static bool lends(const struct kvf_core *core, const struct kvf_node_peer *p, ui
            p->borrowed_bytes < p->member.lend_bytes && !p->reset;
 }
 
-static bool lender_busy(const struct kvf_core *core, const struct kvf_node_peer *p)
+bool kvf_spills_busy_at(const struct kvf_core *core, const struct kvf_node_peer *p)
 {
     for (unsigned i = 0; i < JOBS_MAX; i++)
         if (core->spills->jobs[i].state != JOB_FREE && core->spills->jobs[i].lender == p)
@@ -405,7 +407,7 @@ static struct kvf_node_peer *lender_next(struct kvf_core *core, bool *any)
         if (!lends(core, p, now))
             continue;
         *any = true;
-        if (lender_busy(core, p))
+        if (kvf_spills_busy_at(core, p))
             continue;
         sp->next_lender = (uint16_t)(number + 1);
         return p;
@@ -512,13 +514,12 @@ unsigned kvf_spills_poll(struct kvf_core *core)
         if (sp->drops[i].state == DROP_FINISHING)
             events += drop_finish(&sp->drops[i]);
     uint64_t bytes = excess(core);
-    bool moving = true;
-    if (bytes)
-        moving = send_down(core, false, bytes);
-    if (core->n_parking && parking(core))
+    bool moving = bytes ? send_down(core, false, bytes) : core->spill_urgent;
+    bool parks = core->n_parking && parking(core);
+    if (parks)
         moving |= send_down(core, true, UINT64_MAX);
     /* Stuck stays until something changes that could help, so that nobody who waits can miss it. */
-    if (core->spill_urgent && !moving && sp->active == 0 && !core->spill_stuck) {
+    if ((core->spill_urgent || parks) && !moving && sp->active == 0 && !core->spill_stuck) {
         core->spill_stuck = true;
         kvf_core_changed(core);
     }

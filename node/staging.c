@@ -101,8 +101,21 @@ static void read_done(void *arg, struct kvf_read *read, enum kvf_status status)
     settle(core, (uint32_t)(s - core->stages));
 }
 
+/* A mask widened to whole pages of the disk: a page is never read again over a chunk of it that was verified already. */
+static uint64_t whole_pages(const struct kvf_core *core, const struct kvf_entry *e, uint64_t mask)
+{
+    uint32_t chunk = kvf_block_chunk_bytes(core, e), run = 1;
+    while ((uint64_t)run * chunk % 4096 && run < e->chunks)
+        run++; /* chunks that fill whole pages together */
+    uint64_t group = run >= 64 ? UINT64_MAX : (1ull << run) - 1, wide = 0;
+    for (uint32_t c = 0; c < e->chunks; c += run)
+        wide |= mask >> c & group ? group << c : 0;
+    return wide & (e->chunks == 64 ? UINT64_MAX : (1ull << e->chunks) - 1);
+}
+
 static void ask(struct kvf_core *core, struct kvf_stage *s, uint64_t mask, uint64_t deadline_ns, bool demand)
 {
+    mask = whole_pages(core, kvf_index_entry(core->index, s->handle), mask);
     uint64_t lacking = mask & ~(atomic_load(&s->have) | s->inflight);
     if (lacking == 0)
         return;
@@ -113,8 +126,7 @@ static void ask(struct kvf_core *core, struct kvf_stage *s, uint64_t mask, uint6
         atomic_store(&s->status, st);
 }
 
-/* A slot of memory, made by dropping what nobody uses; a prefetch does not drop what was read ahead and not yet used. */
-static uint64_t slot_alloc(struct kvf_core *core, uint32_t bytes, bool prefetch)
+uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch)
 {
     for (;;) {
         uint64_t at = kvf_arena_alloc(core->staging, bytes);
@@ -131,7 +143,7 @@ static uint64_t slot_alloc(struct kvf_core *core, uint32_t bytes, bool prefetch)
 static uint32_t stage_new(struct kvf_core *core, kvf_handle handle, bool prefetch)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    uint64_t at = slot_alloc(core, e->bytes, prefetch);
+    uint64_t at = kvf_stage_memory(core, e->bytes, prefetch);
     uint32_t n = core->stage_free.head;
     if (at == KVF_ARENA_NONE || n == KVF_STAGE_NONE) {
         if (at != KVF_ARENA_NONE)

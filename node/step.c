@@ -121,10 +121,12 @@ void kvf_step_abort(struct kvf_session *handle)
 static enum kvf_status slot_wait(struct kvf_sess *s, uint64_t deadline_ns, uint64_t *out)
 {
     struct kvf_core *core = s->core;
-    for (;;) {
+    for (bool first = true;; first = false) {
         *out = kvf_block_memory(core, s->model->block_bytes);
         if (*out != KVF_ARENA_NONE)
             return KVF_OK;
+        if (first) /* what was true for an earlier waiter need not be true now */
+            core->spill_stuck = false;
         kvf_core_wake(core);
         if (core->spill_stuck)
             return KVF_ERR_FULL;
@@ -190,8 +192,10 @@ static void rows_write(struct kvf_sess *s, uint8_t *block, uint32_t index, uint3
 
 enum kvf_status kvf_step_append(struct kvf_session *handle, uint32_t layer, const float *k, const float *v)
 {
-    if (!handle || handle->moved || !k || !v)
+    if (!handle || !k || !v)
         return KVF_ERR_INVALID;
+    if (handle->moved)
+        return KVF_MOVED;
     struct kvf_sess *s = handle->sess;
     const struct kvf_model_desc *d = &s->model->desc;
     if (layer >= d->layers)
@@ -289,10 +293,11 @@ static void refill_commit(struct kvf_sess *s)
                 const uint8_t *block = core->memory + e->location;
                 kvf_block_sum(core->dev, e->seed, block, e->bytes, m->chunk_bytes, UINT64_MAX, sums);
                 kvf_core_lock(core);
+                struct kvf_sess *owner = kvf_block_session(core, e); /* a fork refills its parent's blocks too */
                 kvf_sess_summarise(s, l, h, (uint32_t)i, block);
                 e->flags |= KVF_FLAG_SUMMARY;
                 kvf_block_place(core, handle, KVF_TIER_DRAM, KVF_PEER_NONE, e->location);
-                s->lost--;
+                owner->lost--;
                 kvf_count(&core->counters.blocks_refilled, 1);
                 kvf_core_unlock(core);
             }
@@ -302,8 +307,10 @@ static void refill_commit(struct kvf_sess *s)
 
 enum kvf_status kvf_step_commit(struct kvf_session *handle)
 {
-    if (!handle || handle->moved)
-        return KVF_ERR_STATE;
+    if (!handle)
+        return KVF_ERR_INVALID;
+    if (handle->moved)
+        return KVF_MOVED;
     struct kvf_sess *s = handle->sess;
     const struct kvf_model_desc *d = &s->model->desc;
     if (!s->step_open || memchr(s->step_layers, 0, d->layers))

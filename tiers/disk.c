@@ -104,6 +104,11 @@ static enum kvf_status size_file(struct opening *o)
     }
     o->old_bytes = (uint64_t)st.st_size;
     o->grown = o->old_bytes < o->bytes;
+    /* Asked first: a reservation that fails has filled the disk for a moment, to the grief of everybody else on it. */
+    struct statvfs fs;
+    uint64_t free_bytes = fstatvfs(o->fd, &fs) == 0 ? (uint64_t)fs.f_bavail * fs.f_frsize : 0;
+    if (o->bytes > (uint64_t)st.st_blocks * 512 + free_bytes)
+        return explain_full(o, free_bytes);
     int e;
     do {
         e = fallocate(o->fd, 0, 0, (off_t)o->bytes) < 0 ? errno : 0;
@@ -114,11 +119,8 @@ static enum kvf_status size_file(struct opening *o)
     }
     if (e == 0)
         return KVF_OK;
-    if (e == ENOSPC || e == EDQUOT || e == EFBIG) {
-        struct statvfs fs;
-        uint64_t free_bytes = fstatvfs(o->fd, &fs) == 0 ? (uint64_t)fs.f_bavail * fs.f_frsize : 0;
+    if (e == ENOSPC || e == EDQUOT || e == EFBIG)
         return explain_full(o, free_bytes);
-    }
     explain(o, "SSD area %s: cannot be made %.1f MiB long: %s", o->path, mebibytes(o->bytes), strerror(e));
     return KVF_ERR_IO;
 }
