@@ -365,10 +365,13 @@ static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
             memcpy(p->request.data, s->slot + p->request.offset, p->request.length);
         }
         staged_end(core, p, e, good ? KVF_OK : KVF_ERR_CORRUPT);
-    } else if (s->inflight == 0 && atomic_load(&s->status) == KVF_ERR_BUSY && now < p->deadline_ns) {
+    } else if (s->inflight == 0 && (atomic_load(&s->status) == KVF_ERR_BUSY || atomic_load(&s->status) == KVF_ERR_DEADLINE) &&
+               now < p->deadline_ns) { /* no room to ask, or the deadline of somebody who asked before us */
         kvf_stage_retry(core, p->stage, p->mask, p->deadline_ns);
     } else if (s->inflight == 0 && atomic_load(&s->status) != KVF_OK) {
         staged_end(core, p, e, (enum kvf_status)atomic_load(&s->status));
+    } else if (now >= p->deadline_ns) {
+        staged_end(core, p, e, KVF_ERR_DEADLINE); /* what still comes goes into the stage, which is ours */
     }
 }
 

@@ -91,6 +91,8 @@ static void on_peer_down(void *arg, struct kvf_peer *peer, enum kvf_status why)
         kvf_log_warn(&core->log, "node %s is down: %s", p->member.name, kvf_status_text(why));
     if (p->up)
         kvf_count(&core->counters.peers_lost, 1);
+    if (p->up)
+        p->reset = true; /* releases and blocks may have been on their way */
     p->up = false;
     p->retry_ns = kvf_now(core->env) + RECONNECT_NS;
     if (!core->closing)
@@ -112,8 +114,11 @@ static void on_message(void *arg, struct kvf_peer *peer, const struct kvf_messag
     case KVF_MSG_PUT:
     case KVF_MSG_COMMIT:
     case KVF_MSG_RELEASE:
-    case KVF_MSG_RELEASE_ALL:
     case KVF_MSG_ADOPT:
+        kvf_lend_message(core, p, message);
+        return;
+    case KVF_MSG_RELEASE_ALL:
+        kvf_move_release_all(core, p);
         kvf_lend_message(core, p, message);
         return;
     case KVF_MSG_READ:

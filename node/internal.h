@@ -49,6 +49,7 @@ enum kvf_block_state { KVF_BLOCK_WRITING, KVF_BLOCK_READY, KVF_BLOCK_SPILLING, K
 /* flags of an entry */
 #define KVF_FLAG_DEPARTED 1 /* of a session that moved away: goes down to SSD only, freed when the new home says so */
 #define KVF_FLAG_SUMMARY 4  /* its chunks' summaries are known here */
+#define KVF_FLAG_FETCHED 8  /* the new home has it already, though we have not heard yet that the session is its own */
 #define KVF_FLAG_REMOVED 2  /* to be removed when its spill, rise or pins end */
 
 struct kvf_model {
@@ -407,6 +408,8 @@ void kvf_move_message(struct kvf_core *core, struct kvf_node_peer *from, const s
 void kvf_move_placement(struct kvf_core *core, const struct kvf_placement *placement); /* etcd's word about a session */
 void kvf_move_peer_down(struct kvf_core *core, struct kvf_node_peer *peer);
 void kvf_move_member_down(struct kvf_core *core, const char *name);
+/* A node that lost us for a while needs nothing any more of the sessions that went to it. */
+void kvf_move_release_all(struct kvf_core *core, struct kvf_node_peer *from);
 /* Starts to move a session away; *done is set (under the lock, core->changed) with the outcome. */
 struct kvf_move_outcome {
     bool done;

@@ -127,16 +127,27 @@ void kvf_move_peer_down(struct kvf_core *core, struct kvf_node_peer *peer)
     kvf_core_wake(core);
 }
 
-void kvf_move_member_down(struct kvf_core *core, const char *name)
+/* Calls fn for every session that departed to this node; fn may free it. */
+static void each_departed(struct kvf_core *core, const char *new_home, void (*fn)(struct kvf_sess *s))
 {
     for (uint32_t b = 0; b < core->session_buckets; b++) {
         struct kvf_sess *next;
         for (struct kvf_sess *s = core->sessions[b]; s; s = next) {
             next = s->next;
-            if (s->state == KVF_SESS_DEPARTED && strcmp(s->new_home, name) == 0)
-                kvf_move_out_drop(s);
+            if (s->state == KVF_SESS_DEPARTED && strcmp(s->new_home, new_home) == 0)
+                fn(s);
         }
     }
+}
+
+void kvf_move_member_down(struct kvf_core *core, const char *name)
+{
+    each_departed(core, name, kvf_move_out_drop);
+}
+
+void kvf_move_release_all(struct kvf_core *core, struct kvf_node_peer *from)
+{
+    each_departed(core, from->member.name, kvf_sess_free);
 }
 
 void kvf_move_forget_outcome(struct kvf_core *core, uint64_t session)

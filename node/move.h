@@ -32,6 +32,7 @@ struct kvf_one_move {
     uint64_t incarnation;       /* of the peer when the move began */
     char peer_name[KVF_NODE_NAME_MAX];
     uint64_t deadline_ns, retry_ns;
+    bool aborted; /* in: the old home keeps it, unless etcd says otherwise */
     bool calling; /* a call or a request to etcd is under way: its answer points here */
 
     /* out */

@@ -52,7 +52,7 @@ static enum kvf_status on_offer(struct kvf_core *core, struct kvf_node_peer *fro
         kvf_count(&core->counters.messages_refused, 1);
         return KVF_ERR_INVALID;
     }
-    enum kvf_status st = kvf_model_add(core, &offer.desc, &model);
+    enum kvf_status st = from->reset ? KVF_ERR_BUSY : kvf_model_add(core, &offer.desc, &model); /* RELEASE_ALL must go first */
     if (st == KVF_OK && model->fingerprint != offer.fingerprint)
         st = KVF_ERR_MODEL;
     struct kvf_one_move *old = kvf_move_find(core, offer.session);
@@ -259,7 +259,7 @@ static void asked(void *arg, enum kvf_status status, const struct kvf_placement 
         return;
     if (status == KVF_OK && placement && placement->epoch >= m->epoch)
         kvf_move_in_placement(m, placement);
-    else if (status == KVF_ERR_NOT_FOUND || (status == KVF_OK && !kvf_move_peer_there(m) && kvf_now(m->core->env) >= m->deadline_ns))
+    else if (status == KVF_ERR_NOT_FOUND || (status == KVF_OK && m->aborted) || (status == KVF_OK && !kvf_move_peer_there(m) && kvf_now(m->core->env) >= m->deadline_ns))
         discard(m); /* the old home kept it, and is gone with it */
 }
 
@@ -278,8 +278,11 @@ void kvf_move_in_message(struct kvf_core *core, struct kvf_node_peer *from, cons
     struct kvf_one_move *m = r.bad ? NULL : kvf_move_find(core, session);
     enum kvf_status st = KVF_OK;
     if (message->type == KVF_MSG_MOVE_ABORT) {
-        if (m && m->peer == from && !m->calling && (m->state == KVF_MOVE_RECEIVING || m->state == KVF_MOVE_STAGED))
-            discard(m);
+        if (m && m->peer == from && (m->state == KVF_MOVE_RECEIVING || m->state == KVF_MOVE_STAGED)) {
+            m->aborted = true;
+            if (!m->calling) /* else etcd's answer comes first */
+                discard(m);
+        }
     } else if (!m || m->peer != from || kvf_read_u64(&r) != m->epoch) {
         st = KVF_ERR_STALE;
     } else if (m->state == KVF_MOVE_STAGED) {

@@ -36,25 +36,6 @@ static void abort_reply(void *arg, enum kvf_status status, const void *payload, 
     /* A target that did not hear of it drops what it has when it asks etcd. */
 }
 
-/* The session stays here. */
-static void stay(struct kvf_one_move *m, enum kvf_status status)
-{
-    struct kvf_sess *s = sess_of(m);
-    uint8_t id[8];
-    struct kvf_writer w = kvf_writer_of(id, sizeof id);
-    kvf_write_u64(&w, m->session);
-    struct iovec part = {.iov_base = id, .iov_len = sizeof id};
-    if (kvf_move_peer_there(m))
-        kvf_fabric_call(m->peer->peer, KVF_MSG_MOVE_ABORT, &part, 1, call_deadline(m), abort_reply, NULL);
-    s->state = KVF_SESS_ACTIVE;
-    kvf_count(&m->core->counters.moves_failed, 1);
-    kvf_log_warn(&m->core->log, "moving session %llx to node %s: %s (%s); it stays here", (unsigned long long)m->session, m->peer_name,
-                 kvf_status_text(status), kvf_status_name(status));
-    end(m, status);
-}
-
-/* ---------------------------------------------------------------- departing */
-
 /* Calls fn for every entry that the session has in the index. */
 static void each_block(struct kvf_sess *s, void (*fn)(struct kvf_sess *s, kvf_handle h))
 {
@@ -70,12 +51,37 @@ static void each_block(struct kvf_sess *s, void (*fn)(struct kvf_sess *s, kvf_ha
     }
 }
 
+static void block_stay(struct kvf_sess *s, kvf_handle h)
+{
+    kvf_index_entry(s->core->index, h)->flags &= (uint8_t)~KVF_FLAG_FETCHED;
+}
+
+/* The session stays here. */
+static void stay(struct kvf_one_move *m, enum kvf_status status)
+{
+    struct kvf_sess *s = sess_of(m);
+    uint8_t id[8];
+    struct kvf_writer w = kvf_writer_of(id, sizeof id);
+    kvf_write_u64(&w, m->session);
+    struct iovec part = {.iov_base = id, .iov_len = sizeof id};
+    if (kvf_move_peer_there(m))
+        kvf_fabric_call(m->peer->peer, KVF_MSG_MOVE_ABORT, &part, 1, call_deadline(m), abort_reply, NULL);
+    each_block(s, block_stay);
+    s->state = KVF_SESS_ACTIVE;
+    kvf_count(&m->core->counters.moves_failed, 1);
+    kvf_log_warn(&m->core->log, "moving session %llx to node %s: %s (%s); it stays here", (unsigned long long)m->session, m->peer_name,
+                 kvf_status_text(status), kvf_status_name(status));
+    end(m, status);
+}
+
+/* ---------------------------------------------------------------- departing */
+
 /* What a lender holds belongs to the new home now, what is lost is its business too; the rest waits to be fetched. */
 static void block_depart(struct kvf_sess *s, kvf_handle h)
 {
     struct kvf_core *core = s->core;
     struct kvf_entry *e = kvf_index_entry(core->index, h);
-    if (e->state == KVF_BLOCK_LOST) {
+    if (e->state == KVF_BLOCK_LOST || (e->flags & KVF_FLAG_FETCHED)) {
         kvf_block_remove(core, h);
     } else if (e->tier == KVF_TIER_REMOTE) {
         kvf_block_disown(core, h);
@@ -105,9 +111,25 @@ static void depart(struct kvf_one_move *m, struct kvf_sess *s)
         kvf_sess_free(s);
 }
 
+/* What lenders hold of the session is still ours for those whom the new home could not tell; the others do not mind. */
+static void lenders_release(struct kvf_sess *s)
+{
+    struct kvf_core *core = s->core;
+    const struct kvf_model_desc *d = &s->model->desc;
+    for (unsigned p = 0; p < core->settings.fabric_peers_max; p++) {
+        if (!core->peers[p].up || core->peers[p].member.lend_bytes == 0)
+            continue;
+        for (uint32_t stream = 0; stream < s->model->streams; stream++)
+            for (uint32_t i = 0; i < s->sealed_blocks; i++)
+                kvf_cluster_release(core, &core->peers[p], KVF_TIER_REMOTE,
+                                    kvf_block_key(s->id, stream / d->kv_heads, stream % d->kv_heads, i));
+    }
+}
+
 void kvf_move_out_drop(struct kvf_sess *s)
 {
     kvf_log_info(&s->core->log, "node %s is gone: what was left here of session %llx is freed", s->new_home, (unsigned long long)s->id);
+    lenders_release(s);
     kvf_sess_free(s);
 }
 
@@ -116,9 +138,14 @@ void kvf_move_out_free_keys(struct kvf_core *core, struct kvf_node_peer *from, c
     for (unsigned i = 0; i < n; i++) {
         struct kvf_sess *s = kvf_sess_find(core, keys[i].hi);
         kvf_handle h = kvf_index_find(core->index, keys[i]);
-        if (!s || h == KVF_HANDLE_NONE || s->state != KVF_SESS_DEPARTED || strcmp(s->new_home, from->member.name) != 0)
+        if (!s || h == KVF_HANDLE_NONE)
             continue;
         struct kvf_entry *e = kvf_index_entry(core->index, h);
+        struct kvf_one_move *m = kvf_move_find(core, s->id);
+        if (s->state != KVF_SESS_DEPARTED && m && m->peer == from && (m->state == KVF_MOVE_PLACING || m->state == KVF_MOVE_SETTLING))
+            e->flags |= KVF_FLAG_FETCHED; /* etcd told it before us */
+        if (s->state != KVF_SESS_DEPARTED || strcmp(s->new_home, from->member.name) != 0)
+            continue;
         if (!(e->flags & KVF_FLAG_DEPARTED) || (e->flags & KVF_FLAG_REMOVED))
             continue;
         kvf_block_remove(core, h);

@@ -21,6 +21,7 @@ struct batch {
     uint64_t bytes;
     uint64_t deadline_ns;
     struct kvf_read *reads[KVF_BATCH_MAX];
+    uint64_t masks[KVF_BATCH_MAX]; /* the chunks of each that this message brings: all, but for a block larger than a message */
     struct batch *next;
 };
 
@@ -243,12 +244,11 @@ static void batch_free(struct batch *b)
     rs->batch_free = b;
 }
 
-static struct batch *batch_new(struct kvf_core *core, uint16_t peer)
+/* One is free. */
+static struct batch *batch_take(struct kvf_core *core, uint16_t peer)
 {
     struct kvf_reads *rs = core->reads;
     struct batch *b = rs->batch_free;
-    if (!b || rs->batches_at[peer] >= BATCHES_PER_PEER)
-        return NULL;
     rs->batch_free = b->next;
     rs->batches_at[peer]++;
     b->core = core;
@@ -259,13 +259,28 @@ static struct batch *batch_new(struct kvf_core *core, uint16_t peer)
     return b;
 }
 
+static struct batch *batch_new(struct kvf_core *core, uint16_t peer)
+{
+    struct kvf_reads *rs = core->reads;
+    return rs->batch_free && rs->batches_at[peer] < BATCHES_PER_PEER ? batch_take(core, peer) : NULL;
+}
+
+/* A read whose last message has ended, ends. */
+static void part_end(struct kvf_read *read, enum kvf_status status)
+{
+    if (status != KVF_OK)
+        read->status = status;
+    if (--read->runs == 0)
+        finish(read->core, read, read->status);
+}
+
 static void batch_end(struct batch *b, enum kvf_status status)
 {
     /* A refusal means that the peer does not have what we thought: a miss, as a lost peer is. */
     if (status == KVF_ERR_PEER_LOST || status == KVF_ERR_PEER_REFUSED)
         status = KVF_LOST;
     for (unsigned i = 0; i < b->n; i++)
-        finish(b->core, b->reads[i], status);
+        part_end(b->reads[i], status);
     batch_free(b);
 }
 
@@ -282,7 +297,7 @@ static void send_pull(struct batch *b)
     for (unsigned i = 0; i < b->n; i++) {
         struct kvf_entry *e = kvf_index_entry(core->index, b->reads[i]->handle);
         uint32_t runs[64][2];
-        unsigned m = runs_of(core, e, b->reads[i]->mask, 1, runs, 64);
+        unsigned m = runs_of(core, e, b->masks[i], 1, runs, 64);
         for (unsigned r = 0; r < m && n < KVF_PULL_RANGES_MAX; r++)
             ranges[n++] = (struct kvf_pull_range){.offset = e->location + runs[r][0], .bytes = runs[r][1] - runs[r][0],
                                                   .to = b->reads[i]->to + runs[r][0]};
@@ -294,11 +309,12 @@ static void send_pull(struct batch *b)
 
 /* ---------------------------------------------------------------- the old home */
 
-static void scatter_chunks(struct kvf_core *core, struct kvf_read *read, const struct kvf_entry *e, struct kvf_reader *r, bool *bad)
+static void scatter_chunks(struct kvf_core *core, struct kvf_read *read, uint64_t mask, const struct kvf_entry *e, struct kvf_reader *r,
+                           bool *bad)
 {
     for (unsigned c = 0; c < e->chunks; c++) {
         uint32_t offset, bytes;
-        if (!(read->mask >> c & 1))
+        if (!(mask >> c & 1))
             continue;
         kvf_block_chunk(core, e, c, &offset, &bytes);
         const uint8_t *from = kvf_read_bytes(r, bytes);
@@ -330,10 +346,10 @@ static void read_reply(void *arg, enum kvf_status status, const void *payload, s
         struct kvf_entry *e = entry_of(core, read);
         bool bad = statuses[i] != 0 || !e;
         if (statuses[i] == 0 && e)
-            scatter_chunks(core, read, e, &r, &bad);
+            scatter_chunks(core, read, b->masks[i], e, &r, &bad);
         else if (statuses[i] == 0)
             r.bad = true; /* the block went away here: its size is not known, so the rest cannot be told apart */
-        finish(core, read, !bad ? KVF_OK : statuses[i] == 1 || !e ? KVF_LOST : KVF_ERR_BUSY);
+        part_end(read, !bad ? KVF_OK : statuses[i] == 1 || !e ? KVF_LOST : KVF_ERR_BUSY);
     }
     batch_free(b);
 }
@@ -344,7 +360,7 @@ static void send_read(struct batch *b)
     struct kvf_read_item items[KVF_BATCH_MAX];
     uint8_t payload[2 + KVF_BATCH_MAX * 24];
     for (unsigned i = 0; i < b->n; i++)
-        items[i] = (struct kvf_read_item){.key = b->reads[i]->key, .mask = b->reads[i]->mask};
+        items[i] = (struct kvf_read_item){.key = b->reads[i]->key, .mask = b->masks[i]};
     struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
     kvf_wire_reads(&w, items, b->n);
     struct iovec part = {.iov_base = payload, .iov_len = kvf_writer_used(&w)};
@@ -370,11 +386,26 @@ static void batch_send(struct batch *b)
         send_read(b);
 }
 
-static struct batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16_t peer, uint8_t tier, uint64_t bytes, unsigned runs)
+/* Bytes that one message should bring at most. */
+static size_t batch_most(const struct kvf_core *core, uint8_t tier)
 {
     size_t most = kvf_fabric_payload_max(core->fabric) - 256;
-    if (tier == KVF_TIER_REMOTE && most > PULL_BYTES)
-        most = PULL_BYTES;
+    return tier == KVF_TIER_REMOTE && most > PULL_BYTES ? PULL_BYTES : most;
+}
+
+static void batch_add(struct batch *b, struct kvf_read *read, uint64_t mask, uint64_t bytes, unsigned runs)
+{
+    b->masks[b->n] = mask;
+    b->reads[b->n++] = read;
+    b->runs += runs;
+    b->bytes += bytes;
+    if (read->deadline_ns < b->deadline_ns)
+        b->deadline_ns = read->deadline_ns;
+}
+
+static struct batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16_t peer, uint8_t tier, uint64_t bytes, unsigned runs)
+{
+    size_t most = batch_most(core, tier);
     for (unsigned i = 0; i < d->n_open; i++) {
         struct batch *b = d->open[i];
         if (b->peer != peer || b->reads[0]->tier != tier)
@@ -392,21 +423,57 @@ static struct batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16
     return b;
 }
 
+/* A block that is larger than a message comes in several, all asked for at once. */
+static bool post_split(struct kvf_core *core, struct dispatch *d, struct kvf_read *read, struct kvf_entry *e)
+{
+    struct kvf_reads *rs = core->reads;
+    uint64_t pieces[64], sum = 0, most = batch_most(core, e->tier);
+    unsigned n = 0, room = 0;
+    for (unsigned c = 0; c < e->chunks; c++) {
+        uint32_t offset, bytes;
+        if (!(read->mask >> c & 1))
+            continue;
+        kvf_block_chunk(core, e, c, &offset, &bytes);
+        if (n == 0 || sum + bytes > most) {
+            pieces[n++] = 0;
+            sum = 0;
+        }
+        pieces[n - 1] |= 1ull << c;
+        sum += bytes;
+    }
+    for (struct batch *b = rs->batch_free; b && room < n; b = b->next)
+        room++;
+    unsigned at_peer = rs->batches_at[e->peer];
+    if (room < n || d->n_open + n > 64 || (at_peer > 0 && at_peer + n > BATCHES_PER_PEER))
+        return false;
+    read->tier = e->tier;
+    read->peer = e->peer;
+    read->runs = n;
+    read->status = KVF_OK;
+    for (unsigned i = 0; i < n; i++) {
+        struct batch *b = batch_take(core, e->peer);
+        batch_add(b, read, pieces[i], mask_bytes(core, e, pieces[i]), 1);
+        d->open[d->n_open++] = b;
+    }
+    return true;
+}
+
 /* Posts a read: true when it has left the queue. */
 static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read *read, struct kvf_entry *e)
 {
     uint32_t runs[64][2];
+    uint64_t bytes = mask_bytes(core, e, read->mask);
+    if (e->tier == KVF_TIER_PEER && bytes > batch_most(core, e->tier))
+        return post_split(core, d, read, e);
     unsigned n = runs_of(core, e, read->mask, 1, runs, 64);
-    struct batch *b = batch_for(core, d, e->peer, e->tier, mask_bytes(core, e, read->mask), n);
+    struct batch *b = batch_for(core, d, e->peer, e->tier, bytes, n);
     if (!b)
         return false;
     read->tier = e->tier;
     read->peer = e->peer;
-    b->reads[b->n++] = read;
-    b->runs += n;
-    b->bytes += mask_bytes(core, e, read->mask);
-    if (read->deadline_ns < b->deadline_ns)
-        b->deadline_ns = read->deadline_ns;
+    read->runs = 1;
+    read->status = KVF_OK;
+    batch_add(b, read, read->mask, bytes, n);
     return true;
 }
 

@@ -35,10 +35,13 @@ if [ -s "$folder/example.c" ]; then
   # shellcheck disable=SC2086
   gcc -std=c11 -Wall -Wextra -Werror "$folder/example.c" -o "$folder/example" $flags
   LD_LIBRARY_PATH=$root/lib timeout 60 "$folder/example"
-  # shellcheck disable=SC2046
-  gcc -std=c11 "$folder/example.c" -o "$folder/static" -I"$root/include" "$root/lib/libkvf.a" \
-    $(pkg-config --define-variable=prefix="$root" --static --libs kvf | sed 's/-lkvf//') -lstdc++
-  timeout 60 "$folder/static"
+  # The static library, with its dependencies as shared ones. A build with CUDA also needs the toolkit's folder: left out.
+  if ! nm "$root/lib/libkvf.a" 2>/dev/null | grep -q ' U cudaMalloc$'; then
+    # shellcheck disable=SC2046
+    gcc -std=c11 "$folder/example.c" -o "$folder/static" -I"$root/include" "$root/lib/libkvf.a" \
+      $(pkg-config --libs $(sed -n 's/^Requires.private: //p' "$root/lib/pkgconfig/kvf.pc")) -lm -lpthread -ldl
+    timeout 60 "$folder/static"
+  fi
 else
   printf '#include <kvf/kvf.h>\nint main(void) { return !kvf_version(); }\n' > "$folder/example.c"
   # shellcheck disable=SC2086

@@ -143,7 +143,7 @@ struct kvf_model *sim_engine_model(const struct sim_engine *e, struct sim_node *
 static void reference_build(struct sim_engine *e)
 {
     struct sim_cluster *c = sim_cluster_create(e->seed);
-    struct sim_node *twin = sim_cluster_add(c, &(struct sim_node_config){.name = "twin", .dram = 16 << 20, .alone = true});
+    struct sim_node *twin = sim_cluster_add(c, &(struct sim_node_config){.name = "twin", .dram = 16 << 20, .block_max = 256 << 10, .alone = true});
     struct kvf_session *s;
     demand(kvf_session_create(&twin->node, sim_engine_model(e, twin), 1, &s) == KVF_OK, "kvf_session_create");
     for (uint32_t at = 0; at < e->tokens_max;) {
