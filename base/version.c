@@ -1,4 +1,5 @@
 /* What this library is: version, commit and features, which the build gives. */
+#include "base/version.h"
 #include <kvf/kvf.h>
 
 #ifndef KVF_COMMIT
@@ -13,4 +14,9 @@
 const char *kvf_version(void)
 {
     return TEXT(KVF_VERSION_MAJOR) "." TEXT(KVF_VERSION_MINOR) " (" KVF_COMMIT ", " KVF_FEATURES ")";
+}
+
+const char *kvf_version_commit(void)
+{
+    return KVF_COMMIT;
 }

@@ -1,5 +1,6 @@
 /* kvf bench: options, the table of benches, the interleaved measuring, the printed table and the JSON. */
 #include "bench/bench.h"
+#include "base/version.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -109,7 +110,7 @@ static json_t *machine(void)
 static bool write_json(const struct kvf_bench *bench, const char *name)
 {
     json_t *root = json_pack("{s:s, s:s, s:o, s:s, s:O, s:I, s:b, s:O}", "schema", "kvf-bench/1", "name", name, "machine",
-                             machine(), "commit", KVF_COMMIT, "config", bench->config, "seed", (json_int_t)bench->seed,
+                             machine(), "commit", kvf_version_commit(), "config", bench->config, "seed", (json_int_t)bench->seed,
                              "verified", (int)bench->verified, "results", bench->results);
     bool done = root && !json_dump_file(root, bench->json, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
     json_decref(root);

@@ -126,8 +126,9 @@ static enum kvf_status choose_best(struct attend *a, const struct kvf_attend_opt
     uint32_t local_from = (uint32_t)((end > local ? end - local : 0) / m->desc.chunk_tokens);
     for (uint32_t h = 0; h < a->heads; h++) {
         const float *summaries = s->summaries + (size_t)(a->layer * a->heads + h) * s->summary_chunks_room * m->summary_floats;
-        enum kvf_status st = a->core->dev->score(a->core->dev, NULL, KVF_SUMMARY_MEAN, summaries, chunks, m->desc.dim_k,
-                                                 x->q + (size_t)h * a->rows * m->desc.dim_k, m->desc.dim_k, a->rows, a->scale, x->scores);
+        enum kvf_status st =
+            a->core->dev->score(a->core->dev, NULL, KVF_SUMMARY_MEAN, summaries, chunks, m->desc.dim_k,
+                                x->q + (size_t)h * a->rows * m->desc.dim_k, m->desc.dim_k, a->rows, a->scale, x->scores);
         if (st == KVF_OK)
             st = a->core->dev->topk(a->core->dev, NULL, x->scores, chunks, k, x->picked, &count);
         if (st != KVF_OK)
@@ -207,7 +208,8 @@ static void prefetch(struct attend *a)
 {
     struct kvf_core *core = a->core;
     uint64_t deadline = kvf_deadline(kvf_now(core->env), core->settings.fetch_timeout_ns);
-    uint64_t layers = core->settings.prefetch_layers < a->model->desc.layers ? core->settings.prefetch_layers : a->model->desc.layers - 1;
+    uint64_t layers =
+        core->settings.prefetch_layers < a->model->desc.layers ? core->settings.prefetch_layers : a->model->desc.layers - 1;
     for (uint32_t ahead = 1; ahead <= layers; ahead++) {
         uint32_t layer = (a->layer + ahead) % a->model->desc.layers;
         for (uint32_t b = 0; b < a->sess->sealed_blocks; b++) {
@@ -308,7 +310,8 @@ static bool verify(struct attend *a, struct kvf_want *w)
         return true;
     struct kvf_entry *e = kvf_index_entry(a->core->index, w->handle);
     kvf_count(&a->core->counters.blocks_verified, 1);
-    if (!kvf_block_verify(a->core->dev, s->seed, w->data, s->bytes, a->model->chunk_bytes, unchecked, kvf_sums_at(a->core->sums, e->sums)))
+    if (!kvf_block_verify(a->core->dev, s->seed, w->data, s->bytes, a->model->chunk_bytes, unchecked,
+                          kvf_sums_at(a->core->sums, e->sums)))
         return false;
     atomic_fetch_or_explicit(&s->verified, unchecked, memory_order_release);
     return true;
@@ -335,16 +338,32 @@ static void block_rows(struct attend *a, uint32_t block, uint32_t head, uint32_t
     size_t row = (size_t)head * a->rows + from;
     float *part = x->part + (size_t)worker * SLICE_ROWS * d->dim_v, *part_lse = x->part_lse + (size_t)worker * SLICE_ROWS;
     float *out = x->out + row * d->dim_v, *lse = x->lse + row;
-    struct kvf_attend args = {.chunks = chunks, .n_chunks = n_chunks, .chunk_tokens = d->chunk_tokens, .dim_k = d->dim_k,
-                              .dim_v = d->dim_v, .dtype = d->dtype, .q = x->q + row * d->dim_k, .q_stride = d->dim_k, .n_queries = n,
-                              .visible = visible, .scale = a->scale, .out = block == 0 ? out : part, .out_stride = d->dim_v,
+    struct kvf_attend args = {.chunks = chunks,
+                              .n_chunks = n_chunks,
+                              .chunk_tokens = d->chunk_tokens,
+                              .dim_k = d->dim_k,
+                              .dim_v = d->dim_v,
+                              .dtype = d->dtype,
+                              .q = x->q + row * d->dim_k,
+                              .q_stride = d->dim_k,
+                              .n_queries = n,
+                              .visible = visible,
+                              .scale = a->scale,
+                              .out = block == 0 ? out : part,
+                              .out_stride = d->dim_v,
                               .lse = block == 0 ? lse : part_lse};
     enum kvf_status st = a->core->dev->attend(a->core->dev, NULL, &args);
     assert(st == KVF_OK);
     if (block == 0)
         return;
-    struct kvf_merge merge = {.outs = (const float *const[]){out, part}, .lses = (const float *const[]){lse, part_lse}, .n_parts = 2,
-                              .n_queries = n, .dim_v = d->dim_v, .out_stride = d->dim_v, .out = out, .lse = lse};
+    struct kvf_merge merge = {.outs = (const float *const[]){out, part},
+                              .lses = (const float *const[]){lse, part_lse},
+                              .n_parts = 2,
+                              .n_queries = n,
+                              .dim_v = d->dim_v,
+                              .out_stride = d->dim_v,
+                              .out = out,
+                              .lse = lse};
     st = a->core->dev->merge(a->core->dev, NULL, &merge);
     assert(st == KVF_OK);
     (void)st;
@@ -402,7 +421,8 @@ static enum kvf_status damaged(struct attend *a)
                 continue;
             }
             kvf_count(&core->counters.blocks_corrupt, 1);
-            kvf_log_error(&core->log, "a block of session %llx (layer %u, head %u, index %u) from %s does not match its checksum: dropped",
+            kvf_log_error(&core->log,
+                          "a block of session %llx (layer %u, head %u, index %u) from %s does not match its checksum: dropped",
                           (unsigned long long)e->key.hi, a->layer, h, b, kvf_tier_name((enum kvf_tier)e->tier));
             kvf_block_lose(core, w->handle);
             st = KVF_LOST;
@@ -428,7 +448,8 @@ static void results_out(struct attend *a, float *out)
     for (uint32_t h = 0; h < a->heads; h++)
         for (uint32_t t = 0; t < a->n; t++)
             memcpy(out + ((size_t)t * d->q_heads + (size_t)h * a->group) * d->dim_v,
-                   a->scratch->out + ((size_t)h * a->rows + (size_t)t * a->group) * d->dim_v, (size_t)a->group * d->dim_v * sizeof *out);
+                   a->scratch->out + ((size_t)h * a->rows + (size_t)t * a->group) * d->dim_v,
+                   (size_t)a->group * d->dim_v * sizeof *out);
 }
 
 static enum kvf_status attend_run(struct attend *a)
@@ -477,7 +498,12 @@ enum kvf_status kvf_step_attend(struct kvf_session *handle, uint32_t layer, cons
         return st;
     struct kvf_sess *s = handle->sess;
     const struct kvf_model_desc *d = &s->model->desc;
-    struct attend a = {.core = s->core, .sess = s, .model = s->model, .layer = layer, .n = s->step_n, .group = d->q_heads / d->kv_heads,
+    struct attend a = {.core = s->core,
+                       .sess = s,
+                       .model = s->model,
+                       .layer = layer,
+                       .n = s->step_n,
+                       .group = d->q_heads / d->kv_heads,
                        .heads = d->kv_heads};
     a.rows = a.n * a.group;
     a.slices = (a.rows + SLICE_ROWS - 1) / SLICE_ROWS;

@@ -1,8 +1,8 @@
 /* Opaque blocks under a key: put, get, exists, remove, in batches, with completions and an event fd.
  *
- * What can be done at once (exists, remove, a get from DRAM, a put into free DRAM) is done in the submit; the rest stands in the node's
- * list of pending requests and is looked at in every poll: a put waits for room in DRAM, a get for its bytes in staging or, where the
- * caller's memory is registered and aligned, for the read that goes straight there. */
+ * What can be done at once (exists, remove, a get from DRAM, a put into free DRAM) is done in the submit; the rest stands
+ * in the node's list of pending requests and is looked at in every poll: a put waits for room in DRAM, a get for its bytes
+ * in staging or, where the caller's memory is registered and aligned, for the read that goes straight there. */
 #include "node/internal.h"
 #include <assert.h>
 #include <errno.h>
@@ -245,8 +245,8 @@ static void direct_done(void *arg, struct kvf_read *read, enum kvf_status status
 static bool get_direct(struct kvf_core *core, const struct kvf_entry *e, const struct kvf_request *r)
 {
     uint32_t chunk = kvf_block_chunk_bytes(core, e);
-    return registered(core, r->data, r->length) && (uintptr_t)r->data % 4096 == 0 && r->offset % chunk == 0 && r->length % 4096 == 0 &&
-           (r->length % chunk == 0 || r->offset + r->length == e->bytes);
+    return registered(core, r->data, r->length) && (uintptr_t)r->data % 4096 == 0 && r->offset % chunk == 0 &&
+           r->length % 4096 == 0 && (r->length % chunk == 0 || r->offset + r->length == e->bytes);
 }
 
 static uint64_t mask_of(const struct kvf_core *core, const struct kvf_entry *e, uint64_t offset, uint64_t length)
@@ -292,8 +292,8 @@ static void get_damaged(struct kvf_core *core, struct pending *p, struct kvf_ent
     enum kvf_tier tier = (enum kvf_tier)e->tier;
     if (status == KVF_ERR_CORRUPT) {
         kvf_count(&core->counters.blocks_corrupt, 1);
-        kvf_log_error(&core->log, "block %016llx%016llx from %s does not match its checksum: dropped", (unsigned long long)p->key.hi,
-                      (unsigned long long)p->key.lo, kvf_tier_name(tier));
+        kvf_log_error(&core->log, "block %016llx%016llx from %s does not match its checksum: dropped",
+                      (unsigned long long)p->key.hi, (unsigned long long)p->key.lo, kvf_tier_name(tier));
     }
     if (status == KVF_ERR_CORRUPT || status == KVF_LOST || status == KVF_ERR_IO)
         kvf_block_lose(core, p->handle);
@@ -303,7 +303,8 @@ static void get_damaged(struct kvf_core *core, struct pending *p, struct kvf_ent
 static bool verified(struct kvf_core *core, const struct pending *p, const struct kvf_entry *e, const void *block)
 {
     kvf_count(&core->counters.blocks_verified, 1);
-    return kvf_block_verify(core->dev, e->seed, block, e->bytes, kvf_block_chunk_bytes(core, e), p->mask, kvf_sums_at(core->sums, e->sums));
+    return kvf_block_verify(core->dev, e->seed, block, e->bytes, kvf_block_chunk_bytes(core, e), p->mask,
+                            kvf_sums_at(core->sums, e->sums));
 }
 
 static void direct_poll(struct kvf_core *core, struct pending *p)
@@ -329,12 +330,12 @@ static void staged_end(struct kvf_core *core, struct pending *p, struct kvf_entr
     if (p->stage != KVF_STAGE_NONE)
         kvf_stage_unpin(core, p->stage);
     p->stage = KVF_STAGE_NONE;
-    if (status == KVF_OK)
-        pending_end(core, p, KVF_OK, (enum kvf_tier)e->tier, p->request.length);
-    else if (e)
-        get_damaged(core, p, e, status);
-    else
+    if (!e)
         pending_end(core, p, status, KVF_TIER_DRAM, 0);
+    else if (status == KVF_OK)
+        pending_end(core, p, KVF_OK, (enum kvf_tier)e->tier, p->request.length);
+    else
+        get_damaged(core, p, e, status);
 }
 
 static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
@@ -489,7 +490,8 @@ static void request_start(struct kvf_queue *q, const struct kvf_request *r, uint
     }
 }
 
-enum kvf_status kvf_submit(struct kvf_queue *q, const struct kvf_request *requests, size_t count, uint64_t timeout_ns, size_t *accepted)
+enum kvf_status kvf_submit(struct kvf_queue *q, const struct kvf_request *requests, size_t count, uint64_t timeout_ns,
+                           size_t *accepted)
 {
     if (!q || !accepted || (!requests && count))
         return KVF_ERR_INVALID;

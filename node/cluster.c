@@ -261,7 +261,8 @@ static void reset_send(struct kvf_core *core, struct kvf_node_peer *p)
 {
     if (!p->reset || p->resetting || p->borrowed_blocks > 0 || kvf_spills_busy_at(core, p) || kvf_now(core->env) < p->retry_ns)
         return;
-    if (kvf_fabric_call(p->peer, KVF_MSG_RELEASE_ALL, NULL, 0, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS), reset_done, p) == KVF_OK)
+    if (kvf_fabric_call(p->peer, KVF_MSG_RELEASE_ALL, NULL, 0, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS), reset_done, p) ==
+        KVF_OK)
         p->resetting = true;
 }
 

@@ -93,8 +93,8 @@ void kvf_block_sum(const struct kvf_dev *dev, uint64_t seed, const void *data, u
     }
 }
 
-bool kvf_block_verify(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes, uint64_t mask,
-                      const uint64_t *sums)
+bool kvf_block_verify(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes,
+                      uint64_t mask, const uint64_t *sums)
 {
     uint64_t found[64];
     kvf_block_sum(dev, seed, data, bytes, chunk_bytes, mask, found);
@@ -178,7 +178,8 @@ void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tie
         kvf_block_list(core, handle);
 }
 
-void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes, struct kvf_key key)
+void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes,
+                            struct kvf_key key)
 {
     core->spill_stuck = false;
 
@@ -243,7 +244,8 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
 void kvf_block_remove(struct kvf_core *core, kvf_handle handle)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    if (e->state == KVF_BLOCK_SPILLING || e->state == KVF_BLOCK_RISING || e->state == KVF_BLOCK_WRITING || atomic_load(&e->pins) > 0) {
+    if (e->state == KVF_BLOCK_SPILLING || e->state == KVF_BLOCK_RISING || e->state == KVF_BLOCK_WRITING ||
+        atomic_load(&e->pins) > 0) {
         e->flags |= KVF_FLAG_REMOVED;
         if (e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM)
             kvf_block_unlist(core, handle);
@@ -327,7 +329,8 @@ static enum kvf_status memory_create(struct kvf_core *core, char *error, size_t 
         core->memory = p == MAP_FAILED ? NULL : p;
     }
     if (st != KVF_OK) {
-        snprintf(error, error_size, "allocating %llu bytes of memory (dram.bytes, lend.bytes, fetch.staging): %s (%s); ask for less",
+        snprintf(error, error_size,
+                 "allocating %llu bytes of memory (dram.bytes, lend.bytes, fetch.staging): %s (%s); ask for less",
                  (unsigned long long)core->memory_bytes, kvf_status_text(st), kvf_status_name(st));
         return st;
     }
@@ -356,8 +359,8 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
     }
     core->disk = parts->disk;
     if (core->disk) {
-        st = kvf_ssd_create(core->disk, s->ssd_bytes, core->name, core->incarnation, (uint32_t)s->block_bytes_max, (unsigned)s->ssd_depth,
-                            core->env, &core->ssd);
+        st = kvf_ssd_create(core->disk, s->ssd_bytes, core->name, core->incarnation, (uint32_t)s->block_bytes_max,
+                            (unsigned)s->ssd_depth, core->env, &core->ssd);
         if (st != KVF_OK) {
             fail(error, error_size, "starting the SSD area (ssd.path)", st);
             return st;
@@ -370,8 +373,8 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
 static enum kvf_status machines_create(struct kvf_core *core)
 {
     enum kvf_status (*const makers[])(struct kvf_core *) = {
-        kvf_reads_create, kvf_staging_create, kvf_spills_create, kvf_rises_create, kvf_lend_create, kvf_serves_create, kvf_moves_create,
-        kvf_blocks_create,
+        kvf_reads_create, kvf_staging_create, kvf_spills_create, kvf_rises_create,
+        kvf_lend_create,  kvf_serves_create,  kvf_moves_create,  kvf_blocks_create,
     };
     for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
         enum kvf_status st = makers[i](core);
@@ -413,8 +416,8 @@ static void name_choose(struct kvf_core *core)
     snprintf(core->name, sizeof core->name, "%s", host);
 }
 
-enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struct kvf_core_parts *parts, char *error, size_t error_size,
-                                struct kvf_core **out)
+enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struct kvf_core_parts *parts, char *error,
+                                size_t error_size, struct kvf_core **out)
 {
     struct kvf_core *core = calloc(1, sizeof *core);
     if (!core) {

@@ -189,7 +189,8 @@ enum kvf_status kvf_session_drop(struct kvf_session *h)
         st = copies_wait(core, s);
     if (st == KVF_OK && core->coord) {
         struct answer *a = calloc(1, sizeof *a);
-        st = a ? answer_wait(core, a, kvf_coord_session_remove(core->coord, s->id, core->name, s->epoch, answered, a)) : KVF_ERR_NO_MEMORY;
+        st = a ? answer_wait(core, a, kvf_coord_session_remove(core->coord, s->id, core->name, s->epoch, answered, a))
+               : KVF_ERR_NO_MEMORY;
         if (st == KVF_ERR_NOT_FOUND)
             st = KVF_OK;
     }
@@ -434,12 +435,13 @@ static void placement_update(struct kvf_core *core, struct kvf_sess *s)
     struct answer *a = calloc(1, sizeof *a);
     if (!a)
         return;
-    enum kvf_status st = answer_wait(core, a, kvf_coord_session_update(core->coord, s->id, core->name, s->epoch,
-                                                                       s->parked ? KVF_SESSION_PARKED : KVF_SESSION_ACTIVE, s->n_tokens,
-                                                                       answered, a));
+    enum kvf_status st =
+        answer_wait(core, a,
+                    kvf_coord_session_update(core->coord, s->id, core->name, s->epoch,
+                                             s->parked ? KVF_SESSION_PARKED : KVF_SESSION_ACTIVE, s->n_tokens, answered, a));
     if (st != KVF_OK)
-        kvf_log_warn(&core->log, "telling etcd that session %llx is %s: %s", (unsigned long long)s->id, s->parked ? "parked" : "resumed",
-                     kvf_status_text(st));
+        kvf_log_warn(&core->log, "telling etcd that session %llx is %s: %s", (unsigned long long)s->id,
+                     s->parked ? "parked" : "resumed", kvf_status_text(st));
 }
 
 enum kvf_status kvf_session_park(struct kvf_session *h, uint64_t timeout_ns)
@@ -534,7 +536,8 @@ enum kvf_status kvf_session_move(struct kvf_session *h, const char *target, uint
     return st;
 }
 
-enum kvf_status kvf_node_move(struct kvf_node *node, uint64_t id, const char *target, uint64_t timeout_ns, struct kvf_move_report *report)
+enum kvf_status kvf_node_move(struct kvf_node *node, uint64_t id, const char *target, uint64_t timeout_ns,
+                              struct kvf_move_report *report)
 {
     struct kvf_core *core = node->core;
     kvf_core_lock(core);

@@ -282,8 +282,8 @@ struct kvf_core_parts {
 };
 
 /* core.c */
-enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struct kvf_core_parts *parts, char *error, size_t error_size,
-                                struct kvf_core **out);
+enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struct kvf_core_parts *parts, char *error,
+                                size_t error_size, struct kvf_core **out);
 void kvf_core_destroy(struct kvf_core *core);
 /* One turn of every machine; returns the events handled. Under the lock. */
 unsigned kvf_core_poll(struct kvf_core *core);
@@ -304,8 +304,8 @@ void kvf_block_chunk(const struct kvf_core *core, const struct kvf_entry *entry,
 void kvf_block_sum(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes, uint64_t mask,
                    uint64_t *sums);
 /* True when the chunks of `mask` match. */
-bool kvf_block_verify(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes, uint64_t mask,
-                      const uint64_t *sums);
+bool kvf_block_verify(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes,
+                      uint64_t mask, const uint64_t *sums);
 /* Books: every change of tier, state or list goes through these, so that the counts agree with the entries. */
 void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tier, uint16_t peer, uint64_t location); /* -> READY */
 void kvf_block_lose(struct kvf_core *core, kvf_handle handle);  /* frees its copy, -> LOST */
@@ -314,7 +314,8 @@ void kvf_block_remove(struct kvf_core *core, kvf_handle handle); /* frees its co
 void kvf_block_disown(struct kvf_core *core, kvf_handle handle);
 /* A DRAM block marked REMOVED whose last pin has gone. */
 void kvf_block_reap(struct kvf_core *core, kvf_handle handle);
-void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes, struct kvf_key key);
+void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes,
+                            struct kvf_key key);
 /* Takes a DRAM block out of the list of blocks that may be spilled, and back. */
 void kvf_block_unlist(struct kvf_core *core, kvf_handle handle);
 void kvf_block_list(struct kvf_core *core, kvf_handle handle);
@@ -438,7 +439,8 @@ struct kvf_node {
     struct kvf_counters store_counters;  /* theirs */
 };
 /* Moves a session that may have an open handle: waits for its step to end. For `kvf move` (admin.c). Any thread. */
-enum kvf_status kvf_node_move(struct kvf_node *node, uint64_t id, const char *target, uint64_t timeout_ns, struct kvf_move_report *report);
+enum kvf_status kvf_node_move(struct kvf_node *node, uint64_t id, const char *target, uint64_t timeout_ns,
+                              struct kvf_move_report *report);
 
 /* admin.c: HTTP on loopback by libmicrohttpd, a thread of its own */
 enum kvf_status kvf_admin_start(struct kvf_node *node, const char *listen, char *error, size_t error_size, struct kvf_admin **out);

@@ -1,6 +1,6 @@
-/* The lender's side: slots of our lent DRAM that hold other nodes' blocks.
- * A slot is RESERVED for a borrower and key, written by PUT, and LENT once COMMIT has verified it whole. It is freed by the borrower's
- * release, or when the borrower's lease has ended; a reservation that is not committed in time is taken back. */
+/* The lender's side: slots of our lent DRAM that hold other nodes' blocks. A slot is RESERVED for a borrower and key,
+ * written by PUT, and LENT once COMMIT has verified it whole. It is freed by the borrower's release, or when the borrower's
+ * lease has ended; a reservation that is not committed in time is taken back. */
 #include "node/internal.h"
 #include "node/wire.h"
 #include <assert.h>
@@ -83,7 +83,8 @@ static void answer(struct kvf_node_peer *p, uint64_t request, enum kvf_status st
         kvf_fabric_reply(p->peer, request, status, &part, bytes ? 1 : 0, NULL, NULL);
 }
 
-static enum kvf_status reserve_one(struct kvf_core *core, struct kvf_node_peer *p, const struct kvf_reserve_item *item, uint64_t *offset)
+static enum kvf_status reserve_one(struct kvf_core *core, struct kvf_node_peer *p, const struct kvf_reserve_item *item,
+                                   uint64_t *offset)
 {
     struct kvf_index *index = core->lend->index;
     if (item->bytes < 1 || item->bytes > core->settings.block_bytes_max)

@@ -1,6 +1,6 @@
-/* A session on its way in: the target's side of a move.
- * Everything is staged before the placement changes, so that at the switch nothing is missing but cold bytes. A staged session becomes
- * ours by the old home's word or by etcd's, whichever comes first; while neither comes, etcd is asked. */
+/* A session on its way in: the target's side of a move. Everything is staged before the placement changes, so that at the
+ * switch nothing is missing but cold bytes. A staged session becomes ours by the old home's word or by etcd's, whichever
+ * comes first; while neither comes, etcd is asked. */
 #include "base/hash.h"
 #include "node/move.h"
 #include <assert.h>
@@ -56,7 +56,8 @@ static enum kvf_status on_offer(struct kvf_core *core, struct kvf_node_peer *fro
     if (st == KVF_OK && model->fingerprint != offer.fingerprint)
         st = KVF_ERR_MODEL;
     struct kvf_one_move *old = kvf_move_find(core, offer.session);
-    if (st == KVF_OK && old && (old->state == KVF_MOVE_RECEIVING || old->state == KVF_MOVE_STAGED) && old->peer == from && !old->calling)
+    if (st == KVF_OK && old && (old->state == KVF_MOVE_RECEIVING || old->state == KVF_MOVE_STAGED) && old->peer == from &&
+        !old->calling)
         discard(old); /* the old home begins again */
     else if (st == KVF_OK && (old || kvf_sess_find(core, offer.session)))
         st = KVF_ERR_BUSY;
@@ -259,7 +260,8 @@ static void asked(void *arg, enum kvf_status status, const struct kvf_placement 
         return;
     if (status == KVF_OK && placement && placement->epoch >= m->epoch)
         kvf_move_in_placement(m, placement);
-    else if (status == KVF_ERR_NOT_FOUND || (status == KVF_OK && m->aborted) || (status == KVF_OK && !kvf_move_peer_there(m) && kvf_now(m->core->env) >= m->deadline_ns))
+    else if (status == KVF_ERR_NOT_FOUND || (status == KVF_OK && m->aborted) ||
+             (status == KVF_OK && !kvf_move_peer_there(m) && kvf_now(m->core->env) >= m->deadline_ns))
         discard(m); /* the old home kept it, and is gone with it */
 }
 
@@ -316,8 +318,8 @@ static void adopt(struct kvf_one_move *m)
         kvf_write_u64(&w, m->session);
         struct iovec part = {.iov_base = id, .iov_len = sizeof id};
         m->adopting = i;
-        m->calling = kvf_fabric_call(p->peer, KVF_MSG_ADOPT, &part, 1, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS), adopt_reply,
-                                     m) == KVF_OK;
+        m->calling = kvf_fabric_call(p->peer, KVF_MSG_ADOPT, &part, 1, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS),
+                                     adopt_reply, m) == KVF_OK;
         m->retry_ns = kvf_deadline(kvf_now(core->env), ASK_NS / 5);
         return;
     }

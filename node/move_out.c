@@ -69,8 +69,8 @@ static void stay(struct kvf_one_move *m, enum kvf_status status)
     each_block(s, block_stay);
     s->state = KVF_SESS_ACTIVE;
     kvf_count(&m->core->counters.moves_failed, 1);
-    kvf_log_warn(&m->core->log, "moving session %llx to node %s: %s (%s); it stays here", (unsigned long long)m->session, m->peer_name,
-                 kvf_status_text(status), kvf_status_name(status));
+    kvf_log_warn(&m->core->log, "moving session %llx to node %s: %s (%s); it stays here", (unsigned long long)m->session,
+                 m->peer_name, kvf_status_text(status), kvf_status_name(status));
     end(m, status);
 }
 
@@ -128,7 +128,8 @@ static void lenders_release(struct kvf_sess *s)
 
 void kvf_move_out_drop(struct kvf_sess *s)
 {
-    kvf_log_info(&s->core->log, "node %s is gone: what was left here of session %llx is freed", s->new_home, (unsigned long long)s->id);
+    kvf_log_info(&s->core->log, "node %s is gone: what was left here of session %llx is freed", s->new_home,
+                 (unsigned long long)s->id);
     lenders_release(s);
     kvf_sess_free(s);
 }
@@ -142,7 +143,8 @@ void kvf_move_out_free_keys(struct kvf_core *core, struct kvf_node_peer *from, c
             continue;
         struct kvf_entry *e = kvf_index_entry(core->index, h);
         struct kvf_one_move *m = kvf_move_find(core, s->id);
-        if (s->state != KVF_SESS_DEPARTED && m && m->peer == from && (m->state == KVF_MOVE_PLACING || m->state == KVF_MOVE_SETTLING))
+        if (s->state != KVF_SESS_DEPARTED && m && m->peer == from &&
+            (m->state == KVF_MOVE_PLACING || m->state == KVF_MOVE_SETTLING))
             e->flags |= KVF_FLAG_FETCHED; /* etcd told it before us */
         if (s->state != KVF_SESS_DEPARTED || strcmp(s->new_home, from->member.name) != 0)
             continue;
@@ -206,7 +208,9 @@ static bool piece_blocks(struct kvf_one_move *m, struct kvf_sess *s, struct kvf_
     *type = KVF_MSG_MOVE_BLOCKS;
     while (m->blocks_sent < all && (size_t)(w->end - w->at) >= one) {
         uint32_t stream = (uint32_t)(m->blocks_sent % s->model->streams), index = (uint32_t)(m->blocks_sent / s->model->streams);
-        struct kvf_move_block b = {.layer = (uint16_t)(stream / d->kv_heads), .head = (uint16_t)(stream % d->kv_heads), .index = index,
+        struct kvf_move_block b = {.layer = (uint16_t)(stream / d->kv_heads),
+                                   .head = (uint16_t)(stream % d->kv_heads),
+                                   .index = index,
                                    .tier = KVF_TIER_COUNT};
         struct kvf_entry *e = kvf_index_entry(m->core->index, kvf_sess_block(s, b.layer, b.head, index));
         memcpy(b.sums, kvf_sums_at(m->core->sums, e->sums), s->model->chunks * sizeof *b.sums);
@@ -293,7 +297,8 @@ static void send_next(struct kvf_one_move *m, struct kvf_sess *s)
         return;
     }
     m->state = KVF_MOVE_PLACING;
-    enum kvf_status st = kvf_coord_session_move(m->core->coord, s->id, m->core->name, s->epoch, m->peer_name, s->n_tokens, placed, m);
+    enum kvf_status st =
+        kvf_coord_session_move(m->core->coord, s->id, m->core->name, s->epoch, m->peer_name, s->n_tokens, placed, m);
     if (st != KVF_OK) {
         stay(m, st);
         return;
@@ -447,8 +452,8 @@ void kvf_move_out_poll(struct kvf_one_move *m)
         break;
     case KVF_MOVE_SETTLING:
         if (now >= m->retry_ns) {
-            m->calling = kvf_coord_session_update(core->coord, m->session, core->name, s->epoch, KVF_SESSION_ACTIVE, s->n_tokens, settled,
-                                                  m) == KVF_OK;
+            m->calling = kvf_coord_session_update(core->coord, m->session, core->name, s->epoch, KVF_SESSION_ACTIVE, s->n_tokens,
+                                                  settled, m) == KVF_OK;
             m->retry_ns = kvf_deadline(now, RETRY_NS);
         }
         break;

@@ -46,7 +46,8 @@ static void *reactor_run(void *arg)
         if (events)
             busy_ns = now;
         if (now - start > STALL_NS)
-            kvf_log_warn(&core->log, "the reactor stalled: %llu ms for the lock, %llu ms in one turn; is the machine overloaded, or the disk?",
+            kvf_log_warn(&core->log,
+                         "the reactor stalled: %llu ms for the lock, %llu ms in one turn; is the machine overloaded, or the disk?",
                          (unsigned long long)((locked - start) / KVF_MS), (unsigned long long)((now - locked) / KVF_MS));
         bool tired = now - busy_ns >= core->settings.reactor_spin_ns;
         bool sleep = tired && (!core->transport || !core->fabric || core->transport->ops->arm(core->transport));
@@ -93,15 +94,17 @@ static enum kvf_status disk_open(const struct kvf_settings *s, struct kvf_log *l
     if (!s->ssd_path[0])
         return KVF_OK;
     if (mkdir(s->ssd_path, 0700) != 0 && errno != EEXIST) {
-        snprintf(p->error, sizeof p->error, "making the directory %.300s of the SSD area (ssd.path): %s (ERR_IO); name one that can be written",
-                 s->ssd_path, strerror(errno));
+        snprintf(p->error, sizeof p->error,
+                 "making the directory %.300s of the SSD area (ssd.path): %s (ERR_IO); name one that can be written", s->ssd_path,
+                 strerror(errno));
         return KVF_ERR_IO;
     }
     snprintf(path, sizeof path, "%s/kvf.area", s->ssd_path);
     return kvf_disk_open(path, s->ssd_bytes, s->ssd_engine, (unsigned)s->ssd_depth, log, p->error, sizeof p->error, &p->core.disk);
 }
 
-static enum kvf_status network_open(const struct kvf_settings *s, struct kvf_log *log, struct kvf_counters *counters, struct parts *p)
+static enum kvf_status network_open(const struct kvf_settings *s, struct kvf_log *log, struct kvf_counters *counters,
+                                    struct parts *p)
 {
     if (!s->etcd_endpoints[0])
         return KVF_OK; /* alone: nobody to speak with */
@@ -115,15 +118,19 @@ static enum kvf_status network_open(const struct kvf_settings *s, struct kvf_log
     }
     if (strcmp(s->fabric_transport, "none") == 0)
         return KVF_OK;
-    struct kvf_transport_config transport = {.kind = s->fabric_transport, .interface = s->fabric_interface,
-                                             .segment_bytes = s->fabric_segment, .peers_max = (unsigned)s->fabric_peers_max, .log = log};
+    struct kvf_transport_config transport = {.kind = s->fabric_transport,
+                                             .interface = s->fabric_interface,
+                                             .segment_bytes = s->fabric_segment,
+                                             .peers_max = (unsigned)s->fabric_peers_max,
+                                             .log = log};
     st = kvf_transport_ucx_create(&transport, &p->core.transport);
     if (st == KVF_ERR_UNSUPPORTED && strcmp(s->fabric_transport, "auto") == 0)
         return KVF_OK; /* a build without UCX: a node without peers */
     if (st != KVF_OK)
-        snprintf(p->error, sizeof p->error,
-                 "starting the fabric (fabric.transport = %.20s, fabric.interface = %.100s): %s (%s); `kvf info -d` tells what is there",
-                 s->fabric_transport, s->fabric_interface, kvf_status_text(st), kvf_status_name(st));
+        snprintf(
+            p->error, sizeof p->error,
+            "starting the fabric (fabric.transport = %.20s, fabric.interface = %.100s): %s (%s); `kvf info -d` tells what is there",
+            s->fabric_transport, s->fabric_interface, kvf_status_text(st), kvf_status_name(st));
     return st;
 }
 
@@ -152,7 +159,8 @@ static enum kvf_status join(struct kvf_node *node, char *error, size_t size)
 {
     struct kvf_core *core = node->core;
     const struct kvf_settings *s = &core->settings;
-    struct kvf_member m = {.incarnation = core->incarnation, .lend_bytes = core->lent ? s->lend_bytes : 0, .dram_bytes = s->dram_bytes};
+    struct kvf_member m = {
+        .incarnation = core->incarnation, .lend_bytes = core->lent ? s->lend_bytes : 0, .dram_bytes = s->dram_bytes};
     memcpy(m.name, core->name, sizeof m.name);
     memcpy(m.admin, core->admin_address, sizeof m.admin);
     host_identity(m.host, sizeof m.host);
@@ -174,8 +182,10 @@ static enum kvf_status join(struct kvf_node *node, char *error, size_t size)
         st = core->join_status;
     kvf_core_unlock(core);
     if (st == KVF_ERR_EXISTS)
-        snprintf(error, size, "joining the cluster as %s: a living node has this name (ERR_EXISTS); give another node.name, or wait for its lease",
-                 core->name);
+        snprintf(
+            error, size,
+            "joining the cluster as %s: a living node has this name (ERR_EXISTS); give another node.name, or wait for its lease",
+            core->name);
     else if (st != KVF_OK)
         snprintf(error, size, "joining the cluster through etcd at %.200s: %s (%s); is it running, and etcd.endpoints right?",
                  s->etcd_endpoints, kvf_status_text(st), kvf_status_name(st));

@@ -115,8 +115,8 @@ static bool rise_start(struct kvf_core *core, kvf_handle h)
     r->handle = h;
     r->slot = slot;
     r->bytes = e->bytes;
-    if (kvf_read_start(core, h, r->mask, core->memory + slot, kvf_deadline(kvf_now(core->env), READ_TIMEOUT_NS), false, rise_read, r) !=
-        KVF_OK) {
+    if (kvf_read_start(core, h, r->mask, core->memory + slot, kvf_deadline(kvf_now(core->env), READ_TIMEOUT_NS), false, rise_read,
+                       r) != KVF_OK) {
         kvf_arena_free(core->dram, slot, e->bytes);
         return false;
     }

@@ -105,8 +105,16 @@ enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_
         return KVF_ERR_BUSY;
     rs->free = read->next;
     rs->active++;
-    *read = (struct kvf_read){.core = core, .handle = handle, .key = kvf_index_entry(core->index, handle)->key, .mask = mask, .to = to,
-                              .deadline_ns = deadline_ns, .demand = demand, .start_ns = kvf_now(core->env), .done = done, .arg = arg,
+    *read = (struct kvf_read){.core = core,
+                              .handle = handle,
+                              .key = kvf_index_entry(core->index, handle)->key,
+                              .mask = mask,
+                              .to = to,
+                              .deadline_ns = deadline_ns,
+                              .demand = demand,
+                              .start_ns = kvf_now(core->env),
+                              .done = done,
+                              .arg = arg,
                               .peer = KVF_PEER_NONE};
     enqueue(core, read);
     return KVF_OK;
@@ -309,8 +317,8 @@ static void send_pull(struct batch *b)
 
 /* ---------------------------------------------------------------- the old home */
 
-static void scatter_chunks(struct kvf_core *core, struct kvf_read *read, uint64_t mask, const struct kvf_entry *e, struct kvf_reader *r,
-                           bool *bad)
+static void scatter_chunks(struct kvf_core *core, struct kvf_read *read, uint64_t mask, const struct kvf_entry *e,
+                           struct kvf_reader *r, bool *bad)
 {
     for (unsigned c = 0; c < e->chunks; c++) {
         uint32_t offset, bytes;
@@ -403,7 +411,8 @@ static void batch_add(struct batch *b, struct kvf_read *read, uint64_t mask, uin
         b->deadline_ns = read->deadline_ns;
 }
 
-static struct batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16_t peer, uint8_t tier, uint64_t bytes, unsigned runs)
+static struct batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16_t peer, uint8_t tier, uint64_t bytes,
+                               unsigned runs)
 {
     size_t most = batch_most(core, tier);
     for (unsigned i = 0; i < d->n_open; i++) {

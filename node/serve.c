@@ -1,5 +1,5 @@
-/* Reads by key that other nodes ask of us: a session's new home fetches what still lies here, in DRAM or on SSD.
- * A request is answered in one message: FILLING (blocks on SSD are being read into staging) -> SENDING (the reply is on its way, its
+/* Reads by key that other nodes ask of us: a session's new home fetches what still lies here, in DRAM or on SSD. A request
+ * is answered in one message: FILLING (blocks on SSD are being read into staging) -> SENDING (the reply is on its way, its
  * memory pinned) -> free. What is not here is answered as a miss. */
 #include "node/internal.h"
 #include "node/wire.h"

@@ -13,7 +13,8 @@ static uint64_t fingerprint_of(const struct kvf_model_desc *d)
     uint8_t bytes[48];
     struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
     kvf_write_u64(&w, d->weights_id);
-    const uint32_t shape[] = {d->layers, d->kv_heads, d->q_heads, d->dim_k, d->dim_v, (uint32_t)d->dtype, d->chunk_tokens, d->block_tokens};
+    const uint32_t shape[] = {d->layers, d->kv_heads,        d->q_heads,      d->dim_k,
+                              d->dim_v,  (uint32_t)d->dtype, d->chunk_tokens, d->block_tokens};
     for (size_t i = 0; i < sizeof shape / sizeof *shape; i++)
         kvf_write_u32(&w, shape[i]);
     return kvf_hash(bytes, kvf_writer_used(&w), kvf_hash(d->name, strlen(d->name), 0));

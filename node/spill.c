@@ -232,7 +232,8 @@ static void job_fail(struct job *j, enum kvf_status status)
     j->failed = true;
     j->lender->lend_retry_ns = kvf_deadline(kvf_now(j->core->env), status == KVF_ERR_FULL ? LENDER_FULL_NS : LENDER_FAILED_NS);
     if (status != KVF_ERR_FULL)
-        kvf_log_info(&j->core->log, "spilling to node %s: %s (%s)", j->lender->member.name, kvf_status_text(status), kvf_status_name(status));
+        kvf_log_info(&j->core->log, "spilling to node %s: %s (%s)", j->lender->member.name, kvf_status_text(status),
+                     kvf_status_name(status));
 }
 
 static void commit_reply(void *arg, enum kvf_status status, const void *payload, size_t bytes)
@@ -262,8 +263,8 @@ static void job_commit(struct job *j)
     }
     assert(!w.bad);
     struct iovec part = {.iov_base = j->commit, .iov_len = kvf_writer_used(&w)};
-    enum kvf_status st = kvf_fabric_call(j->lender->peer, KVF_MSG_COMMIT, &part, 1, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS),
-                                         commit_reply, j);
+    enum kvf_status st = kvf_fabric_call(j->lender->peer, KVF_MSG_COMMIT, &part, 1,
+                                         kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS), commit_reply, j);
     if (st == KVF_ERR_BUSY)
         return;
     j->state = JOB_COMMITTING;
@@ -305,8 +306,8 @@ static bool put_send(struct job *j, struct put *p)
     struct kvf_writer w = kvf_writer_of(p->header, sizeof p->header);
     kvf_wire_put(&w, items, n);
     parts[0] = (struct iovec){.iov_base = p->header, .iov_len = kvf_writer_used(&w)};
-    enum kvf_status st = kvf_fabric_call(j->lender->peer, KVF_MSG_PUT, parts, n + 1, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS),
-                                         put_reply, p);
+    enum kvf_status st = kvf_fabric_call(j->lender->peer, KVF_MSG_PUT, parts, n + 1,
+                                         kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS), put_reply, p);
     if (st == KVF_OK) {
         p->busy = true;
         j->at = at;

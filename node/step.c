@@ -136,7 +136,8 @@ static enum kvf_status slot_wait(struct kvf_sess *s, uint64_t deadline_ns, uint6
 }
 
 /* Where the rows of block `index` go in this step; NULL: it stands already (a refill beside blocks that are not lost). */
-static enum kvf_status row_memory(struct kvf_sess *s, uint32_t layer, uint32_t head, uint32_t index, uint64_t deadline_ns, uint8_t **out)
+static enum kvf_status row_memory(struct kvf_sess *s, uint32_t layer, uint32_t head, uint32_t index, uint64_t deadline_ns,
+                                  uint8_t **out)
 {
     struct kvf_core *core = s->core;
     if (!s->step_refill) {
@@ -184,7 +185,8 @@ static void rows_write(struct kvf_sess *s, uint8_t *block, uint32_t index, uint3
             continue;
         uint32_t chunk = (uint32_t)(at - from) / d->chunk_tokens, row = (uint32_t)(at - from) % d->chunk_tokens;
         uint8_t *base = block + (size_t)chunk * m->chunk_bytes;
-        dev->convert(dev, NULL, base + row * d->dim_k * element, d->dtype, k + ((size_t)t * d->kv_heads + head) * d->dim_k, KVF_F32, d->dim_k);
+        dev->convert(dev, NULL, base + row * d->dim_k * element, d->dtype, k + ((size_t)t * d->kv_heads + head) * d->dim_k, KVF_F32,
+                     d->dim_k);
         dev->convert(dev, NULL, base + (d->chunk_tokens * d->dim_k + row * d->dim_v) * element, d->dtype,
                      v + ((size_t)t * d->kv_heads + head) * d->dim_v, KVF_F32, d->dim_v);
     }

@@ -13,7 +13,8 @@ static struct store store_make(uint64_t dram, uint64_t lend, uint64_t ssd, uint3
 {
     struct store t = {.c = sim_cluster_create(SEED)};
     t.n = sim_cluster_add(t.c, &(struct sim_node_config){.name = "n", .dram = dram, .ssd = ssd, .way = KVF_WAY_GET});
-    t.lender = sim_cluster_add(t.c, &(struct sim_node_config){.name = "lender", .dram = 64 * KIB, .lend = lend, .way = KVF_WAY_GET});
+    t.lender =
+        sim_cluster_add(t.c, &(struct sim_node_config){.name = "lender", .dram = 64 * KIB, .lend = lend, .way = KVF_WAY_GET});
     sim_cluster_connect(t.c);
     assert_int_equal(kvf_queue_create(&t.n->node, depth, &t.q), KVF_OK);
     return t;
@@ -64,7 +65,8 @@ static enum kvf_status put(struct store *t, uint64_t key, uint64_t version, size
 {
     uint8_t *data = malloc(bytes);
     bytes_of(key, version, data, bytes);
-    enum kvf_status st = one(t, (struct kvf_request){.op = KVF_OP_PUT, .key = key_at(key), .data = data, .length = bytes}, 0).status;
+    enum kvf_status st =
+        one(t, (struct kvf_request){.op = KVF_OP_PUT, .key = key_at(key), .data = data, .length = bytes}, 0).status;
     free(data);
     return st;
 }
@@ -193,8 +195,9 @@ static void damage_and_failures_are_told(void **state)
     assert_int_equal(get(&t, on_ssd[1], 0, 32 * KIB, to).status, KVF_ERR_IO);
     assert_int_equal(get(&t, on_ssd[1], 0, 32 * KIB, to).status, KVF_MISS);
     sim_disk_hold(t.n->disk, true);
-    assert_int_equal(one(&t, (struct kvf_request){.op = KVF_OP_GET, .key = key_at(on_ssd[2]), .data = to, .length = 100}, 50 * KVF_MS).status,
-                     KVF_ERR_DEADLINE);
+    assert_int_equal(
+        one(&t, (struct kvf_request){.op = KVF_OP_GET, .key = key_at(on_ssd[2]), .data = to, .length = 100}, 50 * KVF_MS).status,
+        KVF_ERR_DEADLINE);
     sim_disk_hold(t.n->disk, false);
     sim_disk_release_all(t.n->disk);
     assert_range(&t, on_ssd[2], 0, 32 * KIB, 5, 100);

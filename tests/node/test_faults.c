@@ -236,7 +236,8 @@ static void a_lender_that_refuses_is_left_for_a_while(void **state)
             uint8_t payload[64];
             struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
             kvf_wire_reserve(&w, &(struct kvf_reserve_item){.key = kvf_block_key(7, l, h, 0), .bytes = SLOT}, 1);
-            kvf_lend_message(t.a->core, b, &(struct kvf_message){.type = KVF_MSG_RESERVE, .payload = payload, .bytes = kvf_writer_used(&w)});
+            kvf_lend_message(t.a->core, b,
+                             &(struct kvf_message){.type = KVF_MSG_RESERVE, .payload = payload, .bytes = kvf_writer_used(&w)});
         }
     }
     assert_int_equal(kvf_lend_blocks(t.a->core), 4);
@@ -481,8 +482,9 @@ static void staging_may_be_smaller_than_a_layer(void **state)
 {
     for (uint64_t slots = 2; slots <= 6; slots += 2) {
         struct sim_cluster *c = sim_cluster_create(SEED);
-        struct sim_node *home = sim_cluster_add(c, &(struct sim_node_config){.name = "home", .dram = 64 * KIB, .staging = slots * SLOT,
-                                                                             .ssd = 4096 * KIB, .block_max = SLOT, .alone = true});
+        struct sim_node *home = sim_cluster_add(
+            c, &(struct sim_node_config){
+                   .name = "home", .dram = 64 * KIB, .staging = slots * SLOT, .ssd = 4096 * KIB, .block_max = SLOT, .alone = true});
         struct kvf_session *s = session_on(home, 7);
         assert_int_equal(sim_engine_run(engine, s, 1200, 64), KVF_OK);
         assert_true(blocks_in(s, KVF_TIER_SSD) > 3 * slots);

@@ -287,8 +287,9 @@ static void moves_that_cannot_be_are_refused(void **state)
 enum fault {
     KILL_TARGET, KILL_TARGET_SILENTLY, KILL_SOURCE, CUT, ETCD_DOWN, DROP_DONE, DROP_UNDONE, HOLD_WATCH_AND_KILL_SOURCE, FAULTS
 };
-static const char *const fault_names[] = {"kill the target", "kill the target silently", "kill the source", "cut them apart", "etcd away",
-                                          "answer lost, done", "answer lost, not done", "watch held, source killed"};
+static const char *const fault_names[] = {
+    "kill the target", "kill the target silently", "kill the source",       "cut them apart",
+    "etcd away",       "answer lost, done",        "answer lost, not done", "watch held, source killed"};
 
 struct scene {
     struct trio t;

@@ -21,8 +21,16 @@
 #define DIM 32
 #define WIDTH (Q_HEADS * DIM)
 
-static const struct kvf_model_desc desc = {.name = "tiny", .weights_id = SEED, .layers = LAYERS, .kv_heads = KV_HEADS, .q_heads = Q_HEADS,
-                                           .dim_k = DIM, .dim_v = DIM, .dtype = KVF_F32, .chunk_tokens = 16, .block_tokens = 64}; /* blocks of 16 KiB */
+static const struct kvf_model_desc desc = {.name = "tiny",
+                                           .weights_id = SEED,
+                                           .layers = LAYERS,
+                                           .kv_heads = KV_HEADS,
+                                           .q_heads = Q_HEADS,
+                                           .dim_k = DIM,
+                                           .dim_v = DIM,
+                                           .dtype = KVF_F32,
+                                           .chunk_tokens = 16,
+                                           .block_tokens = 64}; /* blocks of 16 KiB */
 
 static struct kvf_test_etcd *etcd; /* NULL: not installed */
 static char directory[64];
@@ -30,7 +38,8 @@ static char directory[64];
 static int open_world(void **state)
 {
     printf("seed %d\n", SEED);
-    snprintf(directory, sizeof directory, "%s/kvf-node-XXXXXX", getenv("TMPDIR") && strlen(getenv("TMPDIR")) < 30 ? getenv("TMPDIR") : "/tmp");
+    snprintf(directory, sizeof directory, "%s/kvf-node-XXXXXX",
+             getenv("TMPDIR") && strlen(getenv("TMPDIR")) < 30 ? getenv("TMPDIR") : "/tmp");
     if (!mkdtemp(directory))
         return -1;
     etcd = kvf_test_etcd_start();
@@ -88,7 +97,8 @@ static void rows(uint64_t seed, char what, uint32_t layer, uint64_t first, uint3
 {
     for (uint32_t t = 0; t < n; t++)
         for (uint32_t i = 0; i < width; i++)
-            out[(size_t)t * width + i] = (float)(int32_t)(kvf_mix(kvf_mix(seed ^ (uint64_t)what << 56 ^ layer, first + t), i) >> 32) / 2147483648.0f;
+            out[(size_t)t * width + i] =
+                (float)(int32_t)(kvf_mix(kvf_mix(seed ^ (uint64_t)what << 56 ^ layer, first + t), i) >> 32) / 2147483648.0f;
 }
 
 /* Steps of n tokens from where the session stands to `to`; the results of every position go to, or are compared with, `reference`
@@ -233,7 +243,8 @@ static void close_leaves_nothing(void **state)
 
 static void settings_that_cannot_be_are_refused_in_one_line(void **state)
 {
-    static const char *const wrong[][2] = {{"ssd.path", "/proc/nowhere/x"}, {"etcd.endpoints", "http://127.0.0.1:1"}, {"node.name", "a/b"}};
+    static const char *const wrong[][2] = {
+        {"ssd.path", "/proc/nowhere/x"}, {"etcd.endpoints", "http://127.0.0.1:1"}, {"node.name", "a/b"}};
     static const enum kvf_status want[] = {KVF_ERR_IO, KVF_ERR_STORE, KVF_ERR_CONFIG};
     for (unsigned i = 0; i < 3; i++) {
         struct kvf_config *config;

@@ -141,7 +141,8 @@ static void a_step_out_of_order_is_refused(void **state)
 static void full_everywhere_is_said_and_nothing_is_lost(void **state)
 {
     struct sim_cluster *c = sim_cluster_create(SEED);
-    struct sim_node *n = sim_cluster_add(c, &(struct sim_node_config){.name = "n", .dram = 128 * KIB, .alone = true}); /* 32 slots */
+    struct sim_node *n =
+        sim_cluster_add(c, &(struct sim_node_config){.name = "n", .dram = 128 * KIB, .alone = true}); /* 32 slots */
     struct kvf_session *a = session_on(n, 1), *b = session_on(n, 2);
     assert_int_equal(sim_engine_run(engine, a, 128, 64), KVF_OK);
     assert_int_equal(sim_engine_run(engine, b, 1600, 16), KVF_ERR_FULL);
@@ -167,7 +168,8 @@ static void full_everywhere_is_said_and_nothing_is_lost(void **state)
 /* Once full of open blocks, a node must not go on saying so when there are sealed ones that could leave. */
 static void a_full_moment_passes(void **state)
 {
-    struct trio t = trio_make(64 * KIB, 0, 4096 * KIB, KVF_WAY_ASK); /* 16 slots: a step of 256 tokens beside open blocks needs 20 */
+    struct trio t =
+        trio_make(64 * KIB, 0, 4096 * KIB, KVF_WAY_ASK); /* 16 slots: a step of 256 tokens beside open blocks needs 20 */
     struct kvf_session *s = session_on(t.home, 7);
     assert_int_equal(sim_engine_run(engine, s, 10, 10), KVF_OK);
     assert_int_equal(sim_engine_step(engine, s, 256), KVF_ERR_FULL);

@@ -68,8 +68,16 @@ static size_t encode(enum kind kind, const union message *m, unsigned n, uint8_t
 
 static void offer_make(struct sim_env *rng, struct kvf_move_offer *o)
 {
-    o->desc = (struct kvf_model_desc){.name = "tiny.model-1_b", .weights_id = sim_env_random(rng, UINT64_MAX), .layers = 2, .kv_heads = 2,
-                                      .q_heads = 4, .dim_k = 16, .dim_v = 16, .dtype = KVF_F16, .chunk_tokens = 8, .block_tokens = 64};
+    o->desc = (struct kvf_model_desc){.name = "tiny.model-1_b",
+                                      .weights_id = sim_env_random(rng, UINT64_MAX),
+                                      .layers = 2,
+                                      .kv_heads = 2,
+                                      .q_heads = 4,
+                                      .dim_k = 16,
+                                      .dim_v = 16,
+                                      .dtype = KVF_F16,
+                                      .chunk_tokens = 8,
+                                      .block_tokens = 64};
     o->session = 1 + sim_env_random(rng, 1ull << 62);
     o->epoch = sim_env_random(rng, UINT64_MAX);
     o->n_tokens = sim_env_random(rng, 5000);
@@ -94,7 +102,9 @@ static unsigned make(struct sim_env *rng, enum kind kind, union message *m)
         switch (kind) {
         case RESERVE: m->reserve[i] = (struct kvf_reserve_item){.key = key, .bytes = (uint32_t)key.hi}; break;
         case GRANTED: m->offsets[i] = key.hi; break;
-        case PUT: m->put[i] = (struct kvf_put_item){.key = key, .at = (uint32_t)key.hi, .bytes = (uint32_t)sim_env_random(rng, 300)}; break;
+        case PUT:
+            m->put[i] = (struct kvf_put_item){.key = key, .at = (uint32_t)key.hi, .bytes = (uint32_t)sim_env_random(rng, 300)};
+            break;
         case KEYS: m->keys[i] = key; break;
         case READS: m->reads[i] = (struct kvf_read_item){.key = key, .mask = key.lo | 1}; break;
         case STATUSES: m->statuses[i] = (uint8_t)key.hi; break;
@@ -111,7 +121,8 @@ static unsigned make(struct sim_env *rng, enum kind kind, union message *m)
         offer_make(rng, &m->offer);
     } else if (kind == BLOCK) {
         static const uint8_t tiers[] = {KVF_TIER_REMOTE, KVF_TIER_PEER, KVF_TIER_COUNT};
-        m->block = (struct kvf_move_block){.layer = 1, .head = 2, .index = 3, .tier = tiers[sim_env_random(rng, 3)], .lender = 4, .location = 5};
+        m->block = (struct kvf_move_block){
+            .layer = 1, .head = 2, .index = 3, .tier = tiers[sim_env_random(rng, 3)], .lender = 4, .location = 5};
         for (unsigned c = 0; c < CHUNKS; c++)
             m->block.sums[c] = sim_env_random(rng, UINT64_MAX);
     }

@@ -194,7 +194,8 @@ bool sim_cluster_empty(struct sim_node *n)
     bool empty = kvf_arena_used(core->dram) == 0 && lent == 0 && ssd == 0 && kvf_index_count(core->index) == 0 &&
                  core->entries_reserved == 0 && staged == 0 && kvf_arena_used(core->staging) == 0;
     if (!empty)
-        fprintf(stderr, "%s holds dram %llu, lent %llu (%llu blocks), ssd %llu, staging %llu (%llu stages), %llu entries, %llu reserved\n",
+        fprintf(stderr,
+                "%s holds dram %llu, lent %llu (%llu blocks), ssd %llu, staging %llu (%llu stages), %llu entries, %llu reserved\n",
                 core->name, (unsigned long long)kvf_arena_used(core->dram), (unsigned long long)lent,
                 (unsigned long long)kvf_lend_blocks(core), (unsigned long long)ssd,
                 (unsigned long long)kvf_arena_used(core->staging), (unsigned long long)staged,

@@ -143,7 +143,8 @@ struct kvf_model *sim_engine_model(const struct sim_engine *e, struct sim_node *
 static void reference_build(struct sim_engine *e)
 {
     struct sim_cluster *c = sim_cluster_create(e->seed);
-    struct sim_node *twin = sim_cluster_add(c, &(struct sim_node_config){.name = "twin", .dram = 16 << 20, .block_max = 256 << 10, .alone = true});
+    struct sim_node *twin =
+        sim_cluster_add(c, &(struct sim_node_config){.name = "twin", .dram = 16 << 20, .block_max = 256 << 10, .alone = true});
     struct kvf_session *s;
     demand(kvf_session_create(&twin->node, sim_engine_model(e, twin), 1, &s) == KVF_OK, "kvf_session_create");
     for (uint32_t at = 0; at < e->tokens_max;) {
@@ -156,13 +157,21 @@ static void reference_build(struct sim_engine *e)
     e->compared = 0;
 }
 
-struct sim_engine *sim_engine_create(uint64_t seed, uint32_t dim, enum kvf_dtype dtype, uint32_t chunk_tokens, uint32_t block_tokens,
-                                     uint32_t tokens_max)
+struct sim_engine *sim_engine_create(uint64_t seed, uint32_t dim, enum kvf_dtype dtype, uint32_t chunk_tokens,
+                                     uint32_t block_tokens, uint32_t tokens_max)
 {
     struct sim_engine *e = calloc(1, sizeof *e);
     demand(e != NULL, "memory");
-    e->desc = (struct kvf_model_desc){.name = "tiny", .weights_id = seed, .layers = LAYERS, .kv_heads = KV_HEADS, .q_heads = Q_HEADS,
-                                      .dim_k = dim, .dim_v = dim, .dtype = dtype, .chunk_tokens = chunk_tokens, .block_tokens = block_tokens};
+    e->desc = (struct kvf_model_desc){.name = "tiny",
+                                      .weights_id = seed,
+                                      .layers = LAYERS,
+                                      .kv_heads = KV_HEADS,
+                                      .q_heads = Q_HEADS,
+                                      .dim_k = dim,
+                                      .dim_v = dim,
+                                      .dtype = dtype,
+                                      .chunk_tokens = chunk_tokens,
+                                      .block_tokens = block_tokens};
     e->seed = seed;
     e->tokens_max = tokens_max;
     size_t row = (size_t)KVF_STEP_TOKENS_MAX * Q_HEADS * dim;

@@ -18,8 +18,8 @@ struct sim_engine {
 };
 
 /* chunk_tokens and block_tokens of a model of 2 layers, 2 KV heads, 4 heads, dimension `dim`. Builds the reference. */
-struct sim_engine *sim_engine_create(uint64_t seed, uint32_t dim, enum kvf_dtype dtype, uint32_t chunk_tokens, uint32_t block_tokens,
-                                     uint32_t tokens_max);
+struct sim_engine *sim_engine_create(uint64_t seed, uint32_t dim, enum kvf_dtype dtype, uint32_t chunk_tokens,
+                                     uint32_t block_tokens, uint32_t tokens_max);
 void sim_engine_destroy(struct sim_engine *engine);
 
 /* The token at a position. */
