@@ -176,6 +176,7 @@ static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status
         kvf_count(&core->counters.dram_bytes_read, (uint64_t)__builtin_popcountll(w->mask) * a->model->chunk_bytes);
         return true;
     }
+    w->sums = kvf_sums_at(core->sums, e->sums);
     w->stage = kvf_stage_get(core, w->handle, w->mask, a->deadline_ns, false);
     return w->stage != KVF_STAGE_NONE;
 }
@@ -308,10 +309,9 @@ static bool verify(struct attend *a, struct kvf_want *w)
     uint64_t unchecked = w->mask & ~atomic_load_explicit(&s->verified, memory_order_acquire);
     if (unchecked == 0)
         return true;
-    struct kvf_entry *e = kvf_index_entry(a->core->index, w->handle);
     kvf_count(&a->core->counters.blocks_verified, 1);
     if (!kvf_block_verify(a->core->dev, s->seed, w->data, s->bytes, a->model->chunk_bytes, unchecked,
-                          kvf_sums_at(a->core->sums, e->sums)))
+                          w->sums))
         return false;
     atomic_fetch_or_explicit(&s->verified, unchecked, memory_order_release);
     return true;

@@ -287,11 +287,14 @@ static void refill_commit(struct kvf_sess *s)
     for (uint32_t l = 0; l < d->layers; l++) {
         for (uint32_t h = 0; h < d->kv_heads; h++) {
             for (uint64_t i = s->step_first / d->block_tokens; i < (s->step_first + s->step_n) / d->block_tokens; i++) {
+                kvf_core_lock(core);
                 kvf_handle handle = kvf_sess_block(s, l, h, (uint32_t)i);
                 struct kvf_entry *e = kvf_index_entry(core->index, handle);
-                if (e->state != KVF_BLOCK_WRITING)
-                    continue;
+                bool ours = e->state == KVF_BLOCK_WRITING; /* nobody else touches it until it is placed */
                 uint64_t *sums = kvf_sums_at(core->sums, e->sums);
+                kvf_core_unlock(core);
+                if (!ours)
+                    continue;
                 const uint8_t *block = core->memory + e->location;
                 kvf_block_sum(core->dev, e->seed, block, e->bytes, m->chunk_bytes, UINT64_MAX, sums);
                 kvf_core_lock(core);
