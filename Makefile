@@ -61,7 +61,8 @@ q := $(if $(V),,@)
 say = $(if $(V),,@echo "  $(1)")
 
 programs: $(programs_b)
-	$(q)[ $(B) = build/$(notdir $(B)) ] || exit 0; for f in $(notdir $(programs_b)); do ln -sfn $(notdir $(B))/$$f build/$$f; done
+	$(q)[ $(B) = build/$(found) ] || exit 0; \
+	 for f in $(notdir $(programs_b)); do ln -sfn $(notdir $(B))/$$f build/$$f; done
 
 # The wide kernels are compiled for their instructions and chosen at run time. No contraction: bits are a promise.
 avx2 := -O3 -ffp-contract=off -mavx2 -mfma -mf16c
