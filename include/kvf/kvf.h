@@ -293,7 +293,8 @@ struct kvf_move_report {
  * can decode at once; this handle only takes close and answers KVF_MOVED otherwise; the old home serves cold blocks
  * until the target has them. On failure the session is still here and usable, except KVF_ERR_DEADLINE while etcd is
  * unreachable: then the outcome is settled when etcd answers, and until then steps return ERR_STATE.
- * ERR_NOT_FOUND (no such node), ERR_PEER_*, ERR_STORE, ERR_DEADLINE, ERR_BUSY (forks share its blocks). */
+ * ERR_NOT_FOUND (no such node), ERR_PEER_*, ERR_STORE, ERR_DEADLINE, ERR_BUSY (forks share its blocks, or it still
+ * streams in from its earlier home). */
 KVF_API enum kvf_status kvf_session_move(struct kvf_session *session, const char *target, uint64_t timeout_ns,
                                          struct kvf_move_report *report);
 
@@ -301,8 +302,9 @@ KVF_API enum kvf_status kvf_session_move(struct kvf_session *session, const char
  * All of them: the session's thread. K, V, q and out are fp32, row-major, dense, owned by the caller, used only during
  * the call. A step is not visible to fork, move or park until committed. */
 
-/* Opens a step that adds n tokens (1..KVF_STEP_TOKENS_MAX). KVF_MOVED when the home changed (kvf move on the command
- * line), ERR_STATE (parked, or a step is open), ERR_BUSY while a move is under way, ERR_INVALID. */
+/* Opens a step that adds n tokens (1..KVF_STEP_TOKENS_MAX). KVF_LOST: refill the lost ranges first. KVF_MOVED when the home
+ * changed (kvf move on the command line), ERR_STATE (parked, or a step is open), ERR_BUSY while a move is under way,
+ * ERR_INVALID. */
 KVF_API enum kvf_status kvf_step_begin(struct kvf_session *session, const int32_t *tokens, uint32_t n);
 
 /* Opens a step that recomputes n committed tokens from position `first`, at most KVF_STEP_TOKENS_MAX; both are multiples of
