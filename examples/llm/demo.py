@@ -547,6 +547,12 @@ def main():
     options = parse_options()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop_on_signal)
+    needs_peers = not options.budget
+    version = subprocess.run([os.path.join(options.build, "kvf"), "--version"], capture_output=True, text=True).stdout
+    if needs_peers and "ucx0" in version:
+        print("demo: this build is without UCX, so its nodes have no peers to keep blocks at or to move to; install libucx-dev, "
+              "or run `make demo DEMO='--budget 12'`, which needs none", file=sys.stderr)
+        return 1
     demo = Demo(options)
     code = 1
     try:
