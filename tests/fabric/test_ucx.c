@@ -256,9 +256,18 @@ static struct kvf_peer *meet(struct node *n, const char *name, uint64_t incarnat
 {
     struct kvf_peer *peer;
     assert_int_equal(kvf_fabric_peer_add(n->fabric, name, incarnation, address, bytes, &peer), KVF_OK);
-    uint64_t until = now_ns() + 10 * KVF_SEC;
-    while (!kvf_peer_is_up(peer) && now_ns() < until)
+    /* On an overloaded machine the other side may be silent for longer than dead_ns: then it is met anew. */
+    uint64_t until = now_ns() + 30 * KVF_SEC;
+    int downs = (int)n->downs;
+    while (!kvf_peer_is_up(peer) && now_ns() < until) {
         kvf_fabric_poll(n->fabric);
+        if ((int)n->downs == downs)
+            continue;
+        n->downs = 0;
+        downs = 0;
+        kvf_fabric_peer_remove(n->fabric, peer);
+        assert_int_equal(kvf_fabric_peer_add(n->fabric, name, incarnation, address, bytes, &peer), KVF_OK);
+    }
     assert_true(kvf_peer_is_up(peer));
     return peer;
 }
