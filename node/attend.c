@@ -244,6 +244,11 @@ static bool arrived(struct attend *a, struct kvf_want *w, enum kvf_status *st)
     if (failed != KVF_OK && s->inflight == 0) {
         struct kvf_entry *e = kvf_index_entry(a->core->index, w->handle);
         bool still = !s->orphan && e->state != KVF_BLOCK_LOST;
+        /* The block went elsewhere while it was asked for (it rose, say), and the old place knows it no more: no loss. */
+        if (still && (e->tier == KVF_TIER_DRAM || e->location != s->location)) {
+            kvf_stage_retry(a->core, w->stage, w->mask, a->deadline_ns);
+            return false;
+        }
         if (failed == KVF_ERR_IO && still) {
             kvf_log_error(&a->core->log, "reading a block of session %llx from %s failed", (unsigned long long)e->key.hi,
                           kvf_tier_name((enum kvf_tier)e->tier));

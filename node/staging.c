@@ -206,6 +206,7 @@ void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint6
     assert(s->pins > 0);
     if (s->orphan || s->inflight)
         return;
+    s->location = kvf_index_entry(core->index, s->handle)->location;
     atomic_store(&s->status, KVF_OK);
     ask(core, s, mask, deadline_ns, true);
 }

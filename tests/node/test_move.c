@@ -211,6 +211,36 @@ static void an_old_home_with_full_staging_serves(void **state)
     sim_cluster_destroy(c);
 }
 
+/* Attention asks the old home for a block that rises at the same time; once it has risen the old home forgets it, and answers
+ * attention that it has no such block. That is no loss. */
+static void a_block_that_rises_while_it_is_read_is_not_lost(void **state)
+{
+    for (unsigned polls = 1; polls < 12; polls++) {
+        struct sim_cluster *c = sim_cluster_create(SEED);
+        struct sim_node *a = sim_cluster_add(c, &(struct sim_node_config){.name = "a", .dram = 128 * KIB, .ssd = 4096 * KIB,
+                                                                          .staging = 8 * SLOT, .block_max = SLOT});
+        struct sim_node *b = sim_cluster_add(c, &(struct sim_node_config){.name = "b", .dram = 1024 * KIB});
+        sim_cluster_connect(c);
+        struct kvf_session *s = session_on(a, ID);
+        assert_int_equal(sim_engine_run(engine, s, 1100, 50), KVF_OK);
+        assert_int_equal(kvf_session_move(s, "b", 10 * KVF_SEC, NULL), KVF_OK);
+        kvf_session_close(s);
+        s = attach(b);
+        sim_disk_slow(a->disk, polls);
+        c->single = polls % 2;
+        assert_int_equal(sim_engine_run(engine, s, 1120, 2), KVF_OK);
+        assert_same_bits(engine);
+        c->single = false;
+        sim_disk_slow(a->disk, 0);
+        sim_cluster_settle(c, 5 * KVF_SEC);
+        assert_int_equal(COUNTED(b, blocks_lost), 0);
+        sim_cluster_check(c);
+        assert_empty(a);
+        assert_int_equal(kvf_session_drop(s), KVF_OK);
+        sim_cluster_destroy(c);
+    }
+}
+
 /* A block that does not fit into one message comes in several. */
 static void blocks_larger_than_a_message_move(void **state)
 {
@@ -450,6 +480,7 @@ int main(void)
         cmocka_unit_test(a_session_goes_round_and_comes_back),
         cmocka_unit_test(a_lender_belongs_to_the_new_home),
         cmocka_unit_test(an_old_home_with_full_staging_serves),
+        cmocka_unit_test(a_block_that_rises_while_it_is_read_is_not_lost),
         cmocka_unit_test(blocks_larger_than_a_message_move),
         cmocka_unit_test(moves_that_cannot_be_are_refused),
         cmocka_unit_test(the_target_dies_at_every_message),

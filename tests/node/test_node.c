@@ -101,6 +101,12 @@ static void rows(uint64_t seed, char what, uint32_t layer, uint64_t first, uint3
                 (float)(int32_t)(kvf_mix(kvf_mix(seed ^ (uint64_t)what << 56 ^ layer, first + t), i) >> 32) / 2147483648.0f;
 }
 
+static long failed(const char *call, enum kvf_status st)
+{
+    fprintf(stderr, "kvf_step_%s: %s\n", call, kvf_status_name(st));
+    return -1;
+}
+
 /* Steps of n tokens from where the session stands to `to`; the results of every position go to, or are compared with, `reference`
  * [LAYERS][to][WIDTH]. Returns the rows that differ, or -1 after a failed call. */
 static long run(struct kvf_session *s, uint64_t seed, uint64_t to, uint32_t n, float *reference, bool record)
@@ -111,21 +117,24 @@ static long run(struct kvf_session *s, uint64_t seed, uint64_t to, uint32_t n, f
     while (kvf_session_info(s, &info) == KVF_OK && info.tokens < to) {
         int32_t tokens[256] = {0};
         uint32_t count = to - info.tokens < n ? (uint32_t)(to - info.tokens) : n;
-        if (kvf_step_begin(s, tokens, count) != KVF_OK)
-            return -1;
+        enum kvf_status st = kvf_step_begin(s, tokens, count);
+        if (st != KVF_OK)
+            return failed("begin", st);
         for (uint32_t l = 0; l < LAYERS; l++) {
             rows(seed, 'k', l, info.tokens, count, KV_HEADS * DIM, k);
             rows(seed, 'v', l, info.tokens, count, KV_HEADS * DIM, v);
             rows(seed, 'q', l, info.tokens, count, WIDTH, q);
-            if (kvf_step_append(s, l, k, v) != KVF_OK || kvf_step_attend(s, l, q, out, NULL) != KVF_OK)
-                return -1;
+            if ((st = kvf_step_append(s, l, k, v)) != KVF_OK)
+                return failed("append", st);
+            if ((st = kvf_step_attend(s, l, q, out, NULL)) != KVF_OK)
+                return failed("attend", st);
             float *r = reference + ((size_t)l * 4096 + info.tokens) * WIDTH;
             if (record)
                 memcpy(r, out, (size_t)count * WIDTH * sizeof *r);
             different += memcmp(r, out, (size_t)count * WIDTH * sizeof *r) != 0;
         }
-        if (kvf_step_commit(s) != KVF_OK)
-            return -1;
+        if ((st = kvf_step_commit(s)) != KVF_OK)
+            return failed("commit", st);
     }
     return different;
 }
