@@ -41,14 +41,6 @@ static struct kvf_entry *block_at(struct sim_node *node, enum kvf_tier tier, uns
     return NULL;
 }
 
-/* Forgets what staging keeps, so that the next attend reads anew. */
-static void staging_forget(struct sim_node *node)
-{
-    uint64_t cursor = 0;
-    for (kvf_handle h; (h = kvf_index_walk(node->core->index, &cursor)) != KVF_HANDLE_NONE;)
-        kvf_stage_drop(node->core, h);
-}
-
 /* Which block indices are lost, from the index itself. */
 static void assert_ranges_are_the_lost_blocks(struct sim_node *node, struct kvf_session *s)
 {

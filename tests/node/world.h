@@ -61,6 +61,14 @@ static inline void assert_same_bits(struct sim_engine *e)
     assert_int_equal(different, 0);
 }
 
+/* Forgets what staging keeps, so that the next attend reads anew. */
+static inline void staging_forget(struct sim_node *node)
+{
+    uint64_t cursor = 0;
+    for (kvf_handle h; (h = kvf_index_walk(node->core->index, &cursor)) != KVF_HANDLE_NONE;)
+        kvf_stage_drop(node->core, h);
+}
+
 static inline uint64_t counted(struct sim_node *node, size_t offset)
 {
     return kvf_counted((const _Atomic uint64_t *)((const char *)&node->core->counters + offset));
