@@ -28,6 +28,7 @@
     X(fetch_deadline, "reads that ended at their deadline")                       \
     X(prefetch_blocks, "blocks read ahead")                                       \
     X(prefetch_used, "of these, blocks that attention then used")                 \
+    X(prefetch_cancelled, "of these, reads dropped from the queue as not wanted") \
     X(moves_out, "sessions moved to another node")                                \
     X(moves_in, "sessions moved here")                                            \
     X(moves_failed, "moves that ended with the session where it was")             \

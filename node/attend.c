@@ -34,6 +34,7 @@ struct attend {
     uint32_t heads, blocks, slices;
     float scale;
     uint64_t deadline_ns;
+    bool budgeted;
     uint32_t asked;                /* wants whose block was looked up and asked for */
     uint32_t wave_from, wave_to;   /* block indices being computed */
     _Atomic bool bad;              /* a block did not verify */
@@ -147,6 +148,15 @@ static enum kvf_status choose_best(struct attend *a, const struct kvf_attend_opt
     return KVF_OK;
 }
 
+/* The next step will want much the same. */
+static void remember(struct attend *a)
+{
+    uint32_t sealed = a->sess->sealed_blocks < a->blocks ? a->sess->sealed_blocks : a->blocks;
+    uint64_t *masks = kvf_ahead_masks(a->sess, a->layer, sealed);
+    for (uint32_t i = 0; masks && i < sealed * a->heads; i++)
+        masks[i] = a->scratch->wants[i].mask;
+}
+
 /* ---------------------------------------------------------------- asking for blocks (under the lock) */
 
 /* Finds one block and asks for it. false: no staging room now. */
@@ -177,7 +187,7 @@ static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status
         return true;
     }
     w->sums = kvf_sums_at(core->sums, e->sums);
-    w->stage = kvf_stage_get(core, w->handle, w->mask, a->deadline_ns, false);
+    w->stage = kvf_stage_get(core, w->handle, w->mask, a->deadline_ns);
     return w->stage != KVF_STAGE_NONE;
 }
 
@@ -202,28 +212,6 @@ static void unpin(struct attend *a, struct kvf_want *w)
     w->dram_pinned = false;
     w->stage = KVF_STAGE_NONE;
     w->data = NULL;
-}
-
-/* Reads the next layers' cold blocks ahead, as far as there is room that nobody waits for. */
-static void prefetch(struct attend *a)
-{
-    struct kvf_core *core = a->core;
-    uint64_t deadline = kvf_deadline(kvf_now(core->env), core->settings.fetch_timeout_ns);
-    uint64_t layers =
-        core->settings.prefetch_layers < a->model->desc.layers ? core->settings.prefetch_layers : a->model->desc.layers - 1;
-    for (uint32_t ahead = 1; ahead <= layers; ahead++) {
-        uint32_t layer = (a->layer + ahead) % a->model->desc.layers;
-        for (uint32_t b = 0; b < a->sess->sealed_blocks; b++) {
-            for (uint32_t h = 0; h < a->heads; h++) {
-                kvf_handle handle = kvf_sess_block(a->sess, layer, h, b);
-                struct kvf_entry *e = handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, handle);
-                if (!e || e->tier == KVF_TIER_DRAM || (e->state != KVF_BLOCK_READY && e->state != KVF_BLOCK_RISING))
-                    continue;
-                if (kvf_stage_get(core, handle, all_chunks(a->model), deadline, true) == KVF_STAGE_NONE)
-                    return;
-            }
-        }
-    }
 }
 
 /* ---------------------------------------------------------------- waiting (under the lock) */
@@ -463,7 +451,7 @@ static enum kvf_status attend_run(struct attend *a)
     uint32_t done = 0;
     enum kvf_status st = ask_ahead(a);
     if (st == KVF_OK)
-        prefetch(a);
+        kvf_ahead_read(a->sess, a->layer, a->budgeted);
     kvf_core_wake(core);
     while (st == KVF_OK && done < a->blocks) {
         st = wave_wait(a, done);
@@ -480,6 +468,7 @@ static enum kvf_status attend_run(struct attend *a)
     }
     for (uint32_t i = done * a->heads; i < a->blocks * a->heads; i++)
         unpin(a, &a->scratch->wants[i]);
+    kvf_stage_ahead_cancel(core, a->sess->id, a->layer); /* what was read ahead for this layer and is still queued: too late */
     return st;
 }
 
@@ -521,8 +510,11 @@ enum kvf_status kvf_step_attend(struct kvf_session *handle, uint32_t layer, cons
     queries_in(&a, q);
     choose_all(&a);
     kvf_core_lock(s->core);
-    if (o && o->budget > 0 && o->budget < 1)
+    a.budgeted = o && o->budget > 0 && o->budget < 1;
+    if (a.budgeted)
         st = choose_best(&a, o);
+    if (st == KVF_OK && a.budgeted)
+        remember(&a);
     if (st == KVF_OK)
         st = attend_run(&a);
     kvf_core_unlock(s->core);

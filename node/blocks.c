@@ -281,7 +281,7 @@ static void get_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t
     if (!get_direct(core, e, r))
         return; /* the poll finds it room in staging */
     p->state = PENDING_DIRECT;
-    enum kvf_status st = kvf_read_start(core, h, p->mask, (uint8_t *)r->data - r->offset, deadline_ns, true, direct_done, p);
+    enum kvf_status st = kvf_read_start(core, h, p->mask, (uint8_t *)r->data - r->offset, deadline_ns, true, direct_done, p, NULL);
     if (st != KVF_OK)
         p->state = PENDING_STAGED;
 }
@@ -352,7 +352,7 @@ static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
         return;
     }
     if (p->stage == KVF_STAGE_NONE)
-        p->stage = kvf_stage_get(core, h, p->mask, p->deadline_ns, false);
+        p->stage = kvf_stage_get(core, h, p->mask, p->deadline_ns);
     if (p->stage == KVF_STAGE_NONE) {
         if (now >= p->deadline_ns)
             staged_end(core, p, e, KVF_ERR_DEADLINE);

@@ -553,7 +553,7 @@ uint64_t kvf_core_next_timer(const struct kvf_core *core)
 {
     uint64_t now = kvf_now(core->env);
     uint64_t next = now + 100 * KVF_MS;
-    if (core->read_head || !kvf_blocks_idle(core) || !kvf_spills_idle(core) || core->spill_urgent)
+    if (core->reads_queued || !kvf_blocks_idle(core) || !kvf_spills_idle(core) || core->spill_urgent)
         next = now + KVF_MS;
     if (core->fabric && kvf_fabric_next_timer(core->fabric) < next)
         next = kvf_fabric_next_timer(core->fabric);

@@ -150,6 +150,8 @@ void kvf_session_close(struct kvf_session *h)
     kvf_core_lock(core);
     if (!atomic_load(&h->moved)) {
         kvf_sess_step_end(h->sess);
+        kvf_ahead_cancel(h->sess);
+        kvf_ahead_free(h->sess);
         kvf_sess_scratch_free(h->sess);
         h->sess->handle = NULL;
     }

@@ -7,6 +7,7 @@
  * Who calls whom, top down:
  *     node.c (API, reactor thread)   step.c (attend)   blocks.c (put, get)   admin.c, status.c
  *     session.c   move.c (move a session)   promote.c (blocks up)   spill.c (blocks down)   staging.c (cold blocks for attend)
+ *     ahead.c (which cold chunks the next layers will want)
  *     read.c (bring chunks of one block to a place)   lend.c (the lender's side)   serve.c (reads by key for other nodes)
  *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
  */
@@ -132,6 +133,7 @@ struct kvf_sess {
     int32_t step_tokens[KVF_STEP_TOKENS_MAX];
     uint8_t *step_layers;  /* [layers] appended */
     struct kvf_scratch *scratch; /* of attend (step.c) */
+    struct kvf_ahead *ahead;     /* ahead.c */
 };
 
 /* The public handle. */
@@ -158,7 +160,7 @@ struct kvf_read {
     enum kvf_status status;
     uint64_t start_ns;
     struct kvf_key key; /* of the entry: a handle may be another block's by the time it is looked at */
-    struct kvf_read *next;
+    struct kvf_read *next, **at; /* at: where it is linked while QUEUED, else NULL */
     /* KVF_OK; KVF_LOST (no copy exists any more); ERR_BUSY (the source takes no more now: ask again); ERR_DEADLINE; ERR_IO;
      * CANCELLED. Called under the lock. */
     void (*done)(void *arg, struct kvf_read *read, enum kvf_status status);
@@ -180,8 +182,11 @@ struct kvf_stage {
     uint32_t pins;              /* attends that use it (under the lock) */
     bool orphan;                /* its block is gone: freed when the last pin and read end */
     bool prefetched;            /* read ahead and not used yet */
+    struct kvf_read *ahead;     /* the read ahead under way, for this session and layer, or NULL */
+    uint64_t ahead_session;
+    uint32_t ahead_layer;
     uint64_t seed, location;    /* of the block when it was asked for: a mismatch after a move down or up is no damage */
-    uint32_t next, prev;        /* LRU of those without pins */
+    uint32_t next, prev;        /* LRU of those at rest; or the list of those with a read ahead under way */
 };
 #define KVF_STAGE_NONE UINT32_MAX
 
@@ -249,12 +254,11 @@ struct kvf_core {
     uint64_t n_sessions;
 
     struct kvf_reads *reads;
-    struct kvf_read *read_head; /* the queue of reads not yet posted */
-    unsigned reads_max;
+    unsigned reads_max, reads_queued; /* queued: not yet posted */
     struct kvf_stage *stages;   /* [stages_max] */
     uint32_t stages_max;
     uint32_t *stage_of;         /* [blocks_max] by entry handle: its stage, KVF_STAGE_NONE */
-    struct kvf_list stage_free, stage_lru;
+    struct kvf_list stage_free, stage_lru, stage_ahead;
 
     struct kvf_spill *spills;
     struct kvf_rise *rise;
@@ -352,17 +356,25 @@ void kvf_sess_step_end(struct kvf_sess *sess);     /* step.c: frees what an unco
 /* read.c */
 enum kvf_status kvf_reads_create(struct kvf_core *core);
 void kvf_reads_destroy(struct kvf_core *core);
-/* ERR_BUSY: the pool is empty. The callback comes from a later poll. */
+/* ERR_BUSY: the pool is empty. The callback comes from a later poll. *out (if asked for) is good until then. */
 enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_t mask, void *to, uint64_t deadline_ns, bool demand,
-                               void (*done)(void *arg, struct kvf_read *read, enum kvf_status status), void *arg);
+                               void (*done)(void *arg, struct kvf_read *read, enum kvf_status status), void *arg,
+                               struct kvf_read **out);
+/* A read that is wanted now: before all that are not. */
+void kvf_read_promote(struct kvf_core *core, struct kvf_read *read);
+/* A read that nobody wants any more: ends CANCELLED inside the call if it is still queued (true), else when it arrives. */
+bool kvf_read_cancel(struct kvf_core *core, struct kvf_read *read);
 unsigned kvf_reads_poll(struct kvf_core *core);
 
 /* staging.c */
 enum kvf_status kvf_staging_create(struct kvf_core *core);
 void kvf_staging_destroy(struct kvf_core *core);
-/* The stage of a block with reads under way for the chunks of `mask` that it lacks, pinned. KVF_STAGE_NONE: no room now.
- * prefetch: not pinned, only into room that nobody waits for. */
-uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, bool prefetch);
+/* The stage of a block with reads under way for the chunks of `mask` that it lacks, pinned. KVF_STAGE_NONE: no room now. */
+uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns);
+/* Reads chunks ahead for a layer of a session, at low priority and only into room that nobody waits for. false: none left. */
+bool kvf_stage_ahead(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, uint64_t session, uint32_t layer);
+/* Drops what is still queued of the reads ahead for a session: of one layer, or of all (UINT32_MAX). */
+void kvf_stage_ahead_cancel(struct kvf_core *core, uint64_t session, uint32_t layer);
 void kvf_stage_unpin(struct kvf_core *core, uint32_t stage);
 /* A pinned stage whose reads failed: asks again for what is missing. */
 void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint64_t deadline_ns);
@@ -371,6 +383,17 @@ void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint6
 uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch);
 /* Forgets a block's stage (its entry is removed or lost). */
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle);
+
+/* ahead.c: what the next layers will want is read before they ask. All under the lock.
+ * While `layer` is computed: asks for the cold chunks of the layers behind it, as far as there is room that nobody waits for. Without
+ * a budget all of them are wanted; under one, those that the layer's last selection took (sparse-attention literature: 55 to 90 % are
+ * selected again), and nothing where little of what was read ahead is used. */
+void kvf_ahead_read(struct kvf_sess *sess, uint32_t layer, bool budgeted);
+/* Where to write what a layer's selection took: [blocks][kv_heads] masks of chunks. NULL: no memory, nothing is remembered. */
+uint64_t *kvf_ahead_masks(struct kvf_sess *sess, uint32_t layer, uint32_t blocks);
+/* The step was given up, the session leaves or closes: drops what is queued. */
+void kvf_ahead_cancel(struct kvf_sess *sess);
+void kvf_ahead_free(struct kvf_sess *sess);
 
 /* spill.c */
 enum kvf_status kvf_spills_create(struct kvf_core *core);

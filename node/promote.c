@@ -116,7 +116,7 @@ static bool rise_start(struct kvf_core *core, kvf_handle h)
     r->slot = slot;
     r->bytes = e->bytes;
     if (kvf_read_start(core, h, r->mask, core->memory + slot, kvf_deadline(kvf_now(core->env), READ_TIMEOUT_NS), false, rise_read,
-                       r) != KVF_OK) {
+                       r, NULL) != KVF_OK) {
         kvf_arena_free(core->dram, slot, e->bytes);
         return false;
     }
@@ -161,7 +161,7 @@ static bool has_free_room(struct kvf_core *core)
 unsigned kvf_rises_poll(struct kvf_core *core)
 {
     struct kvf_rise *rise = core->rise;
-    if (core->n_sessions == 0 || core->read_head || rise->active == RISES_MAX || kvf_now(core->env) < rise->pause_ns)
+    if (core->n_sessions == 0 || core->reads_queued || rise->active == RISES_MAX || kvf_now(core->env) < rise->pause_ns)
         return 0;
     struct kvf_sess *s = session_next(core);
     if (!s)

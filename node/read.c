@@ -1,7 +1,8 @@
 /* Reads: chunks of one block, from SSD, a lender's DRAM or the session's old home, to a place in memory.
  *
- * Waiting reads stand in one queue, demand before the rest. Each poll posts as many as their sources take: an SSD request per run
- * of adjacent chunks, one pull per batch of ranges at a lender, one READ call per batch of keys at an old home. */
+ * Waiting reads stand in two queues, demand and the rest. Each poll posts as many as their sources take, demand first: an SSD
+ * request per run of adjacent chunks, one pull per batch of ranges at a lender, one READ call per batch of keys at an old home.
+ * What is not demand takes at most half of each source's places, so that a demand read always finds one soon. */
 #include "node/internal.h"
 #include "node/wire.h"
 #include <assert.h>
@@ -9,9 +10,11 @@
 #include <string.h>
 
 #define BATCHES_MAX 64
+#define LOOK_MAX 1024 /* reads of a queue looked at in one poll */
 #define BATCHES_PER_PEER 8
 #define PULL_BYTES 262144
 #define SSD_REQUESTS_MAX 256
+#define SSD_REQUESTS_AHEAD_MAX (SSD_REQUESTS_MAX / 2) /* of reads that are not demand */
 
 /* Reads that one message carries. */
 struct batch {
@@ -29,16 +32,22 @@ struct batch {
 struct ssd_run {
     struct kvf_ssd_request request;
     struct kvf_read *read;
+    bool demand; /* counted so */
     struct ssd_run *next;
+};
+
+struct queue {
+    struct kvf_read *head, **end;
 };
 
 struct kvf_reads {
     struct kvf_read *pool, *free;
-    struct kvf_read **demand_end, **end; /* where the next demand read, the next other read is linked */
+    struct queue demand, ahead;
     struct batch *batches, *batch_free;
     struct ssd_run *runs, *run_free;
     unsigned *batches_at; /* [peers_max] outstanding */
     unsigned active;
+    unsigned runs_ahead;  /* SSD requests of reads that are not demand */
 };
 
 enum kvf_status kvf_reads_create(struct kvf_core *core)
@@ -66,7 +75,8 @@ enum kvf_status kvf_reads_create(struct kvf_core *core)
         rs->runs[i].next = rs->run_free;
         rs->run_free = &rs->runs[i];
     }
-    rs->demand_end = rs->end = &core->read_head;
+    rs->demand.end = &rs->demand.head;
+    rs->ahead.end = &rs->ahead.head;
     return KVF_OK;
 }
 
@@ -83,20 +93,36 @@ void kvf_reads_destroy(struct kvf_core *core)
     core->reads = NULL;
 }
 
+static struct queue *queue_of(struct kvf_reads *rs, const struct kvf_read *read)
+{
+    return read->demand ? &rs->demand : &rs->ahead;
+}
+
 static void enqueue(struct kvf_core *core, struct kvf_read *read)
 {
-    struct kvf_reads *rs = core->reads;
-    struct kvf_read **at = read->demand ? rs->demand_end : rs->end;
-    read->next = *at;
-    *at = read;
-    if (rs->end == at)
-        rs->end = &read->next;
-    if (read->demand)
-        rs->demand_end = &read->next;
+    struct queue *q = queue_of(core->reads, read);
+    read->next = NULL;
+    read->at = q->end;
+    *q->end = read;
+    q->end = &read->next;
+    core->reads_queued++;
+}
+
+static void dequeue(struct kvf_core *core, struct kvf_read *read)
+{
+    struct queue *q = queue_of(core->reads, read);
+    *read->at = read->next;
+    if (read->next)
+        read->next->at = read->at;
+    else
+        q->end = read->at;
+    read->at = NULL;
+    core->reads_queued--;
 }
 
 enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_t mask, void *to, uint64_t deadline_ns, bool demand,
-                               void (*done)(void *arg, struct kvf_read *read, enum kvf_status status), void *arg)
+                               void (*done)(void *arg, struct kvf_read *read, enum kvf_status status), void *arg,
+                               struct kvf_read **out)
 {
     struct kvf_reads *rs = core->reads;
     struct kvf_read *read = rs->free;
@@ -117,6 +143,8 @@ enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_
                               .arg = arg,
                               .peer = KVF_PEER_NONE};
     enqueue(core, read);
+    if (out)
+        *out = read;
     return KVF_OK;
 }
 
@@ -180,6 +208,27 @@ static void finish(struct kvf_core *core, struct kvf_read *read, enum kvf_status
     kvf_core_changed(core);
 }
 
+void kvf_read_promote(struct kvf_core *core, struct kvf_read *read)
+{
+    if (read->demand)
+        return;
+    bool queued = read->at != NULL;
+    if (queued)
+        dequeue(core, read);
+    read->demand = true;
+    if (queued)
+        enqueue(core, read);
+}
+
+bool kvf_read_cancel(struct kvf_core *core, struct kvf_read *read)
+{
+    if (!read->at)
+        return false;
+    dequeue(core, read);
+    finish(core, read, KVF_CANCELLED);
+    return true;
+}
+
 /* ---------------------------------------------------------------- SSD */
 
 static void ssd_done(void *arg, enum kvf_status status)
@@ -189,6 +238,7 @@ static void ssd_done(void *arg, enum kvf_status status)
     struct kvf_reads *rs = read->core->reads;
     run->next = rs->run_free;
     rs->run_free = run;
+    rs->runs_ahead -= !run->demand;
     if (status != KVF_OK)
         read->status = status;
     if (--read->runs == 0)
@@ -226,7 +276,7 @@ static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_en
     unsigned n = runs_of(core, e, read->mask, 4096, runs, 64), have = 0;
     for (struct ssd_run *r = rs->run_free; r && have < n; r = r->next)
         have++;
-    if (have < n)
+    if (have < n || (!read->demand && rs->runs_ahead > 0 && rs->runs_ahead + n > SSD_REQUESTS_AHEAD_MAX))
         return false;
     read->tier = KVF_TIER_SSD;
     read->runs = n;
@@ -235,6 +285,8 @@ static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_en
         struct ssd_run *run = rs->run_free;
         rs->run_free = run->next;
         run->read = read;
+        run->demand = read->demand;
+        rs->runs_ahead += !read->demand;
         run->request.done = ssd_done;
         run->request.arg = run;
         kvf_ssd_read(core->ssd, &run->request, e->location + runs[i][0], read->to + runs[i][0], runs[i][1] - runs[i][0]);
@@ -267,10 +319,11 @@ static struct batch *batch_take(struct kvf_core *core, uint16_t peer)
     return b;
 }
 
-static struct batch *batch_new(struct kvf_core *core, uint16_t peer)
+static struct batch *batch_new(struct kvf_core *core, uint16_t peer, bool demand)
 {
     struct kvf_reads *rs = core->reads;
-    return rs->batch_free && rs->batches_at[peer] < BATCHES_PER_PEER ? batch_take(core, peer) : NULL;
+    unsigned most = demand ? BATCHES_PER_PEER : BATCHES_PER_PEER / 2;
+    return rs->batch_free && rs->batches_at[peer] < most ? batch_take(core, peer) : NULL;
 }
 
 /* A read whose last message has ended, ends. */
@@ -382,7 +435,7 @@ static void send_read(struct batch *b)
 struct dispatch {
     struct batch *open[64]; /* by peer number modulo: the batch being filled */
     unsigned n_open;
-    bool ssd_busy;
+    bool ssd_busy;   /* takes no more reads of the queue that is looked at */
 };
 
 static void batch_send(struct batch *b)
@@ -412,7 +465,7 @@ static void batch_add(struct batch *b, struct kvf_read *read, uint64_t mask, uin
 }
 
 static struct batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16_t peer, uint8_t tier, uint64_t bytes,
-                               unsigned runs)
+                               unsigned runs, bool demand)
 {
     size_t most = batch_most(core, tier);
     for (unsigned i = 0; i < d->n_open; i++) {
@@ -426,7 +479,7 @@ static struct batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16
         batch_send(b);
         break;
     }
-    struct batch *b = d->n_open < 64 ? batch_new(core, peer) : NULL;
+    struct batch *b = d->n_open < 64 ? batch_new(core, peer, demand) : NULL;
     if (b)
         d->open[d->n_open++] = b;
     return b;
@@ -475,7 +528,7 @@ static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read
     if (e->tier == KVF_TIER_PEER && bytes > batch_most(core, e->tier))
         return post_split(core, d, read, e);
     unsigned n = runs_of(core, e, read->mask, 1, runs, 64);
-    struct batch *b = batch_for(core, d, e->peer, e->tier, bytes, n);
+    struct batch *b = batch_for(core, d, e->peer, e->tier, bytes, n, read->demand);
     if (!b)
         return false;
     read->tier = e->tier;
@@ -536,33 +589,37 @@ static bool post(struct kvf_core *core, struct dispatch *d, struct kvf_read *rea
     }
 }
 
+/* Posts what its source takes of one queue; what ended without being posted goes on the list. */
+static unsigned queue_post(struct kvf_core *core, struct dispatch *d, struct queue *q, uint64_t now, struct kvf_read **ended)
+{
+    unsigned events = 0, looked = 0;
+    d->ssd_busy = false;
+    for (struct kvf_read *read = q->head, *next; read && looked++ < LOOK_MAX; read = next) {
+        enum kvf_status st;
+        next = read->next;
+        if (!post(core, d, read, now, &st))
+            continue;
+        dequeue(core, read);
+        events++;
+        if (st != KVF_IN_PROGRESS) {
+            read->status = st;
+            read->next = *ended;
+            *ended = read;
+        }
+    }
+    return events;
+}
+
 unsigned kvf_reads_poll(struct kvf_core *core)
 {
     struct kvf_reads *rs = core->reads;
     struct dispatch d = {.n_open = 0};
     struct kvf_read *ended = NULL;
-    uint64_t now = core->read_head ? kvf_now(core->env) : 0;
-    unsigned events = 0, looked = 0;
-    struct kvf_read **at = &core->read_head;
-    while (*at && looked++ < 1024) {
-        struct kvf_read *read = *at;
-        enum kvf_status st;
-        if (!post(core, &d, read, now, &st)) {
-            at = &read->next;
-            continue;
-        }
-        if (rs->demand_end == &read->next)
-            rs->demand_end = at;
-        if (rs->end == &read->next)
-            rs->end = at;
-        *at = read->next;
-        events++;
-        if (st != KVF_IN_PROGRESS) {
-            read->status = st;
-            read->next = ended;
-            ended = read;
-        }
-    }
+    if (core->reads_queued == 0)
+        return 0;
+    uint64_t now = kvf_now(core->env);
+    unsigned events = queue_post(core, &d, &rs->demand, now, &ended);
+    events += queue_post(core, &d, &rs->ahead, now, &ended);
     for (unsigned i = 0; i < d.n_open; i++)
         batch_send(d.open[i]);
     while (ended) {

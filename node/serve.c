@@ -158,7 +158,7 @@ static enum kvf_status item_start(struct serve *s, struct item *it)
         return KVF_ERR_BUSY;
     it->data = core->memory + core->staging_at + it->slot;
     enum kvf_status st = kvf_read_start(core, it->handle, it->mask, core->memory + core->staging_at + it->slot,
-                                        kvf_deadline(kvf_now(core->env), FILL_TIMEOUT_NS), true, item_read, it);
+                                        kvf_deadline(kvf_now(core->env), FILL_TIMEOUT_NS), true, item_read, it, NULL);
     if (st == KVF_OK)
         s->filling++;
     return st;

@@ -135,6 +135,8 @@ void kvf_sess_free(struct kvf_sess *s)
     core->n_sessions--;
     if (s->parent)
         s->parent->forks--;
+    kvf_ahead_cancel(s);
+    kvf_ahead_free(s);
     kvf_sess_scratch_free(s);
     free(s->tokens);
     free(s->tail);

@@ -9,7 +9,7 @@ enum kvf_status kvf_staging_create(struct kvf_core *core)
     core->stages_max = (uint32_t)(most < 65536 ? most : 65536);
     core->stages = calloc(core->stages_max, sizeof *core->stages);
     core->stage_of = malloc(core->settings.blocks_max * sizeof *core->stage_of);
-    core->stage_free = core->stage_lru = (struct kvf_list){KVF_STAGE_NONE, KVF_STAGE_NONE, 0};
+    core->stage_free = core->stage_lru = core->stage_ahead = (struct kvf_list){KVF_STAGE_NONE, KVF_STAGE_NONE, 0};
     if (!core->stages || !core->stage_of)
         return KVF_ERR_NO_MEMORY;
     for (uint64_t i = 0; i < core->settings.blocks_max; i++)
@@ -31,31 +31,31 @@ void kvf_staging_destroy(struct kvf_core *core)
     core->stage_of = NULL;
 }
 
-static void lru_push(struct kvf_core *core, uint32_t n)
+static void list_push(struct kvf_core *core, struct kvf_list *list, uint32_t n)
 {
     struct kvf_stage *s = &core->stages[n];
     s->next = KVF_STAGE_NONE;
-    s->prev = core->stage_lru.tail;
+    s->prev = list->tail;
     if (s->prev != KVF_STAGE_NONE)
         core->stages[s->prev].next = n;
     else
-        core->stage_lru.head = n;
-    core->stage_lru.tail = n;
-    core->stage_lru.count++;
+        list->head = n;
+    list->tail = n;
+    list->count++;
 }
 
-static void lru_remove(struct kvf_core *core, uint32_t n)
+static void list_remove(struct kvf_core *core, struct kvf_list *list, uint32_t n)
 {
     struct kvf_stage *s = &core->stages[n];
     if (s->prev != KVF_STAGE_NONE)
         core->stages[s->prev].next = s->next;
     else
-        core->stage_lru.head = s->next;
+        list->head = s->next;
     if (s->next != KVF_STAGE_NONE)
         core->stages[s->next].prev = s->prev;
     else
-        core->stage_lru.tail = s->prev;
-    core->stage_lru.count--;
+        list->tail = s->prev;
+    list->count--;
 }
 
 static bool at_rest(const struct kvf_stage *s)
@@ -85,7 +85,7 @@ static void settle(struct kvf_core *core, uint32_t n)
     if (s->orphan || atomic_load(&s->have) == 0)
         stage_free(core, n);
     else
-        lru_push(core, n);
+        list_push(core, &core->stage_lru, n);
     kvf_core_changed(core);
 }
 
@@ -93,12 +93,18 @@ static void read_done(void *arg, struct kvf_read *read, enum kvf_status status)
 {
     struct kvf_core *core = read->core;
     struct kvf_stage *s = arg;
+    uint32_t n = (uint32_t)(s - core->stages);
     s->inflight &= ~read->mask;
+    if (s->ahead == read) {
+        s->ahead = NULL;
+        list_remove(core, &core->stage_ahead, n);
+    }
     if (status == KVF_OK)
         atomic_fetch_or_explicit(&s->have, read->mask, memory_order_release);
     else
         atomic_store(&s->status, status);
-    settle(core, (uint32_t)(s - core->stages));
+    s->prefetched &= status == KVF_OK;
+    settle(core, n);
 }
 
 /* A mask widened to whole pages of the disk: a page is never read again over a chunk of it that was verified already. */
@@ -113,15 +119,23 @@ static uint64_t whole_pages(const struct kvf_core *core, const struct kvf_entry 
     return wide & (e->chunks == 64 ? UINT64_MAX : (1ull << e->chunks) - 1);
 }
 
-static void ask(struct kvf_core *core, struct kvf_stage *s, uint64_t mask, uint64_t deadline_ns, bool demand)
+/* The chunks of a mask, widened to whole pages, that are neither here nor on their way. */
+static uint64_t lacking(const struct kvf_core *core, const struct kvf_stage *s, uint64_t mask)
 {
-    mask = whole_pages(core, kvf_index_entry(core->index, s->handle), mask);
-    uint64_t lacking = mask & ~(atomic_load(&s->have) | s->inflight);
-    if (lacking == 0)
+    return whole_pages(core, kvf_index_entry(core->index, s->handle), mask) & ~(atomic_load(&s->have) | s->inflight);
+}
+
+/* What is on its way already but was only read ahead is wanted now. */
+static void ask(struct kvf_core *core, struct kvf_stage *s, uint64_t mask, uint64_t deadline_ns)
+{
+    if (s->ahead && (s->ahead->mask & mask))
+        kvf_read_promote(core, s->ahead);
+    uint64_t chunks = lacking(core, s, mask);
+    if (chunks == 0)
         return;
-    enum kvf_status st = kvf_read_start(core, s->handle, lacking, s->slot, deadline_ns, demand, read_done, s);
+    enum kvf_status st = kvf_read_start(core, s->handle, chunks, s->slot, deadline_ns, true, read_done, s, NULL);
     if (st == KVF_OK)
-        s->inflight |= lacking;
+        s->inflight |= chunks;
     else
         atomic_store(&s->status, st);
 }
@@ -135,7 +149,7 @@ uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch)
         uint32_t oldest = core->stage_lru.head;
         if (oldest == KVF_STAGE_NONE || (prefetch && core->stages[oldest].prefetched))
             return KVF_ARENA_NONE;
-        lru_remove(core, oldest);
+        list_remove(core, &core->stage_lru, oldest);
         stage_free(core, oldest);
     }
 }
@@ -162,42 +176,74 @@ static uint32_t stage_new(struct kvf_core *core, kvf_handle handle, bool prefetc
     atomic_store(&s->status, KVF_OK);
     s->pins = 0;
     s->orphan = false;
-    s->prefetched = prefetch;
+    s->prefetched = false;
+    s->ahead = NULL;
     s->seed = e->seed;
     s->location = e->location;
     core->stage_of[handle] = n;
     return n;
 }
 
-uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, bool prefetch)
+uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns)
 {
     uint32_t n = core->stage_of[handle];
     bool fresh = n == KVF_STAGE_NONE;
-    if (!fresh && prefetch)
-        return n;
     if (fresh)
-        n = stage_new(core, handle, prefetch);
+        n = stage_new(core, handle, false);
     if (n == KVF_STAGE_NONE)
         return n;
     struct kvf_stage *s = &core->stages[n];
     if (!fresh && at_rest(s))
-        lru_remove(core, n);
-    if (prefetch) {
-        kvf_count(&core->counters.prefetch_blocks, 1);
-    } else {
-        if (!fresh && s->prefetched)
-            kvf_count(&core->counters.prefetch_used, 1);
-        s->prefetched = false;
-        s->pins++;
-    }
+        list_remove(core, &core->stage_lru, n);
+    if (s->prefetched)
+        kvf_count(&core->counters.prefetch_used, 1);
+    s->prefetched = false;
+    s->pins++;
     if (s->inflight == 0)
         atomic_store(&s->status, KVF_OK);
-    ask(core, s, mask, deadline_ns, !prefetch);
-    if (at_rest(s)) { /* a prefetch that found the queue full */
-        stage_free(core, n);
-        return KVF_STAGE_NONE;
-    }
+    ask(core, s, mask, deadline_ns);
     return n;
+}
+
+bool kvf_stage_ahead(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, uint64_t session, uint32_t layer)
+{
+    uint32_t n = core->stage_of[handle];
+    bool fresh = n == KVF_STAGE_NONE;
+    if (fresh)
+        n = stage_new(core, handle, true);
+    if (n == KVF_STAGE_NONE)
+        return false;
+    struct kvf_stage *s = &core->stages[n];
+    uint64_t chunks = lacking(core, s, mask);
+    if (s->pins || s->ahead || chunks == 0)
+        return true;
+    if (!fresh && at_rest(s))
+        list_remove(core, &core->stage_lru, n);
+    enum kvf_status st = kvf_read_start(core, handle, chunks, s->slot, deadline_ns, false, read_done, s, &s->ahead);
+    if (st != KVF_OK) {
+        s->ahead = NULL;
+        settle(core, n);
+        return false;
+    }
+    s->inflight |= chunks;
+    s->prefetched = true;
+    s->ahead_session = session;
+    s->ahead_layer = layer;
+    list_push(core, &core->stage_ahead, n);
+    kvf_count(&core->counters.prefetch_blocks, 1);
+    return true;
+}
+
+void kvf_stage_ahead_cancel(struct kvf_core *core, uint64_t session, uint32_t layer)
+{
+    for (uint32_t n = core->stage_ahead.head, next; n != KVF_STAGE_NONE; n = next) {
+        struct kvf_stage *s = &core->stages[n];
+        next = s->next;
+        if (s->ahead_session != session || (layer != UINT32_MAX && s->ahead_layer != layer) || s->pins)
+            continue;
+        if (kvf_read_cancel(core, s->ahead))
+            kvf_count(&core->counters.prefetch_cancelled, 1);
+    }
 }
 
 void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint64_t deadline_ns)
@@ -208,7 +254,7 @@ void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint6
         return;
     s->location = kvf_index_entry(core->index, s->handle)->location;
     atomic_store(&s->status, KVF_OK);
-    ask(core, s, mask, deadline_ns, true);
+    ask(core, s, mask, deadline_ns);
 }
 
 void kvf_stage_unpin(struct kvf_core *core, uint32_t stage)
@@ -228,7 +274,7 @@ void kvf_stage_drop(struct kvf_core *core, kvf_handle handle)
     core->stage_of[handle] = KVF_STAGE_NONE;
     bool resting = at_rest(s);
     if (resting)
-        lru_remove(core, n);
+        list_remove(core, &core->stage_lru, n);
     s->orphan = true;
     if (resting)
         stage_free(core, n);

@@ -112,6 +112,7 @@ void kvf_step_abort(struct kvf_session *handle)
         return;
     kvf_core_lock(handle->sess->core);
     kvf_sess_step_end(handle->sess);
+    kvf_ahead_cancel(handle->sess);
     kvf_core_unlock(handle->sess->core);
 }
 
