@@ -1,6 +1,6 @@
 /* Reading ahead: the cold chunks that the next layers will want, at low priority.
  *
- * Without a budget every chunk is wanted, so nothing is guessed. Under a budget the guess is the layer's selection of the last step:
+ * Without a budget every chunk is wanted, so nothing is guessed. Under a budget the guess is the layer's last selection:
  * adjacent steps select mostly the same. Whether that pays is measured: of every WINDOW blocks read ahead at least a quarter must
  * have been used by attention, else reading ahead rests for REST layers and tries again. */
 #include "node/internal.h"

@@ -372,7 +372,8 @@ void kvf_staging_destroy(struct kvf_core *core);
 /* The stage of a block with reads under way for the chunks of `mask` that it lacks, pinned. KVF_STAGE_NONE: no room now. */
 uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns);
 /* Reads chunks ahead for a layer of a session, at low priority and only into room that nobody waits for. false: none left. */
-bool kvf_stage_ahead(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, uint64_t session, uint32_t layer);
+bool kvf_stage_ahead(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, uint64_t session,
+                     uint32_t layer);
 /* Drops what is still queued of the reads ahead for a session: of one layer, or of all (UINT32_MAX). */
 void kvf_stage_ahead_cancel(struct kvf_core *core, uint64_t session, uint32_t layer);
 void kvf_stage_unpin(struct kvf_core *core, uint32_t stage);
@@ -385,9 +386,9 @@ uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch);
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle);
 
 /* ahead.c: what the next layers will want is read before they ask. All under the lock.
- * While `layer` is computed: asks for the cold chunks of the layers behind it, as far as there is room that nobody waits for. Without
- * a budget all of them are wanted; under one, those that the layer's last selection took (sparse-attention literature: 55 to 90 % are
- * selected again), and nothing where little of what was read ahead is used. */
+ * While `layer` is computed: asks for the cold chunks of the layers behind it, as far as there is room that nobody waits
+ * for. Without a budget all of them are wanted; under one, those that the layer's last selection took (sparse-attention
+ * literature: 55 to 90 % are selected again), and nothing where little of what was read ahead is used. */
 void kvf_ahead_read(struct kvf_sess *sess, uint32_t layer, bool budgeted);
 /* Where to write what a layer's selection took: [blocks][kv_heads] masks of chunks. NULL: no memory, nothing is remembered. */
 uint64_t *kvf_ahead_masks(struct kvf_sess *sess, uint32_t layer, uint32_t blocks);

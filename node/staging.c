@@ -205,7 +205,8 @@ uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, 
     return n;
 }
 
-bool kvf_stage_ahead(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, uint64_t session, uint32_t layer)
+bool kvf_stage_ahead(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, uint64_t session,
+                     uint32_t layer)
 {
     uint32_t n = core->stage_of[handle];
     bool fresh = n == KVF_STAGE_NONE;

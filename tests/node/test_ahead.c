@@ -52,7 +52,8 @@ static void a_budget_reads_ahead_what_was_selected(void **state)
     wide->options = &o;
     assert_int_equal(sim_engine_step(wide, l.s, 1), KVF_OK); /* the first has nothing to go by */
     staging_forget(l.node);
-    uint64_t read = COUNTED(l.node, ssd_chunks_read), ahead = COUNTED(l.node, prefetch_blocks), used = COUNTED(l.node, prefetch_used);
+    uint64_t ahead = COUNTED(l.node, prefetch_blocks), used = COUNTED(l.node, prefetch_used);
+    uint64_t read = COUNTED(l.node, ssd_chunks_read);
     for (unsigned i = 0; i < 4; i++) {
         assert_int_equal(sim_engine_step(wide, l.s, 1), KVF_OK);
         sim_cluster_settle(l.c, 10 * KVF_MS);
@@ -110,19 +111,19 @@ static void ended(void *arg, struct kvf_read *read, enum kvf_status status)
 }
 
 /* Reads of any kind, by hand, of blocks on SSD. */
-static struct kvf_read *start(struct lone *l, kvf_handle *cursor_handle, uint64_t *cursor, bool demand, uint8_t *to, struct order *o)
+static struct kvf_read *start(struct lone *l, kvf_handle *handle, uint64_t *cursor, bool demand, uint8_t *to, struct order *o)
 {
     struct kvf_core *core = l->node->core;
     struct kvf_read *read = NULL;
     for (;;) {
-        *cursor_handle = kvf_index_walk(core->index, cursor);
-        assert_int_not_equal(*cursor_handle, KVF_HANDLE_NONE);
-        struct kvf_entry *e = kvf_index_entry(core->index, *cursor_handle);
+        *handle = kvf_index_walk(core->index, cursor);
+        assert_int_not_equal(*handle, KVF_HANDLE_NONE);
+        struct kvf_entry *e = kvf_index_entry(core->index, *handle);
         if (e->tier == KVF_TIER_SSD && e->state == KVF_BLOCK_READY)
             break;
     }
-    assert_int_equal(kvf_read_start(core, *cursor_handle, 0xff, to, kvf_deadline(kvf_now(core->env), KVF_SEC), demand, ended, o, &read),
-                     KVF_OK);
+    uint64_t deadline = kvf_deadline(kvf_now(core->env), KVF_SEC);
+    assert_int_equal(kvf_read_start(core, *handle, 0xff, to, deadline, demand, ended, o, &read), KVF_OK);
     return read;
 }
 
