@@ -2,9 +2,9 @@
  * rest); words is "a|b|c" for LIST. Included several times: no guard. */
 KVF_SETTING(TEXT, node_name, "node.name", "", 0, 0, "",
     "The node's stable name, unique in the cluster: letters, digits, . _ -. Empty: the host's name.")
-KVF_SETTING(SIZE, dram_bytes, "dram.bytes", "256M", 1 << 20, 1ull << 50, "",
+KVF_SETTING(SIZE, dram_bytes, "dram.bytes", "256M", 1 << 20, 1ull << 43, "",
     "DRAM arena for this node's own blocks.")
-KVF_SETTING(SIZE, lend_bytes, "lend.bytes", "0", 0, 1ull << 50, "",
+KVF_SETTING(SIZE, lend_bytes, "lend.bytes", "0", 0, 1ull << 42, "",
     "DRAM beside it that is lent to other nodes' sessions. 0: this node lends nothing.")
 KVF_SETTING(BOOL, borrow, "lend.borrow", "true", 0, 0, "",
     "Whether this node's blocks may go to lenders before they go to SSD.")
@@ -17,12 +17,12 @@ KVF_SETTING(COUNT, prefetch_layers, "fetch.prefetch_layers", "2", 0, 64, "",
 KVF_SETTING(SIZE, block_bytes_max, "block.bytes_max", "1M", 4096, 16 << 20, "",
     "Largest block that is accepted, of sessions and of put.")
 KVF_SETTING(COUNT, blocks_max, "block.count_max", "1000000", 1024, 1ull << 32, "",
-    "Blocks that the index can hold, over all tiers. About 100 bytes of memory each.")
+    "Blocks that the index can hold, over all tiers. About 60 bytes of memory each, and 8 for each of their chunks.")
 KVF_SETTING(COUNT, sessions_max, "session.count_max", "1024", 1, 1 << 20, "",
     "Sessions that may have their home here.")
 KVF_SETTING(TEXT, ssd_path, "ssd.path", "", 0, 0, "",
     "Directory of the SSD area (the file is kvf.area). Empty: no SSD tier.")
-KVF_SETTING(SIZE, ssd_bytes, "ssd.bytes", "1G", 1 << 20, 1ull << 50, "",
+KVF_SETTING(SIZE, ssd_bytes, "ssd.bytes", "1G", 1 << 20, 1ull << 43, "",
     "Size of the SSD area.")
 KVF_SETTING(LIST, ssd_engine, "ssd.engine", "auto", 0, 0, "auto|uring|posix",
     "How the SSD is read: io_uring, or POSIX calls in threads. auto: io_uring where the kernel allows it.")

@@ -179,9 +179,10 @@ static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status
         return true;
     }
     if (e->tier == KVF_TIER_DRAM) {
-        atomic_fetch_add(&e->pins, 1);
+        if (!kvf_entry_pin(e))
+            return false;
         w->dram_pinned = true;
-        w->data = core->memory + e->location;
+        w->data = core->memory + kvf_entry_location(e);
         kvf_count(&core->counters.dram_chunks_read, (uint64_t)__builtin_popcountll(w->mask));
         kvf_count(&core->counters.dram_bytes_read, (uint64_t)__builtin_popcountll(w->mask) * a->model->chunk_bytes);
         return true;
@@ -206,7 +207,7 @@ static enum kvf_status ask_ahead(struct attend *a)
 static void unpin(struct attend *a, struct kvf_want *w)
 {
     if (w->dram_pinned)
-        atomic_fetch_sub(&kvf_index_entry(a->core->index, w->handle)->pins, 1);
+        kvf_block_let_go(a->core, w->handle);
     if (w->stage != KVF_STAGE_NONE)
         kvf_stage_unpin(a->core, w->stage);
     w->dram_pinned = false;
@@ -233,7 +234,7 @@ static bool arrived(struct attend *a, struct kvf_want *w, enum kvf_status *st)
         struct kvf_entry *e = kvf_index_entry(a->core->index, w->handle);
         bool still = !s->orphan && e->state != KVF_BLOCK_LOST;
         /* The block went elsewhere while it was asked for (it rose, say), and the old place knows it no more: no loss. */
-        if (still && (e->tier == KVF_TIER_DRAM || e->location != s->location)) {
+        if (still && (e->tier == KVF_TIER_DRAM || kvf_entry_location(e) != s->location)) {
             kvf_stage_retry(a->core, w->stage, w->mask, a->deadline_ns);
             return false;
         }
@@ -409,7 +410,7 @@ static enum kvf_status damaged(struct attend *a)
                 continue;
             struct kvf_stage *s = &core->stages[w->stage];
             struct kvf_entry *e = kvf_index_entry(core->index, w->handle);
-            if (s->orphan || e->location != s->location || e->tier == KVF_TIER_DRAM) {
+            if (s->orphan || kvf_entry_location(e) != s->location || e->tier == KVF_TIER_DRAM) {
                 kvf_stage_drop(core, w->handle);
                 continue;
             }

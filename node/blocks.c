@@ -147,8 +147,7 @@ static enum kvf_status put_try(struct kvf_core *core, const struct kvf_request *
     uint64_t slot = kvf_block_memory(core, bytes);
     if (slot == KVF_ARENA_NONE)
         return KVF_IN_PROGRESS;
-    struct kvf_entry probe = {.bytes = bytes, .model = KVF_MODEL_NONE};
-    uint32_t chunk = kvf_block_chunk_bytes(core, &probe), chunks = chunk_count(bytes, chunk);
+    uint32_t chunk = kvf_block_opaque_chunk_bytes(bytes), chunks = chunk_count(bytes, chunk);
     uint32_t sums_at = kvf_sums_alloc(core->sums, chunks);
     kvf_handle h = KVF_HANDLE_NONE;
     enum kvf_status st = sums_at == KVF_SUMS_NONE ? KVF_ERR_FULL : kvf_index_add(core->index, key, &h);
@@ -160,16 +159,15 @@ static enum kvf_status put_try(struct kvf_core *core, const struct kvf_request *
     }
     struct kvf_entry *e = kvf_index_entry(core->index, h);
     e->sums = sums_at;
-    e->chunks = (uint8_t)chunks;
-    e->seed = kvf_block_seed(0, key);
+    kvf_entry_set_shape(e, KVF_ENTRY_OPAQUE, chunks);
     e->bytes = bytes;
-    e->model = KVF_MODEL_NONE;
     e->state = KVF_BLOCK_WRITING;
     if (unlock)
         kvf_core_unlock(core);
     memcpy(core->memory + slot, r->data, bytes);
     memset(core->memory + slot + bytes, 0, (4096 - bytes % 4096) % 4096); /* SSD writes whole pages: no old bytes behind */
-    kvf_block_sum(core->dev, e->seed, core->memory + slot, bytes, chunk, UINT64_MAX, kvf_sums_at(core->sums, sums_at));
+    kvf_block_sum(core->dev, kvf_block_seed(0, key), core->memory + slot, bytes, chunk, UINT64_MAX,
+                  kvf_sums_at(core->sums, sums_at));
     if (unlock)
         kvf_core_lock(core);
     bool removed = e->flags & KVF_FLAG_REMOVED;
@@ -202,23 +200,19 @@ static struct kvf_entry *readable(struct kvf_core *core, struct kvf_key key, kvf
     return e;
 }
 
-static void unpin(struct kvf_core *core, kvf_handle h)
-{
-    struct kvf_entry *e = kvf_index_entry(core->index, h);
-    if (atomic_fetch_sub(&e->pins, 1) == 1 && (e->flags & KVF_FLAG_REMOVED) && e->state == KVF_BLOCK_READY)
-        kvf_block_reap(core, h);
-}
-
 static void get_dram(struct kvf_queue *q, const struct kvf_request *r, struct kvf_entry *e, kvf_handle h)
 {
     struct kvf_core *core = q->node->core;
-    atomic_fetch_add(&e->pins, 1);
-    const uint8_t *from = core->memory + e->location + r->offset;
+    if (!kvf_entry_pin(e)) {
+        complete(q, r->user, KVF_ERR_BUSY, KVF_TIER_DRAM, 0);
+        return;
+    }
+    const uint8_t *from = core->memory + kvf_entry_location(e) + r->offset;
     uint32_t chunk = kvf_block_chunk_bytes(core, e);
     kvf_core_unlock(core);
     memcpy(r->data, from, r->length);
     kvf_core_lock(core);
-    unpin(core, h);
+    kvf_block_let_go(core, h);
     kvf_count(&core->counters.dram_chunks_read, chunk_count((uint32_t)r->length, chunk));
     kvf_count(&core->counters.dram_bytes_read, r->length);
     complete(q, r->user, KVF_OK, KVF_TIER_DRAM, r->length);
@@ -303,7 +297,7 @@ static void get_damaged(struct kvf_core *core, struct pending *p, struct kvf_ent
 static bool verified(struct kvf_core *core, const struct pending *p, const struct kvf_entry *e, const void *block)
 {
     kvf_count(&core->counters.blocks_verified, 1);
-    return kvf_block_verify(core->dev, e->seed, block, e->bytes, kvf_block_chunk_bytes(core, e), p->mask,
+    return kvf_block_verify(core->dev, kvf_block_seed_of(core, e), block, e->bytes, kvf_block_chunk_bytes(core, e), p->mask,
                             kvf_sums_at(core->sums, e->sums));
 }
 
@@ -347,7 +341,7 @@ static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
         return;
     }
     if (e->tier == KVF_TIER_DRAM) { /* it rose meanwhile */
-        memcpy(p->request.data, core->memory + e->location + p->request.offset, p->request.length);
+        memcpy(p->request.data, core->memory + kvf_entry_location(e) + p->request.offset, p->request.length);
         staged_end(core, p, e, KVF_OK);
         return;
     }
@@ -562,10 +556,9 @@ enum kvf_status kvf_block_pin(struct kvf_node *node, struct kvf_key key, const v
     kvf_handle h;
     kvf_core_lock(core);
     struct kvf_entry *e = readable(core, key_of(key), &h);
-    bool here = e && e->tier == KVF_TIER_DRAM;
+    bool here = e && e->tier == KVF_TIER_DRAM && kvf_entry_pin(e);
     if (here) {
-        atomic_fetch_add(&e->pins, 1);
-        *data = core->memory + e->location;
+        *data = core->memory + kvf_entry_location(e);
         *length = e->bytes;
     }
     kvf_core_unlock(core);
@@ -579,8 +572,8 @@ void kvf_block_unpin(struct kvf_node *node, struct kvf_key key)
     struct kvf_core *core = node->core;
     kvf_core_lock(core);
     kvf_handle h = kvf_index_find(core->index, key_of(key));
-    if (h != KVF_HANDLE_NONE && atomic_load(&kvf_index_entry(core->index, h)->pins) > 0)
-        unpin(core, h);
+    if (h != KVF_HANDLE_NONE && kvf_entry_pins(kvf_index_entry(core->index, h)) > 0)
+        kvf_block_let_go(core, h);
     kvf_core_unlock(core);
 }
 

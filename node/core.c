@@ -65,12 +65,22 @@ uint64_t kvf_block_seed(uint64_t fingerprint, struct kvf_key key)
     return kvf_mix(kvf_mix(fingerprint, key.hi), key.lo);
 }
 
+uint64_t kvf_block_seed_of(const struct kvf_core *core, const struct kvf_entry *entry)
+{
+    unsigned model = kvf_entry_model(entry);
+    return kvf_block_seed(model == KVF_ENTRY_OPAQUE ? 0 : core->models[model]->fingerprint, entry->key);
+}
+
+uint32_t kvf_block_opaque_chunk_bytes(uint32_t bytes)
+{
+    uint32_t chunk = (bytes + 63) / 64;
+    return (chunk + 4095) / 4096 * 4096;
+}
+
 uint32_t kvf_block_chunk_bytes(const struct kvf_core *core, const struct kvf_entry *entry)
 {
-    if (entry->model != KVF_MODEL_NONE)
-        return core->models[entry->model]->chunk_bytes;
-    uint32_t chunk = (entry->bytes + 63) / 64;
-    return (chunk + 4095) / 4096 * 4096;
+    unsigned model = kvf_entry_model(entry);
+    return model == KVF_ENTRY_OPAQUE ? kvf_block_opaque_chunk_bytes(entry->bytes) : core->models[model]->chunk_bytes;
 }
 
 void kvf_block_chunk(const struct kvf_core *core, const struct kvf_entry *entry, unsigned c, uint32_t *offset, uint32_t *bytes)
@@ -132,34 +142,16 @@ static void book(struct kvf_core *core, const struct kvf_entry *e, int sign)
 
 void kvf_block_list(struct kvf_core *core, kvf_handle handle)
 {
-    struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    struct kvf_list *list = &core->dram_blocks;
-    assert(e->next == KVF_HANDLE_NONE && e->prev == KVF_HANDLE_NONE && list->head != handle);
-    e->prev = list->tail;
-    if (list->tail != KVF_HANDLE_NONE)
-        kvf_index_entry(core->index, list->tail)->next = handle;
-    else
-        list->head = handle;
-    list->tail = handle;
-    list->count++;
+    kvf_dramlist_push(core->dram_blocks, kvf_index_entry(core->index, handle)->location4k, handle);
 }
 
 void kvf_block_unlist(struct kvf_core *core, kvf_handle handle)
 {
-    struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    struct kvf_list *list = &core->dram_blocks;
-    if (e->next == KVF_HANDLE_NONE && e->prev == KVF_HANDLE_NONE && list->head != handle)
+    const struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    if (e->tier != KVF_TIER_DRAM || !kvf_dramlist_has(core->dram_blocks, e->location4k))
         return;
-    if (e->prev != KVF_HANDLE_NONE)
-        kvf_index_entry(core->index, e->prev)->next = e->next;
-    else
-        list->head = e->next;
-    if (e->next != KVF_HANDLE_NONE)
-        kvf_index_entry(core->index, e->next)->prev = e->prev;
-    else
-        list->tail = e->prev;
-    e->next = e->prev = KVF_HANDLE_NONE;
-    list->count--;
+    assert(kvf_dramlist_handle(core->dram_blocks, e->location4k) == handle);
+    kvf_dramlist_remove(core->dram_blocks, e->location4k);
 }
 
 void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tier, uint16_t peer, uint64_t location)
@@ -169,9 +161,9 @@ void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tie
         book(core, e, -1);
         kvf_block_unlist(core, handle);
     }
-    e->tier = (uint8_t)tier;
+    e->tier = tier & 15;
     e->peer = peer;
-    e->location = location;
+    kvf_entry_set_location(e, location);
     e->state = KVF_BLOCK_READY;
     book(core, e, +1);
     if (tier == KVF_TIER_DRAM)
@@ -182,8 +174,6 @@ void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t 
                             struct kvf_key key)
 {
     core->spill_stuck = false;
-
-
     switch (tier) {
     case KVF_TIER_DRAM:
         kvf_arena_free(core->dram, location, bytes);
@@ -203,7 +193,6 @@ void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t 
     default:
         break;
     }
-
 }
 
 /* Frees the entry itself. */
@@ -212,7 +201,7 @@ static void forget(struct kvf_core *core, kvf_handle handle)
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
     kvf_stage_drop(core, handle);
     if (e->sums != KVF_SUMS_NONE)
-        kvf_sums_free(core->sums, e->sums, e->chunks);
+        kvf_sums_free(core->sums, e->sums, kvf_entry_chunks(e));
     kvf_index_remove(core->index, handle);
 }
 
@@ -234,7 +223,7 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
         kvf_block_unlist(core, handle);
     /* A block in DRAM is never lost while it is being copied down; one below is: its rise finds it LOST and gives up. */
     assert(!(moving && e->tier == KVF_TIER_DRAM));
-    kvf_block_release_copy(core, e->tier, e->peer, e->location, e->bytes, e->key);
+    kvf_block_release_copy(core, e->tier, e->peer, kvf_entry_location(e), e->bytes, e->key);
     e->state = KVF_BLOCK_LOST;
     kvf_stage_drop(core, handle);
     sess->lost++;
@@ -245,7 +234,7 @@ void kvf_block_remove(struct kvf_core *core, kvf_handle handle)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
     if (e->state == KVF_BLOCK_SPILLING || e->state == KVF_BLOCK_RISING || e->state == KVF_BLOCK_WRITING ||
-        atomic_load(&e->pins) > 0) {
+        kvf_entry_pins(e) > 0) {
         e->flags |= KVF_FLAG_REMOVED;
         if (e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM)
             kvf_block_unlist(core, handle);
@@ -255,7 +244,7 @@ void kvf_block_remove(struct kvf_core *core, kvf_handle handle)
         book(core, e, -1);
         if (e->tier == KVF_TIER_DRAM)
             kvf_block_unlist(core, handle);
-        kvf_block_release_copy(core, e->tier, e->peer, e->location, e->bytes, e->key);
+        kvf_block_release_copy(core, e->tier, e->peer, kvf_entry_location(e), e->bytes, e->key);
     } else {
         struct kvf_sess *sess = kvf_block_session(core, e);
         if (sess && sess->lost > 0)
@@ -272,10 +261,11 @@ void kvf_block_disown(struct kvf_core *core, kvf_handle handle)
     forget(core, handle);
 }
 
-void kvf_block_reap(struct kvf_core *core, kvf_handle handle)
+void kvf_block_let_go(struct kvf_core *core, kvf_handle handle)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    assert(e->state == KVF_BLOCK_READY && (e->flags & KVF_FLAG_REMOVED) && atomic_load(&e->pins) == 0);
+    if (kvf_entry_unpin(e) > 0 || e->state != KVF_BLOCK_READY || !(e->flags & KVF_FLAG_REMOVED))
+        return;
     kvf_block_list(core, handle); /* remove takes it off again */
     kvf_block_remove(core, handle);
 }
@@ -351,6 +341,8 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
     if (st != KVF_OK)
         return st;
     st = kvf_index_create(s->blocks_max, &core->index);
+    if (st == KVF_OK)
+        st = kvf_dramlist_create(kvf_arena_bytes(core->dram) / KVF_LOCATION_UNIT, &core->dram_blocks);
     if (st == KVF_OK)
         st = kvf_sums_create(s->blocks_max * 64, &core->sums);
     if (st != KVF_OK) {
@@ -435,7 +427,6 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
     core->transport = parts->transport;
     core->store = parts->store;
     core->wake_fd = -1;
-    core->dram_blocks = (struct kvf_list){KVF_HANDLE_NONE, KVF_HANDLE_NONE, 0};
     name_choose(core);
     kvf_log_init(&core->log, core->name, level_of(settings->log_level), parts->log);
     core->incarnation = core->env->random(core->env->arg) | 1;
@@ -510,6 +501,7 @@ void kvf_core_destroy(struct kvf_core *core)
     kvf_arena_destroy(core->dram);
     kvf_arena_destroy(core->lent);
     kvf_arena_destroy(core->staging);
+    kvf_dramlist_destroy(core->dram_blocks);
     kvf_index_destroy(core->index);
     kvf_sums_destroy(core->sums);
     kvf_workers_destroy(core->workers);
@@ -577,7 +569,8 @@ void kvf_core_check(struct kvf_core *core)
         assert(blocks[t] == core->tier_blocks[t]);
         assert(bytes[t] == core->tier_bytes[t]);
     }
-    assert(listed == core->dram_blocks.count);
+    assert(listed == kvf_dramlist_count(core->dram_blocks));
+    kvf_dramlist_check(core->dram_blocks);
     kvf_arena_check(core->dram);
     kvf_arena_check(core->staging);
     kvf_index_check(core->index);

@@ -25,6 +25,7 @@
 #include "fabric/fabric.h"
 #include "kernels/dev.h"
 #include "tiers/arena.h"
+#include "tiers/dramlist.h"
 #include "tiers/index.h"
 #include "tiers/ssd.h"
 #include "tiers/sums.h"
@@ -32,7 +33,6 @@
 
 #define KVF_MODELS_MAX 64
 #define KVF_PEER_NONE UINT16_MAX
-#define KVF_MODEL_NONE UINT16_MAX
 #define KVF_ORIGINS_MAX 16
 #define KVF_TAIL_BLOCKS 18 /* open blocks of one (layer, head): one, and what a step of 256 tokens adds with blocks of 16 */
 #define KVF_BATCH_MAX 64   /* blocks in one message */
@@ -191,7 +191,7 @@ struct kvf_stage {
 #define KVF_STAGE_NONE UINT32_MAX
 
 struct kvf_list {
-    uint32_t head, tail; /* handles or stage numbers; KVF_HANDLE_NONE when empty */
+    uint32_t head, tail; /* stage numbers; KVF_STAGE_NONE when empty */
     uint64_t count;
 };
 
@@ -236,7 +236,7 @@ struct kvf_core {
     struct kvf_disk *disk;
     struct kvf_ssd *ssd; /* NULL: no SSD tier */
     uint64_t entries_reserved;   /* of the index, promised to commits that must not fail half-way */
-    struct kvf_list dram_blocks; /* READY in DRAM, oldest first */
+    struct kvf_dramlist *dram_blocks; /* READY in DRAM */
     uint64_t tier_blocks[KVF_TIER_COUNT], tier_bytes[KVF_TIER_COUNT];
 
     struct kvf_fabric *fabric; /* NULL: no peers */
@@ -300,7 +300,10 @@ void kvf_core_changed(struct kvf_core *core); /* wakes API threads that wait */
 bool kvf_core_wait(struct kvf_core *core, uint64_t deadline_ns);
 
 struct kvf_key kvf_block_key(uint64_t session, uint32_t layer, uint32_t head, uint32_t index);
+/* Of the checksums of a block: mixes the model's fingerprint (opaque: 0) and the key. */
 uint64_t kvf_block_seed(uint64_t fingerprint, struct kvf_key key);
+uint64_t kvf_block_seed_of(const struct kvf_core *core, const struct kvf_entry *entry);
+uint32_t kvf_block_opaque_chunk_bytes(uint32_t bytes); /* of an opaque block of so many bytes */
 /* Size of a chunk of an entry, and the offset and size of chunk c. */
 uint32_t kvf_block_chunk_bytes(const struct kvf_core *core, const struct kvf_entry *entry);
 void kvf_block_chunk(const struct kvf_core *core, const struct kvf_entry *entry, unsigned c, uint32_t *offset, uint32_t *bytes);
@@ -316,8 +319,8 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle);  /* frees its cop
 void kvf_block_remove(struct kvf_core *core, kvf_handle handle); /* frees its copy and the entry (now or when it comes to rest) */
 /* Forgets a block in tier REMOTE or PEER without telling who holds it: its copy is another home's. */
 void kvf_block_disown(struct kvf_core *core, kvf_handle handle);
-/* A DRAM block marked REMOVED whose last pin has gone. */
-void kvf_block_reap(struct kvf_core *core, kvf_handle handle);
+/* Ends a pin; a block marked REMOVED goes with its last one. */
+void kvf_block_let_go(struct kvf_core *core, kvf_handle handle);
 void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes,
                             struct kvf_key key);
 /* Takes a DRAM block out of the list of blocks that may be spilled, and back. */

@@ -12,7 +12,7 @@
 enum lent_state { LENT_RESERVED, LENT_WHOLE };
 
 struct kvf_lend {
-    struct kvf_index *index; /* entry.location: offset in our region; peer: the borrower; seed: when reserved, until LENT_WHOLE */
+    struct kvf_index *index; /* of slots: location in our region; peer: the borrower; sums: when reserved, in seconds */
     uint64_t next_sweep_ns;
 };
 
@@ -45,7 +45,7 @@ uint64_t kvf_lend_blocks(const struct kvf_core *core)
 static void slot_free(struct kvf_core *core, kvf_handle h)
 {
     struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
-    kvf_arena_free(core->lent, e->location - core->lent_at, e->bytes);
+    kvf_arena_free(core->lent, kvf_entry_location(e) - core->lent_at, e->bytes);
     if (e->peer != KVF_PEER_NONE) {
         core->peers[e->peer].lent_blocks--;
         core->peers[e->peer].lent_bytes -= e->bytes;
@@ -61,7 +61,7 @@ static void free_of(struct kvf_core *core, const struct kvf_node_peer *p, bool r
         struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
         if (p && e->peer != p->number)
             continue;
-        if (reserved_only && (e->state != LENT_RESERVED || e->seed >= before_ns))
+        if (reserved_only && (e->state != LENT_RESERVED || e->sums >= before_ns / KVF_SEC))
             continue;
         slot_free(core, h);
     }
@@ -104,14 +104,14 @@ static enum kvf_status reserve_one(struct kvf_core *core, struct kvf_node_peer *
         return KVF_ERR_FULL;
     }
     struct kvf_entry *e = kvf_index_entry(index, h);
-    e->location = core->lent_at + at;
+    kvf_entry_set_location(e, core->lent_at + at);
     e->bytes = item->bytes;
     e->peer = p->number;
     e->state = LENT_RESERVED;
-    e->seed = kvf_now(core->env);
+    e->sums = (uint32_t)(kvf_now(core->env) / KVF_SEC);
     p->lent_blocks++;
     p->lent_bytes += item->bytes;
-    *offset = e->location;
+    *offset = kvf_entry_location(e);
     return KVF_OK;
 }
 
@@ -143,7 +143,7 @@ static uint8_t *put_place(struct kvf_core *core, const struct kvf_node_peer *p, 
     struct kvf_entry *e = h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->lend->index, h);
     if (!e || e->peer != p->number || e->state != LENT_RESERVED || item->at > e->bytes || item->bytes > e->bytes - item->at)
         return NULL;
-    return core->memory + e->location + item->at;
+    return core->memory + kvf_entry_location(e) + item->at;
 }
 
 static void on_put(struct kvf_core *core, struct kvf_node_peer *p, uint64_t request, struct kvf_reader r)
@@ -169,9 +169,10 @@ static bool commit_one(struct kvf_core *core, struct kvf_node_peer *p, const str
     if (h == KVF_HANDLE_NONE)
         return false;
     struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
-    if (e->peer != p->number || e->location != item->offset || e->bytes != item->bytes || e->state != LENT_RESERVED)
+    if (e->peer != p->number || kvf_entry_location(e) != item->offset || e->bytes != item->bytes || e->state != LENT_RESERVED)
         return false;
-    if (!kvf_block_verify(core->dev, item->seed, core->memory + e->location, e->bytes, item->chunk_bytes, UINT64_MAX, item->sums)) {
+    const uint8_t *data = core->memory + kvf_entry_location(e);
+    if (!kvf_block_verify(core->dev, item->seed, data, e->bytes, item->chunk_bytes, UINT64_MAX, item->sums)) {
         kvf_log_warn(&core->log, "a block that node %s wrote here does not match its checksums: refused", p->member.name);
         kvf_count(&core->counters.blocks_corrupt, 1);
         return false;

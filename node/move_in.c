@@ -140,12 +140,10 @@ static bool got_block(struct kvf_one_move *m, const struct kvf_move_block *b)
     struct kvf_entry *e = kvf_index_entry(core->index, h);
     memcpy(kvf_sums_at(core->sums, sums), b->sums, model->chunks * sizeof *b->sums);
     e->sums = sums;
-    e->chunks = (uint8_t)model->chunks;
-    e->seed = kvf_block_seed(model->fingerprint, key);
+    kvf_entry_set_shape(e, model->number, model->chunks);
     e->bytes = model->block_bytes;
-    e->model = model->number;
     e->state = KVF_BLOCK_LOST;
-    bool known = b->tier != KVF_TIER_COUNT;
+    bool known = b->tier != KVF_TIER_COUNT && kvf_location_fits(b->location);
     uint16_t peer = known ? holder(m, b, &known) : KVF_PEER_NONE;
     /* Blocks in our own lent part are believed only inside it. */
     bool inside = b->location >= core->lent_at && core->staging_at >= model->block_bytes &&

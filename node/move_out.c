@@ -217,7 +217,7 @@ static bool piece_blocks(struct kvf_one_move *m, struct kvf_sess *s, struct kvf_
         if (e->state == KVF_BLOCK_READY) {
             b.tier = e->tier == KVF_TIER_REMOTE ? KVF_TIER_REMOTE : KVF_TIER_PEER;
             b.lender = e->tier == KVF_TIER_REMOTE ? lender_number(m, e) : 0;
-            b.location = e->location;
+            b.location = kvf_entry_location(e);
             if (b.tier == KVF_TIER_PEER)
                 m->report.bytes_after_switch += e->bytes;
         }

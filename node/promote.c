@@ -57,7 +57,7 @@ static void rise_end(struct rise *r, enum kvf_status status)
     if (keep) {
         enum kvf_tier tier = (enum kvf_tier)e->tier;
         uint16_t peer = e->peer;
-        uint64_t location = e->location;
+        uint64_t location = kvf_entry_location(e);
         kvf_block_place(core, r->handle, KVF_TIER_DRAM, KVF_PEER_NONE, r->slot);
         kvf_block_release_copy(core, tier, peer, location, e->bytes, e->key);
         if (sess && e->key.hi == sess->id && sess->summary_chunks_room) {
@@ -87,8 +87,8 @@ static void rise_read(void *arg, struct kvf_read *read, enum kvf_status status)
     struct kvf_entry *e = kvf_index_entry(core->index, r->handle);
     if (status == KVF_OK) {
         kvf_count(&core->counters.blocks_verified, 1);
-        if (!kvf_block_verify(core->dev, e->seed, core->memory + r->slot, e->bytes, kvf_block_chunk_bytes(core, e), r->mask,
-                              kvf_sums_at(core->sums, e->sums))) {
+        if (!kvf_block_verify(core->dev, kvf_block_seed_of(core, e), core->memory + r->slot, e->bytes,
+                              kvf_block_chunk_bytes(core, e), r->mask, kvf_sums_at(core->sums, e->sums))) {
             kvf_count(&core->counters.blocks_corrupt, 1);
             kvf_log_error(&core->log, "a block of session %llx from %s does not match its checksum: dropped",
                           (unsigned long long)e->key.hi, kvf_tier_name((enum kvf_tier)e->tier));
@@ -111,7 +111,7 @@ static bool rise_start(struct kvf_core *core, kvf_handle h)
     uint64_t slot = kvf_block_memory(core, e->bytes);
     if (slot == KVF_ARENA_NONE)
         return false;
-    r->mask = e->chunks == 64 ? UINT64_MAX : (1ull << e->chunks) - 1;
+    r->mask = kvf_entry_chunks(e) == 64 ? UINT64_MAX : (1ull << kvf_entry_chunks(e)) - 1;
     r->handle = h;
     r->slot = slot;
     r->bytes = e->bytes;

@@ -152,7 +152,7 @@ enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_
 static uint64_t mask_bytes(const struct kvf_core *core, const struct kvf_entry *e, uint64_t mask)
 {
     uint64_t sum = 0;
-    for (unsigned c = 0; c < e->chunks; c++) {
+    for (unsigned c = 0; c < kvf_entry_chunks(e); c++) {
         uint32_t offset, bytes;
         kvf_block_chunk(core, e, c, &offset, &bytes);
         sum += mask >> c & 1 ? bytes : 0;
@@ -250,7 +250,7 @@ static unsigned runs_of(const struct kvf_core *core, const struct kvf_entry *e, 
                         uint32_t (*runs)[2], unsigned runs_max)
 {
     unsigned n = 0;
-    for (unsigned c = 0; c < e->chunks; c++) {
+    for (unsigned c = 0; c < kvf_entry_chunks(e); c++) {
         uint32_t offset, bytes;
         if (!(mask >> c & 1))
             continue;
@@ -289,7 +289,7 @@ static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_en
         rs->runs_ahead += !read->demand;
         run->request.done = ssd_done;
         run->request.arg = run;
-        kvf_ssd_read(core->ssd, &run->request, e->location + runs[i][0], read->to + runs[i][0], runs[i][1] - runs[i][0]);
+        kvf_ssd_read(core->ssd, &run->request, kvf_entry_location(e) + runs[i][0], read->to + runs[i][0], runs[i][1] - runs[i][0]);
     }
     return true;
 }
@@ -360,7 +360,7 @@ static void send_pull(struct batch *b)
         uint32_t runs[64][2];
         unsigned m = runs_of(core, e, b->masks[i], 1, runs, 64);
         for (unsigned r = 0; r < m && n < KVF_PULL_RANGES_MAX; r++)
-            ranges[n++] = (struct kvf_pull_range){.offset = e->location + runs[r][0], .bytes = runs[r][1] - runs[r][0],
+            ranges[n++] = (struct kvf_pull_range){.offset = kvf_entry_location(e) + runs[r][0], .bytes = runs[r][1] - runs[r][0],
                                                   .to = b->reads[i]->to + runs[r][0]};
     }
     enum kvf_status st = kvf_fabric_pull(core->peers[b->peer].peer, ranges, n, b->deadline_ns, pull_done, b);
@@ -373,7 +373,7 @@ static void send_pull(struct batch *b)
 static void scatter_chunks(struct kvf_core *core, struct kvf_read *read, uint64_t mask, const struct kvf_entry *e,
                            struct kvf_reader *r, bool *bad)
 {
-    for (unsigned c = 0; c < e->chunks; c++) {
+    for (unsigned c = 0; c < kvf_entry_chunks(e); c++) {
         uint32_t offset, bytes;
         if (!(mask >> c & 1))
             continue;
@@ -491,7 +491,7 @@ static bool post_split(struct kvf_core *core, struct dispatch *d, struct kvf_rea
     struct kvf_reads *rs = core->reads;
     uint64_t pieces[64], sum = 0, most = batch_most(core, e->tier);
     unsigned n = 0, room = 0;
-    for (unsigned c = 0; c < e->chunks; c++) {
+    for (unsigned c = 0; c < kvf_entry_chunks(e); c++) {
         uint32_t offset, bytes;
         if (!(read->mask >> c & 1))
             continue;
@@ -542,12 +542,12 @@ static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read
 /* The block rose to DRAM while the read waited, or lies in our own lent part. */
 static enum kvf_status copy_from_dram(struct kvf_core *core, struct kvf_read *read, struct kvf_entry *e)
 {
-    for (unsigned c = 0; c < e->chunks; c++) {
+    for (unsigned c = 0; c < kvf_entry_chunks(e); c++) {
         uint32_t offset, bytes;
         if (!(read->mask >> c & 1))
             continue;
         kvf_block_chunk(core, e, c, &offset, &bytes);
-        memcpy(read->to + offset, core->memory + e->location + offset, bytes);
+        memcpy(read->to + offset, core->memory + kvf_entry_location(e) + offset, bytes);
     }
     read->tier = e->tier;
     return KVF_OK;

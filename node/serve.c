@@ -61,11 +61,8 @@ static void serve_free(struct serve *s)
         struct item *it = &s->items[i];
         if (it->slot != KVF_ARENA_NONE)
             kvf_arena_free(core->staging, it->slot, it->bytes);
-        if (!it->pinned)
-            continue;
-        struct kvf_entry *e = kvf_index_entry(core->index, it->handle);
-        if (atomic_fetch_sub(&e->pins, 1) == 1 && (e->flags & KVF_FLAG_REMOVED) && e->state == KVF_BLOCK_READY)
-            kvf_block_reap(core, it->handle);
+        if (it->pinned)
+            kvf_block_let_go(core, it->handle);
     }
     s->busy = false;
     core->serves->active--;
@@ -141,16 +138,17 @@ static enum kvf_status item_start(struct serve *s, struct item *it)
     struct kvf_entry *e = it->handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, it->handle);
     bool here = e && (e->state == KVF_BLOCK_READY || e->state == KVF_BLOCK_SPILLING || e->state == KVF_BLOCK_RISING) &&
                 (e->tier == KVF_TIER_DRAM || e->tier == KVF_TIER_SSD) && !(e->flags & KVF_FLAG_REMOVED);
-    if (!here || (e->chunks < 64 && it->mask >> e->chunks)) {
+    if (!here || (kvf_entry_chunks(e) < 64 && it->mask >> kvf_entry_chunks(e))) {
         it->status = 1;
         return KVF_OK;
     }
     it->bytes = e->bytes;
     it->chunk_bytes = kvf_block_chunk_bytes(core, e);
     if (e->tier == KVF_TIER_DRAM) {
-        atomic_fetch_add(&e->pins, 1);
+        if (!kvf_entry_pin(e))
+            return KVF_ERR_BUSY;
         it->pinned = true;
-        it->data = core->memory + e->location;
+        it->data = core->memory + kvf_entry_location(e);
         return KVF_OK;
     }
     it->slot = kvf_stage_memory(core, e->bytes, false);

@@ -124,7 +124,7 @@ static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t
         if (!removed)
             kvf_count(&core->counters.spill_failed, 1);
     } else {
-        uint64_t slot = e->location;
+        uint64_t slot = kvf_entry_location(e);
         e->state = KVF_BLOCK_READY;
         kvf_block_list(core, h); /* place takes it off again */
         kvf_block_place(core, h, to, peer, location);
@@ -152,7 +152,7 @@ static bool drop_finish(struct drop *d)
     struct kvf_core *core = d->core;
     struct kvf_entry *e = kvf_index_entry(core->index, d->handle);
     bool kept = d->status != KVF_OK || (e->flags & KVF_FLAG_REMOVED);
-    if (!kept && atomic_load(&e->pins) > 0)
+    if (!kept && kvf_entry_pins(e) > 0)
         return false;
     if (kept)
         kvf_ssd_free(core->ssd, d->offset, e->bytes);
@@ -185,7 +185,7 @@ static bool drop_start(struct kvf_core *core, kvf_handle h)
     d->offset = offset;
     d->request.done = drop_done;
     d->request.arg = d;
-    kvf_ssd_write(core->ssd, &d->request, offset, core->memory + e->location, (e->bytes + 4095) / 4096 * 4096);
+    kvf_ssd_write(core->ssd, &d->request, offset, core->memory + kvf_entry_location(e), (e->bytes + 4095) / 4096 * 4096);
     return true;
 }
 
@@ -210,7 +210,7 @@ static void job_finish(struct job *j)
         struct kvf_entry *e = kvf_index_entry(core->index, j->handles[i]);
         bool removed = e->flags & KVF_FLAG_REMOVED;
         bool good = j->stored[i] && !removed && j->lender->up;
-        if (good && atomic_load(&e->pins) > 0) {
+        if (good && kvf_entry_pins(e) > 0) {
             all = false;
             continue;
         }
@@ -256,9 +256,10 @@ static void job_commit(struct job *j)
     struct kvf_writer w = kvf_writer_of(j->commit, COMMIT_BYTES);
     for (unsigned i = 0; i < j->granted; i++) {
         struct kvf_entry *e = kvf_index_entry(core->index, j->handles[i]);
-        struct kvf_commit_item item = {.key = e->key, .seed = e->seed, .offset = j->offsets[i], .bytes = e->bytes,
-                                       .chunk_bytes = kvf_block_chunk_bytes(core, e), .chunks = e->chunks};
-        memcpy(item.sums, kvf_sums_at(core->sums, e->sums), e->chunks * sizeof *item.sums);
+        struct kvf_commit_item item = {.key = e->key, .seed = kvf_block_seed_of(core, e), .offset = j->offsets[i],
+                                       .bytes = e->bytes, .chunk_bytes = kvf_block_chunk_bytes(core, e),
+                                       .chunks = kvf_entry_chunks(e)};
+        memcpy(item.sums, kvf_sums_at(core->sums, e->sums), kvf_entry_chunks(e) * sizeof *item.sums);
         kvf_wire_commit(&w, &item);
     }
     assert(!w.bad);
@@ -295,7 +296,7 @@ static bool put_send(struct job *j, struct put *p)
         struct kvf_entry *e = kvf_index_entry(core->index, j->handles[at]);
         uint32_t piece = e->bytes - at_byte < room ? e->bytes - at_byte : (uint32_t)(room / 4096 * 4096);
         items[n] = (struct kvf_put_item){.key = j->keys[at], .at = at_byte, .bytes = piece};
-        parts[1 + n++] = (struct iovec){.iov_base = core->memory + e->location + at_byte, .iov_len = piece};
+        parts[1 + n++] = (struct iovec){.iov_base = core->memory + kvf_entry_location(e) + at_byte, .iov_len = piece};
         room -= piece;
         at_byte += piece;
         if (at_byte == e->bytes) {
@@ -339,6 +340,9 @@ static void reserve_reply(void *arg, enum kvf_status status, const void *payload
     unsigned n = 0;
     if (status == KVF_OK && (!kvf_wire_granted_read(&r, j->offsets, &n) || n > j->n))
         status = KVF_ERR_PEER_PROTOCOL;
+    for (unsigned i = 0; status == KVF_OK && i < n; i++)
+        if (!kvf_location_fits(j->offsets[i]))
+            status = KVF_ERR_PEER_PROTOCOL;
     if (status == KVF_OK && n < j->n) /* it is full, or nearly so */
         j->lender->lend_retry_ns = kvf_deadline(kvf_now(j->core->env), LENDER_FULL_NS);
     if (status != KVF_OK)
@@ -419,7 +423,7 @@ static struct kvf_node_peer *lender_next(struct kvf_core *core, bool *any)
 static bool may_go(struct kvf_core *core, const struct kvf_entry *e, bool only_parking)
 {
     struct kvf_sess *sess = kvf_block_session(core, e);
-    if (atomic_load(&e->pins) > 0)
+    if (kvf_entry_pins(e) > 0)
         return false;
     if (sess && sess->state == KVF_SESS_FROZEN)
         return false;
@@ -431,13 +435,16 @@ static unsigned pick(struct kvf_core *core, bool only_parking, bool departed, ui
 {
     unsigned n = 0, looked = 0;
     uint64_t sum = 0;
-    for (kvf_handle h = core->dram_blocks.head; h != KVF_HANDLE_NONE && n < max && sum < bytes && looked < 4096; looked++) {
+    const struct kvf_dramlist *list = core->dram_blocks;
+    uint32_t slot = kvf_dramlist_oldest(list);
+    for (; slot != KVF_DRAMSLOT_NONE && n < max && sum < bytes && looked < 4096; looked++) {
+        kvf_handle h = kvf_dramlist_handle(list, slot);
         struct kvf_entry *e = kvf_index_entry(core->index, h);
         if (may_go(core, e, only_parking) && (departed || !(e->flags & KVF_FLAG_DEPARTED))) {
             out[n++] = h;
             sum += e->bytes;
         }
-        h = e->next;
+        slot = kvf_dramlist_newer(list, slot);
     }
     return n;
 }

@@ -111,12 +111,12 @@ static void read_done(void *arg, struct kvf_read *read, enum kvf_status status)
 static uint64_t whole_pages(const struct kvf_core *core, const struct kvf_entry *e, uint64_t mask)
 {
     uint32_t chunk = kvf_block_chunk_bytes(core, e), run = 1;
-    while ((uint64_t)run * chunk % 4096 && run < e->chunks)
+    while ((uint64_t)run * chunk % 4096 && run < kvf_entry_chunks(e))
         run++; /* chunks that fill whole pages together */
     uint64_t group = run >= 64 ? UINT64_MAX : (1ull << run) - 1, wide = 0;
-    for (uint32_t c = 0; c < e->chunks; c += run)
+    for (uint32_t c = 0; c < kvf_entry_chunks(e); c += run)
         wide |= mask >> c & group ? group << c : 0;
-    return wide & (e->chunks == 64 ? UINT64_MAX : (1ull << e->chunks) - 1);
+    return wide & (kvf_entry_chunks(e) == 64 ? UINT64_MAX : (1ull << kvf_entry_chunks(e)) - 1);
 }
 
 /* The chunks of a mask, widened to whole pages, that are neither here nor on their way. */
@@ -178,8 +178,8 @@ static uint32_t stage_new(struct kvf_core *core, kvf_handle handle, bool prefetc
     s->orphan = false;
     s->prefetched = false;
     s->ahead = NULL;
-    s->seed = e->seed;
-    s->location = e->location;
+    s->seed = kvf_block_seed_of(core, e);
+    s->location = kvf_entry_location(e);
     core->stage_of[handle] = n;
     return n;
 }
@@ -253,7 +253,7 @@ void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint6
     assert(s->pins > 0);
     if (s->orphan || s->inflight)
         return;
-    s->location = kvf_index_entry(core->index, s->handle)->location;
+    s->location = kvf_entry_location(kvf_index_entry(core->index, s->handle));
     atomic_store(&s->status, KVF_OK);
     ask(core, s, mask, deadline_ns);
 }

@@ -78,7 +78,7 @@ static void refill_drop(struct kvf_sess *s)
                 struct kvf_entry *e = handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, handle);
                 if (!e || e->state != KVF_BLOCK_WRITING)
                     continue;
-                kvf_arena_free(core->dram, e->location, e->bytes);
+                kvf_arena_free(core->dram, kvf_entry_location(e), e->bytes);
                 e->state = KVF_BLOCK_LOST;
             }
         }
@@ -162,13 +162,13 @@ static enum kvf_status row_memory(struct kvf_sess *s, uint32_t layer, uint32_t h
         enum kvf_status st = slot_wait(s, deadline_ns, &at);
         if (st != KVF_OK)
             return st;
-        e->location = at;
+        kvf_entry_set_location(e, at);
         e->tier = KVF_TIER_DRAM;
         e->peer = KVF_PEER_NONE;
         e->state = KVF_BLOCK_WRITING;
     }
     if (e->state == KVF_BLOCK_WRITING)
-        *out = core->memory + e->location;
+        *out = core->memory + kvf_entry_location(e);
     return KVF_OK;
 }
 
@@ -245,10 +245,8 @@ static void seal_one(struct kvf_sess *s, uint32_t layer, uint32_t head, uint32_t
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
     memcpy(kvf_sums_at(core->sums, sums_at), sums, m->chunks * sizeof *sums);
     e->sums = sums_at;
-    e->chunks = (uint8_t)m->chunks;
-    e->seed = seed;
+    kvf_entry_set_shape(e, m->number, m->chunks);
     e->bytes = m->block_bytes;
-    e->model = m->number;
     e->flags = KVF_FLAG_SUMMARY;
     e->state = KVF_BLOCK_WRITING;
     kvf_block_place(core, handle, KVF_TIER_DRAM, KVF_PEER_NONE, slot);
@@ -296,13 +294,13 @@ static void refill_commit(struct kvf_sess *s)
                 kvf_core_unlock(core);
                 if (!ours)
                     continue;
-                const uint8_t *block = core->memory + e->location;
-                kvf_block_sum(core->dev, e->seed, block, e->bytes, m->chunk_bytes, UINT64_MAX, sums);
+                const uint8_t *block = core->memory + kvf_entry_location(e);
+                kvf_block_sum(core->dev, kvf_block_seed(m->fingerprint, e->key), block, e->bytes, m->chunk_bytes, UINT64_MAX, sums);
                 kvf_core_lock(core);
                 struct kvf_sess *owner = kvf_block_session(core, e); /* a fork refills its parent's blocks too */
                 kvf_sess_summarise(s, l, h, (uint32_t)i, block);
                 e->flags |= KVF_FLAG_SUMMARY;
-                kvf_block_place(core, handle, KVF_TIER_DRAM, KVF_PEER_NONE, e->location);
+                kvf_block_place(core, handle, KVF_TIER_DRAM, KVF_PEER_NONE, kvf_entry_location(e));
                 owner->lost--;
                 kvf_count(&core->counters.blocks_refilled, 1);
                 kvf_core_unlock(core);

@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 
 /* And 10 to 20 bytes of table per block. */
-_Static_assert(sizeof(struct kvf_entry) == 64, "the index holds a million of these: growth is a decision");
+_Static_assert(sizeof(struct kvf_entry) == 40, "the index holds a million of these: growth is a decision");
 
 #define ENTRIES_MAX (UINT32_MAX / 2)
 #define HASH_SEED 0x6b7666696e646578ull
@@ -28,7 +28,7 @@ struct slot {
 struct kvf_index {
     uint32_t entries_max, count;
     uint32_t fresh; /* entries from here on were never used */
-    uint32_t free;  /* list of removed entries, by next */
+    uint32_t free;  /* list of removed entries, by location4k */
     uint32_t mask;  /* slots - 1 */
     struct slot *slots;
     struct kvf_entry *entries;
@@ -118,14 +118,13 @@ enum kvf_status kvf_index_add(struct kvf_index *x, struct kvf_key key, kvf_handl
         return KVF_ERR_BUSY;
     kvf_handle handle = x->free;
     if (handle != KVF_HANDLE_NONE)
-        x->free = x->entries[handle].next;
+        x->free = x->entries[handle].location4k;
     else
         handle = x->fresh++;
     assert(handle < x->entries_max);
     struct kvf_entry *e = &x->entries[handle];
     memset(e, 0, sizeof *e);
     e->key = key;
-    e->next = e->prev = KVF_HANDLE_NONE;
     x->live[handle / 64] |= 1ull << handle % 64;
     x->slots[at] = (struct slot){.tag = tag, .number = handle + 1};
     x->count++;
@@ -167,7 +166,7 @@ void kvf_index_remove(struct kvf_index *x, kvf_handle handle)
     assert(x->slots[at].number == handle + 1);
     shift_back(x, at);
     x->live[handle / 64] &= ~(1ull << handle % 64);
-    e->next = x->free;
+    e->location4k = x->free;
     x->free = handle;
     x->count--;
 }
@@ -206,7 +205,7 @@ void kvf_index_check(const struct kvf_index *x)
     }
     for (kvf_handle h = 0; h < x->fresh; h++)
         live += is_live(x, h);
-    for (kvf_handle h = x->free; h != KVF_HANDLE_NONE; h = x->entries[h].next) {
+    for (kvf_handle h = x->free; h != KVF_HANDLE_NONE; h = x->entries[h].location4k) {
         assert(h < x->fresh && !is_live(x, h) && listed <= x->fresh);
         listed++;
     }

@@ -111,7 +111,7 @@ static void the_table_is_complete_and_its_names_are_unique(void **state)
     assert_string_equal(entry.name, "dram.bytes");
     assert_string_equal(entry.value, "256M");
     assert_string_equal(entry.type, "size");
-    assert_string_equal(entry.bounds, "1M to 1024T");
+    assert_string_equal(entry.bounds, "1M to 8T");
 }
 
 static void sizes_and_times_take_units(void **state)

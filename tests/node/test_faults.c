@@ -264,7 +264,7 @@ static void a_bit_flipped_on_disk_is_never_returned(void **state)
     assert_int_equal(sim_engine_run(engine, s, 1200, 50), KVF_OK);
     for (unsigned i = 0; i < 5; i++) {
         struct kvf_entry *e = block_at(t.home, KVF_TIER_SSD, i * 3);
-        damage_is_found(&t, s, t.home->media->bytes + e->location + i * 1000);
+        damage_is_found(&t, s, t.home->media->bytes + kvf_entry_location(e) + i * 1000);
     }
     assert_int_equal(kvf_session_drop(s), KVF_OK);
     quad_end(&t);
@@ -278,7 +278,7 @@ static void a_bit_flipped_at_a_lender_is_never_returned(void **state)
         assert_int_equal(sim_engine_run(engine, s, 1200, 50), KVF_OK);
         for (unsigned i = 0; i < 3; i++) {
             struct kvf_entry *e = block_at(t.home, KVF_TIER_REMOTE, i * 2);
-            damage_is_found(&t, s, t.a->core->memory + e->location + i * 1300);
+            damage_is_found(&t, s, t.a->core->memory + kvf_entry_location(e) + i * 1300);
         }
         assert_int_equal(kvf_session_drop(s), KVF_OK);
         quad_end(&t);
@@ -297,7 +297,7 @@ static void a_verified_chunk_is_not_overwritten_by_a_damaged_page(void **state)
     assert_int_equal(sim_engine_step(engine, s, 1), KVF_OK); /* the sink chunk of block 0, and one more */
     struct kvf_entry *e = kvf_index_entry(t.home->core->index, kvf_sess_block(s->sess, 0, 0, 0));
     assert_int_equal(e->tier, KVF_TIER_SSD);
-    t.home->media->bytes[e->location + 100] ^= 0x10; /* in the sink chunk */
+    t.home->media->bytes[kvf_entry_location(e) + 100] ^= 0x10; /* in the sink chunk */
     engine->options = NULL;
     engine->compared = 0;
     enum kvf_status st = sim_engine_step(engine, s, 1);
@@ -315,7 +315,7 @@ static void a_block_damaged_on_the_way_is_refused_by_the_lender(void **state)
     struct kvf_session *s = session_on(t.home, 7);
     assert_int_equal(sim_engine_run(engine, s, 448, 64), KVF_OK);
     struct kvf_entry *e = block_at(t.home, KVF_TIER_DRAM, 0);
-    uint8_t *byte = t.home->core->memory + e->location + 77;
+    uint8_t *byte = t.home->core->memory + kvf_entry_location(e) + 77;
     *byte ^= 1; /* memory that went bad after sealing */
     sim_cluster_settle(t.c, KVF_SEC);
     assert_int_equal(kvf_session_park(s, 2 * KVF_SEC), KVF_OK); /* by way of SSD, where it is found later */

@@ -1,0 +1,110 @@
+#include "tiers/dramlist.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+struct link {
+    uint32_t older, newer; /* slots */
+    uint32_t number;       /* handle + 1; 0, as fresh memory is: not in the list */
+};
+
+struct kvf_dramlist {
+    uint32_t slots, oldest, newest;
+    uint64_t count;
+    struct link *links;
+};
+
+enum kvf_status kvf_dramlist_create(uint64_t slots, struct kvf_dramlist **out)
+{
+    if (!out || slots == 0 || slots >= KVF_DRAMSLOT_NONE)
+        return KVF_ERR_INVALID;
+    struct kvf_dramlist *l = calloc(1, sizeof *l);
+    if (!l)
+        return KVF_ERR_NO_MEMORY;
+    l->slots = (uint32_t)slots;
+    l->oldest = l->newest = KVF_DRAMSLOT_NONE;
+    l->links = mmap(NULL, slots * sizeof *l->links, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (l->links == MAP_FAILED) {
+        free(l);
+        return KVF_ERR_NO_MEMORY;
+    }
+    *out = l;
+    return KVF_OK;
+}
+
+void kvf_dramlist_destroy(struct kvf_dramlist *l)
+{
+    if (!l)
+        return;
+    munmap(l->links, l->slots * sizeof *l->links);
+    free(l);
+}
+
+bool kvf_dramlist_has(const struct kvf_dramlist *l, uint32_t slot)
+{
+    assert(slot < l->slots);
+    return l->links[slot].number != 0;
+}
+
+void kvf_dramlist_push(struct kvf_dramlist *l, uint32_t slot, kvf_handle handle)
+{
+    assert(!kvf_dramlist_has(l, slot) && handle != KVF_HANDLE_NONE);
+    l->links[slot] = (struct link){.older = l->newest, .newer = KVF_DRAMSLOT_NONE, .number = handle + 1};
+    if (l->newest != KVF_DRAMSLOT_NONE)
+        l->links[l->newest].newer = slot;
+    else
+        l->oldest = slot;
+    l->newest = slot;
+    l->count++;
+}
+
+void kvf_dramlist_remove(struct kvf_dramlist *l, uint32_t slot)
+{
+    assert(kvf_dramlist_has(l, slot));
+    struct link *link = &l->links[slot];
+    if (link->older != KVF_DRAMSLOT_NONE)
+        l->links[link->older].newer = link->newer;
+    else
+        l->oldest = link->newer;
+    if (link->newer != KVF_DRAMSLOT_NONE)
+        l->links[link->newer].older = link->older;
+    else
+        l->newest = link->older;
+    link->number = 0;
+    l->count--;
+}
+
+uint64_t kvf_dramlist_count(const struct kvf_dramlist *l)
+{
+    return l->count;
+}
+
+uint32_t kvf_dramlist_oldest(const struct kvf_dramlist *l)
+{
+    return l->oldest;
+}
+
+uint32_t kvf_dramlist_newer(const struct kvf_dramlist *l, uint32_t slot)
+{
+    assert(kvf_dramlist_has(l, slot));
+    return l->links[slot].newer;
+}
+
+kvf_handle kvf_dramlist_handle(const struct kvf_dramlist *l, uint32_t slot)
+{
+    assert(kvf_dramlist_has(l, slot));
+    return l->links[slot].number - 1;
+}
+
+void kvf_dramlist_check(const struct kvf_dramlist *l)
+{
+    uint64_t n = 0;
+    uint32_t before = KVF_DRAMSLOT_NONE;
+    for (uint32_t slot = l->oldest; slot != KVF_DRAMSLOT_NONE; slot = l->links[slot].newer) {
+        assert(kvf_dramlist_has(l, slot) && l->links[slot].older == before && n < l->count);
+        before = slot;
+        n++;
+    }
+    assert(n == l->count && l->newest == before);
+}
