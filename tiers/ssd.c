@@ -1,13 +1,8 @@
-/* The SSD tier's queues. Reads are what a decode step waits for, so they go first:
- *
- *   read queue  --------------------> disk     as long as fewer than `depth` requests are in flight
- *   write queue --(no read waits)---> disk     at most half of the depth and WRITES_BYTES_MAX bytes at a time, so that a
- *                                              read that comes during a burst of writes finds room and little ahead of it
- *
- * Writes cannot starve: when the oldest has waited AGE_NS and AGE_NS have passed since writes last had a turn, up to
- * TURN_BYTES of them (at least one) go beside the reads. */
+/* The SSD tier's queues: one per priority, in order of arrival. order.c says which goes next and how much of it; a request
+ * that is larger goes in pieces, one after the other, and stands at the head of its queue between them. */
 #include "tiers/ssd.h"
 #include "tiers/arena.h"
+#include "tiers/order.h"
 #include "tiers/superblock.h"
 
 #include <assert.h>
@@ -18,27 +13,23 @@
 #define UNIT 4096u
 #define SLOTS_START (1ull << 20)
 #define PAGE_BYTES_MIN (1u << 20)
-#define AGE_NS (50 * KVF_MS)
-#define TURN_BYTES (2u << 20)
-#define WRITES_BYTES_MAX (4u << 20)
 /* The superblock is read and written before the node serves, so this is the one place that waits. */
 #define START_NAP_MS 10
 #define START_NAPS_MAX 3000u
 
 struct queue {
     struct kvf_ssd_request *head, **tail;
+    unsigned count;
 };
 
 struct kvf_ssd {
     struct kvf_disk *disk;
     const struct kvf_env *env;
     struct kvf_arena *arena;
-    unsigned depth;
+    struct kvf_latencies *latencies;
 
-    struct queue reads, writes;
-    unsigned reads_in_flight, writes_in_flight;
-    uint64_t write_bytes_in_flight;
-    uint64_t turn_ns; /* when writes last had an aged turn */
+    struct queue queues[KVF_PRIORITY_COUNT];
+    struct kvf_order order;
     bool degraded, closing;
 
     uint64_t reads_done, writes_done, read_bytes, written_bytes, errors;
@@ -48,6 +39,7 @@ static void queue_clear(struct queue *q)
 {
     q->head = NULL;
     q->tail = &q->head;
+    q->count = 0;
 }
 
 static void queue_push(struct queue *q, struct kvf_ssd_request *r)
@@ -55,14 +47,25 @@ static void queue_push(struct queue *q, struct kvf_ssd_request *r)
     r->next = NULL;
     *q->tail = r;
     q->tail = &r->next;
+    q->count++;
 }
 
-static struct kvf_ssd_request *queue_pop(struct queue *q)
+/* Back to where it came from: its next piece. */
+static void queue_push_front(struct queue *q, struct kvf_ssd_request *r)
 {
-    struct kvf_ssd_request *r = q->head;
-    if (r && !(q->head = r->next))
-        q->tail = &q->head;
-    return r;
+    r->next = q->head;
+    if (!q->head)
+        q->tail = &r->next;
+    q->head = r;
+    q->count++;
+}
+
+static void queue_remove(struct queue *q, struct kvf_ssd_request **at)
+{
+    struct kvf_ssd_request *r = *at;
+    if (!(*at = r->next))
+        q->tail = at;
+    q->count--;
 }
 
 /* ------------------------------------------------------------------------------------------------- start */
@@ -165,9 +168,9 @@ enum kvf_status kvf_ssd_create(struct kvf_disk *disk, uint64_t bytes, const char
         return KVF_ERR_NO_MEMORY;
     s->disk = disk;
     s->env = env;
-    s->depth = depth;
-    queue_clear(&s->reads);
-    queue_clear(&s->writes);
+    kvf_order_init(&s->order, depth);
+    for (int p = 0; p < KVF_PRIORITY_COUNT; p++)
+        queue_clear(&s->queues[p]);
     enum kvf_status st = kvf_arena_create(NULL, superblock.area_bytes - SLOTS_START, UNIT, superblock.page_bytes, &s->arena);
     if (st != KVF_OK)
         goto free_ssd;
@@ -186,103 +189,148 @@ free_ssd:
 
 /* ------------------------------------------------------------------------------------------------- the queues */
 
+static void observe(struct kvf_ssd *s, enum kvf_latency first, const struct kvf_ssd_request *r, uint64_t since_ns, uint64_t now)
+{
+    if (s->latencies)
+        kvf_latency_add(s->latencies, (enum kvf_latency)(first + r->stands), now - since_ns);
+}
+
+static void count_done(struct kvf_ssd *s, const struct kvf_ssd_request *r, enum kvf_status status)
+{
+    bool write = r->disk.write, good = status == KVF_OK;
+    s->errors += !good;
+    s->degraded |= write && !good;
+    *(write ? &s->writes_done : &s->reads_done) += good;
+    *(write ? &s->written_bytes : &s->read_bytes) += good ? r->bytes : 0;
+}
+
 static void request_done(void *arg, enum kvf_status status)
 {
     struct kvf_ssd_request *r = arg;
     struct kvf_ssd *s = r->ssd;
-    uint32_t bytes = r->disk.bytes;
-    s->errors += status != KVF_OK;
-    if (r->disk.write) {
-        assert(s->writes_in_flight > 0 && s->write_bytes_in_flight >= bytes);
-        s->writes_in_flight--;
-        s->write_bytes_in_flight -= bytes;
-        s->writes_done += status == KVF_OK;
-        s->written_bytes += status == KVF_OK ? bytes : 0;
-        s->degraded |= status != KVF_OK;
-    } else {
-        assert(s->reads_in_flight > 0);
-        s->reads_in_flight--;
-        s->reads_done += status == KVF_OK;
-        s->read_bytes += status == KVF_OK ? bytes : 0;
+    uint64_t now = kvf_now(s->env);
+    kvf_order_ended(&s->order, r->stands, r->disk.bytes, now);
+    observe(s, KVF_LATENCY_SSD_DEVICE_DEMAND, r, r->given_ns, now);
+    if (status == KVF_OK && r->left) {
+        r->disk.data = (uint8_t *)r->disk.data + r->disk.bytes;
+        r->disk.offset += r->disk.bytes;
+        r->disk.bytes = r->left;
+        r->left = 0;
+        if (!s->closing) {
+            queue_push_front(&s->queues[r->stands], r);
+            return;
+        }
+        status = KVF_CANCELLED;
     }
+    if (status != KVF_CANCELLED)
+        count_done(s, r, status);
     r->done(r->arg, status);
 }
 
-/* Hands the queue's first to the disk; false when the disk takes no more now. */
-static bool start_first(struct kvf_ssd *s, struct queue *q)
+/* Hands at most `bytes` of the queue's first to the disk; false when the disk takes no more now. */
+static bool start_first(struct kvf_ssd *s, struct queue *q, uint32_t bytes, uint64_t now)
 {
     struct kvf_ssd_request *r = q->head;
-    if (s->reads_in_flight + s->writes_in_flight >= s->depth)
-        return false;
+    uint32_t whole = r->disk.bytes;
+    if (bytes < whole)
+        r->disk.bytes = bytes;
     enum kvf_status st = s->disk->ops->submit(s->disk, &r->disk);
     if (st != KVF_OK) {
         assert(st == KVF_ERR_BUSY); /* alignment was tested when it was queued */
+        r->disk.bytes = whole;
         return false;
     }
-    queue_pop(q);
-    if (r->disk.write) {
-        s->writes_in_flight++;
-        s->write_bytes_in_flight += r->disk.bytes;
-    } else {
-        s->reads_in_flight++;
-    }
+    queue_remove(q, &q->head);
+    if (!r->given_ns)
+        observe(s, KVF_LATENCY_SSD_QUEUE_DEMAND, r, r->queued_ns, now);
+    r->given_ns = now;
+    r->left = whole - r->disk.bytes;
+    kvf_order_given(&s->order, r->stands, r->disk.bytes, now);
     return true;
 }
 
-/* Room for the first write beside those in flight; one may always go. */
-static bool write_fits(const struct kvf_ssd *s)
+static bool any_queued(const struct kvf_ssd *s)
 {
-    return s->writes_in_flight == 0 || (s->writes_in_flight < (s->depth + 1) / 2 &&
-                                        s->write_bytes_in_flight + s->writes.head->disk.bytes <= WRITES_BYTES_MAX);
-}
-
-/* The aged turn comes before the reads of this round, or a read queue that is never empty would take every place. */
-static void start_aged(struct kvf_ssd *s, uint64_t now_ns)
-{
-    if (!s->writes.head || now_ns - s->writes.head->queued_ns < AGE_NS || now_ns - s->turn_ns < AGE_NS)
-        return;
-    for (uint64_t bytes = 0; s->writes.head && write_fits(s);) {
-        bytes += s->writes.head->disk.bytes;
-        if ((bytes > TURN_BYTES && bytes != s->writes.head->disk.bytes) || !start_first(s, &s->writes))
-            break;
-        s->turn_ns = now_ns;
-    }
+    for (int p = 0; p < KVF_PRIORITY_COUNT; p++)
+        if (s->queues[p].head)
+            return true;
+    return false;
 }
 
 static void start_requests(struct kvf_ssd *s)
 {
-    if (s->closing)
+    if (s->closing || !any_queued(s))
         return;
-    if (s->writes.head && (s->reads.head || s->reads_in_flight))
-        start_aged(s, kvf_now(s->env));
-    while (s->reads.head && start_first(s, &s->reads))
-        ;
-    while (s->writes.head && !s->reads.head && !s->reads_in_flight && write_fits(s) && start_first(s, &s->writes))
-        ;
+    uint64_t now = kvf_now(s->env);
+    enum kvf_priority next;
+    uint32_t bytes;
+    for (;;) {
+        struct kvf_order_waiting waiting[KVF_PRIORITY_COUNT] = {{0}};
+        for (int p = 0; p < KVF_PRIORITY_COUNT; p++)
+            if (s->queues[p].head)
+                waiting[p] = (struct kvf_order_waiting){s->queues[p].head->disk.bytes, s->queues[p].head->queued_ns};
+        if (!kvf_order_next(&s->order, waiting, now, &next, &bytes) || !start_first(s, &s->queues[next], bytes, now))
+            return;
+    }
 }
 
-static void enqueue(struct kvf_ssd *s, struct queue *q, struct kvf_ssd_request *r, bool write, uint64_t offset, void *data,
-                    uint32_t bytes)
+static void enqueue(struct kvf_ssd *s, struct kvf_ssd_request *r, bool write, uint64_t offset, void *data, uint32_t bytes)
 {
     assert(r->done && data && (uintptr_t)data % UNIT == 0 && bytes > 0 && bytes % UNIT == 0);
     assert(offset % UNIT == 0 && offset >= SLOTS_START && offset - SLOTS_START + bytes <= kvf_arena_bytes(s->arena));
+    assert(r->priority < KVF_PRIORITY_COUNT && (write || r->priority != KVF_PRIORITY_WRITE_BACK));
     r->ssd = s;
+    r->stands = write ? KVF_PRIORITY_WRITE_BACK : r->priority;
     r->queued_ns = kvf_now(s->env);
+    r->given_ns = 0;
+    r->left = 0;
+    r->bytes = bytes;
     r->disk = (struct kvf_disk_request){
         .write = write, .data = data, .offset = offset, .bytes = bytes, .done = request_done, .arg = r};
-    queue_push(q, r);
+    queue_push(&s->queues[r->stands], r);
     start_requests(s);
 }
 
 void kvf_ssd_read(struct kvf_ssd *s, struct kvf_ssd_request *r, uint64_t offset, void *data, uint32_t bytes)
 {
-    enqueue(s, &s->reads, r, false, offset, data, bytes);
+    enqueue(s, r, false, offset, data, bytes);
 }
 
 void kvf_ssd_write(struct kvf_ssd *s, struct kvf_ssd_request *r, uint64_t offset, const void *data, uint32_t bytes)
 {
     /* The disk's requests have one pointer for both directions; a write only reads it. */
-    enqueue(s, &s->writes, r, true, offset, (void *)(uintptr_t)data, bytes);
+    enqueue(s, r, true, offset, (void *)(uintptr_t)data, bytes);
+}
+
+void kvf_ssd_promote(struct kvf_ssd *s, struct kvf_ssd_request *r)
+{
+    struct queue *q = &s->queues[r->stands];
+    assert(r->stands != KVF_PRIORITY_WRITE_BACK);
+    if (r->stands == KVF_PRIORITY_DEMAND)
+        return;
+    for (struct kvf_ssd_request **at = &q->head; *at; at = &(*at)->next) {
+        if (*at != r)
+            continue;
+        queue_remove(q, at);
+        r->stands = KVF_PRIORITY_DEMAND;
+        queue_push(&s->queues[KVF_PRIORITY_DEMAND], r);
+        return;
+    }
+}
+
+void kvf_ssd_hurry(struct kvf_ssd *s, bool hurry)
+{
+    s->order.hurry = hurry;
+}
+
+unsigned kvf_ssd_queued(const struct kvf_ssd *s, enum kvf_priority priority)
+{
+    return s->queues[priority].count;
+}
+
+void kvf_ssd_observe(struct kvf_ssd *s, struct kvf_latencies *latencies)
+{
+    s->latencies = latencies;
 }
 
 unsigned kvf_ssd_poll(struct kvf_ssd *s)
@@ -290,7 +338,7 @@ unsigned kvf_ssd_poll(struct kvf_ssd *s)
     start_requests(s);
     unsigned handled = s->disk->ops->poll(s->disk);
     /* What finished made room; the second poll hands the newcomers to the kernel instead of leaving them to the next. */
-    if (handled && (s->reads.head || s->writes.head)) {
+    if (handled && any_queued(s)) {
         start_requests(s);
         handled += s->disk->ops->poll(s->disk);
     }
@@ -304,16 +352,18 @@ int kvf_ssd_event_fd(const struct kvf_ssd *s)
 
 bool kvf_ssd_idle(const struct kvf_ssd *s)
 {
-    return !s->reads.head && !s->writes.head && !s->reads_in_flight && !s->writes_in_flight;
+    return !any_queued(s) && kvf_order_in_flight(&s->order) == 0;
 }
 
-static void cancel_queue(struct queue *q)
+static void cancel_queues(struct kvf_ssd *s)
 {
-    struct kvf_ssd_request *r = q->head, *next;
-    queue_clear(q);
-    for (; r; r = next) {
-        next = r->next;
-        r->done(r->arg, KVF_CANCELLED);
+    for (int p = 0; p < KVF_PRIORITY_COUNT; p++) {
+        struct kvf_ssd_request *r = s->queues[p].head, *next;
+        queue_clear(&s->queues[p]);
+        for (; r; r = next) {
+            next = r->next;
+            r->done(r->arg, KVF_CANCELLED);
+        }
     }
 }
 
@@ -322,15 +372,11 @@ void kvf_ssd_destroy(struct kvf_ssd *s)
     if (!s)
         return;
     s->closing = true;
-    cancel_queue(&s->reads);
-    cancel_queue(&s->writes);
+    cancel_queues(s);
     s->disk->ops->close(s->disk);
-    /* What callbacks queued meanwhile. */
-    while (s->reads.head || s->writes.head) {
-        cancel_queue(&s->reads);
-        cancel_queue(&s->writes);
-    }
-    assert(!s->reads_in_flight && !s->writes_in_flight);
+    while (any_queued(s)) /* what callbacks queued meanwhile */
+        cancel_queues(s);
+    assert(kvf_order_in_flight(&s->order) == 0);
     kvf_arena_destroy(s->arena);
     free(s);
 }
@@ -362,4 +408,9 @@ void kvf_ssd_stats(const struct kvf_ssd *s, struct kvf_ssd_stats *out)
         .degraded = s->degraded,
         .engine = s->disk->ops->name,
     };
+    for (int p = 0; p < KVF_PRIORITY_COUNT; p++) {
+        out->queued[p] = s->queues[p].count;
+        out->in_flight[p] = s->order.in_flight[p];
+        out->in_flight_bytes[p] = s->order.bytes[p];
+    }
 }

@@ -4,6 +4,7 @@
 #include "base/hash.h"
 #include "tests/sim/sim_disk.h"
 #include "tiers/arena.h"
+#include "tiers/order.h"
 #include "tiers/superblock.h"
 
 #include <poll.h>
@@ -114,6 +115,7 @@ static void settle(struct fixture *f)
     sim_disk_hold(f->sim, false);
     for (unsigned n = 0; !kvf_ssd_idle(f->ssd); n++) {
         assert_true(n < 1000);
+        f->now_ns += KVF_MS;
         kvf_ssd_poll(f->ssd);
     }
 }
@@ -193,6 +195,9 @@ static void reads_go_before_writes(void **state)
     sim_disk_release(f->sim, 0);
     kvf_ssd_poll(f->ssd);
     assert_int_equal(f->finished, 10);
+    assert_int_equal(pending_of(f, true), 0); /* the next read may be on its way: they wait a moment */
+    f->now_ns += KVF_ORDER_BURST_NS;
+    kvf_ssd_poll(f->ssd);
     assert_int_equal(pending_of(f, true), 2); /* half of the depth */
     /* A read that comes now finds room beside them. */
     post(f, 20, false, at, 4096);
@@ -209,26 +214,21 @@ static void reads_go_before_writes(void **state)
 static void writes_age_and_do_not_starve(void **state)
 {
     struct fixture *f = set_up(8);
-    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20);
-    unsigned last_pending = 0;
-    uint64_t last_turn_ns = 0;
+    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20), turns[200] = {0}, began_ns = f->now_ns;
+    unsigned last = 0;
     for (unsigned i = 0; i < 60; i++)
         post(f, i, false, at, 4096);
     for (unsigned i = 100; i < 200; i++)
         post(f, i, true, at, BLOCK);
-    uint64_t began_ns = f->now_ns;
     for (unsigned step = 0; step < 2000 && sim_disk_writes(f->sim) < 101; step++) {
         f->now_ns += KVF_MS;
         sim_disk_hold(f->sim, true);
         kvf_ssd_poll(f->ssd);
-        unsigned now_pending = (unsigned)(sim_disk_writes(f->sim) - 1) + pending_of(f, true);
-        if (now_pending > last_pending) {
-            assert_true(f->now_ns - began_ns >= 50 * KVF_MS);
-            assert_true(f->now_ns - last_turn_ns >= 50 * KVF_MS);
-            assert_true((now_pending - last_pending) * BLOCK <= 2u << 20);
-            last_turn_ns = f->now_ns;
-            last_pending = now_pending;
-        }
+        unsigned given = (unsigned)(sim_disk_writes(f->sim) - 1) + pending_of(f, true);
+        assert_true(given == last || f->now_ns - began_ns >= KVF_ORDER_TURN_NS);
+        for (; last < given; last++)
+            turns[last] = f->now_ns;
+        assert_true(pending_of(f, true) * BLOCK <= KVF_ORDER_TURN_BYTES);
         assert_true(pending_of(f, false) > 0);
         sim_disk_release_all(f->sim);
         kvf_ssd_poll(f->ssd);
@@ -237,9 +237,137 @@ static void writes_age_and_do_not_starve(void **state)
                 post(f, i, false, at, 4096);
     }
     assert_int_equal(sim_disk_writes(f->sim), 101); /* with the superblock */
+    for (unsigned i = 0; i + KVF_ORDER_TURN_BYTES / BLOCK < 100; i++) /* one turn's worth in any turn's time */
+        assert_true(turns[i + KVF_ORDER_TURN_BYTES / BLOCK] - turns[i] >= KVF_ORDER_TURN_NS);
     print_message("100 writes of 64 KiB beside endless reads: %llu ms\n", (unsigned long long)((f->now_ns - began_ns) / KVF_MS));
     settle(f);
     tear_down(f);
+}
+
+/* Somebody waits for the room that writes make: they go beside the reads, a turn's worth at a time, in pieces. */
+static void writes_in_a_hurry_go_beside_reads(void **state)
+{
+    struct fixture *f = set_up(8);
+    uint8_t *big = aligned_alloc(4096, 1 << 20), *back = aligned_alloc(4096, 1 << 20);
+    for (unsigned i = 0; i < 1 << 20; i++)
+        big[i] = (uint8_t)(i * 2654435761u >> 13);
+    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20);
+    sim_disk_hold(f->sim, true);
+    post(f, 1, false, at, 4096);
+    f->io[0].request.done = io_done;
+    f->io[0].request.arg = &f->io[0];
+    kvf_ssd_write(f->ssd, &f->io[0].request, at, big, 1 << 20);
+    kvf_ssd_poll(f->ssd);
+    assert_int_equal(pending_of(f, true), 0);
+    kvf_ssd_hurry(f->ssd, true);
+    for (unsigned piece = 0; piece < 4; piece++) {
+        kvf_ssd_poll(f->ssd);
+        assert_int_equal(sim_disk_pending(f->sim), 2);
+        assert_true(sim_disk_pending_at(f->sim, 1)->write);
+        assert_int_equal(sim_disk_pending_at(f->sim, 1)->bytes, KVF_ORDER_TURN_BYTES);
+        assert_int_equal(f->io[0].done, 0);
+        sim_disk_release(f->sim, 1);
+        kvf_ssd_poll(f->ssd);
+    }
+    assert_int_equal(f->io[0].done, 1);
+    settle(f);
+    f->io[2].request.done = io_done;
+    f->io[2].request.arg = &f->io[2];
+    kvf_ssd_read(f->ssd, &f->io[2].request, at, back, 1 << 20);
+    settle(f);
+    assert_memory_equal(big, back, 1 << 20);
+    struct kvf_ssd_stats stats;
+    kvf_ssd_stats(f->ssd, &stats);
+    assert_int_equal(stats.writes, 1); /* pieces are one write */
+    assert_int_equal(stats.written_bytes, 1 << 20);
+    tear_down(f);
+    free(big);
+    free(back);
+}
+
+/* A piece that fails ends its request with what is left of it unwritten. */
+static void a_piece_that_fails_ends_the_whole(void **state)
+{
+    struct fixture *f = set_up(8);
+    uint8_t *big = aligned_alloc(4096, 4 << 20);
+    memset(big, 3, 4 << 20);
+    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20);
+    sim_disk_fail(f->sim, true, SIM_FAULT_IO, 1, 1);
+    kvf_ssd_hurry(f->ssd, true);
+    post(f, 1, false, at, 4096);
+    f->io[0].request.done = io_done;
+    f->io[0].request.arg = &f->io[0];
+    kvf_ssd_write(f->ssd, &f->io[0].request, at, big, 1 << 20);
+    settle(f);
+    assert_int_equal(f->io[0].done, 1);
+    assert_int_equal(f->io[0].status, KVF_ERR_IO);
+    assert_int_equal(f->media->bytes[at], 3);
+    assert_int_equal(f->media->bytes[at + KVF_ORDER_TURN_BYTES], 0);
+    tear_down(f);
+    free(big);
+}
+
+/* Demand, then what is read ahead, then writes, then the scrub; a read that becomes demand overtakes. */
+static void priorities_are_kept_and_reads_are_promoted(void **state)
+{
+    struct fixture *f = set_up(1);
+    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK);
+    sim_disk_hold(f->sim, true);
+    post(f, 0, false, at, 4096); /* has the disk's one place */
+    f->io[1].request.priority = KVF_PRIORITY_SCRUB;
+    post(f, 1, false, at, 4096);
+    post(f, 2, true, at, 4096);
+    f->io[3].request.priority = f->io[4].request.priority = KVF_PRIORITY_AHEAD;
+    post(f, 3, false, at, 4096);
+    post(f, 4, false, at, 4096);
+    post(f, 5, false, at, 4096);
+    assert_int_equal(kvf_ssd_queued(f->ssd, KVF_PRIORITY_AHEAD), 2);
+    kvf_ssd_promote(f->ssd, &f->io[4].request);
+    assert_int_equal(kvf_ssd_queued(f->ssd, KVF_PRIORITY_AHEAD), 1);
+    assert_int_equal(kvf_ssd_queued(f->ssd, KVF_PRIORITY_DEMAND), 2);
+    settle(f);
+    const unsigned order[] = {0, 5, 4, 3, 2, 1};
+    for (unsigned i = 0; i < 6; i++)
+        assert_int_equal(f->io[order[i]].order, i + 1);
+    tear_down(f);
+}
+
+/* However much is read ahead, a demand read finds few bytes before it; and reading ahead does not starve behind demand. */
+static void reading_ahead_is_bounded_and_ages(void **state)
+{
+    struct fixture *f = set_up(64);
+    uint8_t *big = aligned_alloc(4096, 1 << 20);
+    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20);
+    sim_disk_hold(f->sim, true);
+    for (unsigned i = 0; i < 20; i++) {
+        f->io[i].request.done = io_done;
+        f->io[i].request.arg = &f->io[i];
+        f->io[i].request.priority = KVF_PRIORITY_AHEAD;
+        kvf_ssd_read(f->ssd, &f->io[i].request, at, big, 1 << 20);
+    }
+    kvf_ssd_poll(f->ssd);
+    struct kvf_ssd_stats stats;
+    kvf_ssd_stats(f->ssd, &stats);
+    assert_int_equal(stats.in_flight_bytes[KVF_PRIORITY_AHEAD], KVF_ORDER_AHEAD_BYTES);
+    for (unsigned i = 100; i < 200; i++)
+        post(f, i, false, at, 4096);
+    kvf_ssd_poll(f->ssd);
+    assert_int_equal(pending_of(f, false), 64);
+    for (unsigned n = 0; n < 1000 && !f->io[19].done; n++) {
+        f->now_ns += KVF_MS;
+        sim_disk_release_all(f->sim);
+        kvf_ssd_poll(f->ssd);
+        for (unsigned i = 100; i < 200; i++)
+            if (f->io[i].done)
+                post(f, i, false, at, 4096);
+        kvf_ssd_stats(f->ssd, &stats);
+        assert_true(stats.in_flight_bytes[KVF_PRIORITY_AHEAD] <= KVF_ORDER_AHEAD_BYTES);
+        assert_true(stats.in_flight[KVF_PRIORITY_DEMAND] > 0);
+    }
+    assert_int_equal(f->io[19].done, 1);
+    settle(f);
+    tear_down(f);
+    free(big);
 }
 
 static void writes_in_flight_are_bounded(void **state)
@@ -610,6 +738,10 @@ int main(void)
         cmocka_unit_test(a_full_area_says_so),
         cmocka_unit_test(reads_go_before_writes),
         cmocka_unit_test(writes_age_and_do_not_starve),
+        cmocka_unit_test(writes_in_a_hurry_go_beside_reads),
+        cmocka_unit_test(a_piece_that_fails_ends_the_whole),
+        cmocka_unit_test(priorities_are_kept_and_reads_are_promoted),
+        cmocka_unit_test(reading_ahead_is_bounded_and_ages),
         cmocka_unit_test(writes_in_flight_are_bounded),
         cmocka_unit_test(a_disk_of_less_depth_is_waited_for),
         cmocka_unit_test(a_failed_write_degrades_and_reads_go_on),
