@@ -24,6 +24,8 @@ KVF_SETTING(TEXT, ssd_path, "ssd.path", "", 0, 0, "",
     "Directory of the SSD area (the file is kvf.area). Empty: no SSD tier.")
 KVF_SETTING(SIZE, ssd_bytes, "ssd.bytes", "1G", 1 << 20, 1ull << 43, "",
     "Size of the SSD area.")
+KVF_SETTING(BOOL, ssd_required, "ssd.required", "false", 0, 0, "",
+    "Whether a node refuses to start when its SSD area cannot be used. false: it starts without it, and kvf status says why.")
 KVF_SETTING(LIST, ssd_engine, "ssd.engine", "auto", 0, 0, "auto|uring|posix",
     "How the SSD is read: io_uring, or POSIX calls in threads. auto: io_uring where the kernel allows it.")
 KVF_SETTING(COUNT, ssd_depth, "ssd.depth", "64", 1, 4096, "",

@@ -25,6 +25,9 @@
     X(spill_ssd_blocks, "blocks written to SSD")                                  \
     X(spill_ssd_bytes, "bytes written to SSD")                                    \
     X(spill_failed, "blocks whose write to a lower tier failed")                  \
+    X(ssd_read_failed, "reads from SSD that failed or came short")                 \
+    X(ssd_degraded, "times that a failed write made the SSD tier take no blocks") \
+    X(ssd_recovered, "times that it took blocks again")                           \
     X(fetch_deadline, "reads that ended at their deadline")                       \
     X(prefetch_blocks, "blocks read ahead")                                       \
     X(prefetch_used, "of these, blocks that attention then used")                 \

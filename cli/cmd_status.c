@@ -94,9 +94,23 @@ static void cell_tier(struct kvf_table *table, const json_t *status, const char 
     uint64_t capacity = number_in(tier, "capacity_bytes"), used = number_in(tier, "used_bytes");
     if (!tier || !strcmp(state, "absent"))
         kvf_table_cell(table, "-");
+    else if (!strcmp(state, "off"))
+        kvf_table_cell(table, "off");
     else
         kvf_table_cell(table, "%s / %s%s", kvf_table_bytes(used).s, kvf_table_bytes(capacity).s,
                        strcmp(state, "ok") ? " degraded" : "");
+}
+
+/* What is wrong with a node's own tiers: a line each. */
+static void print_troubles(const struct node_status *node)
+{
+    size_t i;
+    json_t *tier;
+    json_array_foreach(json_object_get(node->status, "tiers"), i, tier) {
+        const char *state = text_in(tier, "state");
+        if (!strcmp(state, "degraded") || !strcmp(state, "off"))
+            printf("\n%s: %s is %s: %s\n", node->member->name, text_in(tier, "name"), state, text_in(tier, "reason"));
+    }
 }
 
 static void print_nodes(const struct kvf_cli *cli, const struct kvf_view *view, const struct node_status *nodes, unsigned n)
@@ -141,6 +155,8 @@ static void print_nodes(const struct kvf_cli *cli, const struct kvf_view *view, 
     for (unsigned i = 0; i < n; i++)
         if (!nodes[i].status)
             printf("\n%s is unreachable: %s\n", nodes[i].member->name, nodes[i].error);
+        else
+            print_troubles(&nodes[i]);
 }
 
 static void print_tiers(const json_t *status)

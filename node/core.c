@@ -349,17 +349,12 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
         fail(error, error_size, "making the block index (block.count_max)", st);
         return st;
     }
-    core->disk = parts->disk;
-    if (core->disk) {
-        st = kvf_ssd_create(core->disk, s->ssd_bytes, core->name, core->incarnation, (uint32_t)s->block_bytes_max,
-                            (unsigned)s->ssd_depth, core->env, &core->ssd);
-        if (st != KVF_OK) {
-            fail(error, error_size, "starting the SSD area (ssd.path)", st);
-            return st;
-        }
+    if (parts->disk_status != KVF_OK)
+        kvf_area_off(core, parts->disk_status, parts->disk_error);
+    st = kvf_area_create(core, error, error_size);
+    if (st == KVF_OK && core->disk)
         core->disk->ops->register_memory(core->disk, core->memory, core->memory_bytes);
-    }
-    return KVF_OK;
+    return st;
 }
 
 static enum kvf_status machines_create(struct kvf_core *core)
@@ -426,6 +421,7 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
     core->env = parts->env;
     core->transport = parts->transport;
     core->store = parts->store;
+    core->disk = parts->disk;
     core->wake_fd = -1;
     name_choose(core);
     kvf_log_init(&core->log, core->name, level_of(settings->log_level), parts->log);
@@ -461,8 +457,6 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
     *out = core;
     return KVF_OK;
 destroy:
-    if (!core->ssd && parts->disk)
-        parts->disk->ops->close(parts->disk);
     kvf_core_destroy(core);
     return st;
 }
@@ -478,6 +472,8 @@ void kvf_core_destroy(struct kvf_core *core)
                 kvf_sess_step_end(s);
     if (core->ssd)
         kvf_ssd_destroy(core->ssd); /* ends its requests: nothing writes into memory any more */
+    else if (core->disk)
+        core->disk->ops->close(core->disk);
     core->ssd = NULL;
     kvf_cluster_stop(core); /* ends every call and pull likewise */
     kvf_blocks_destroy(core);
@@ -536,6 +532,7 @@ unsigned kvf_core_poll(struct kvf_core *core)
     events += kvf_reads_poll(core);
     events += kvf_spills_poll(core);
     events += kvf_rises_poll(core);
+    kvf_area_watch(core);
     if (core->ssd)
         events += kvf_ssd_poll(core->ssd); /* hands what was just queued to the kernel */
     return events;

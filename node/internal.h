@@ -9,6 +9,7 @@
  *     session.c   move.c (move a session)   promote.c (blocks up)   spill.c (blocks down)   staging.c (cold blocks for attend)
  *     ahead.c (which cold chunks the next layers will want)
  *     read.c (bring chunks of one block to a place)   lend.c (the lender's side)   serve.c (reads by key for other nodes)
+ *     area.c (the SSD area: open, off, degraded)
  *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
  */
 #ifndef KVF_NODE_INTERNAL_H
@@ -235,6 +236,9 @@ struct kvf_core {
     struct kvf_sums *sums;
     struct kvf_disk *disk;
     struct kvf_ssd *ssd; /* NULL: no SSD tier */
+    char ssd_off[KVF_CONFIG_TEXT_MAX]; /* why there is none though ssd.path is set; else "" */
+    bool ssd_degraded;                 /* as last logged */
+    char ssd_reason[256];              /* ... and why */
     uint64_t entries_reserved;   /* of the index, promised to commits that must not fail half-way */
     struct kvf_dramlist *dram_blocks; /* READY in DRAM */
     uint64_t tier_blocks[KVF_TIER_COUNT], tier_bytes[KVF_TIER_COUNT];
@@ -282,6 +286,8 @@ struct kvf_core_parts {
     struct kvf_transport *transport;
     struct kvf_store *store;
     struct kvf_disk *disk;
+    enum kvf_status disk_status; /* why disk is NULL though ssd.path is set, and in a line; else OK and NULL */
+    const char *disk_error;
     FILE *log;
 };
 
@@ -332,6 +338,17 @@ bool kvf_block_reserve(struct kvf_core *core, uint64_t n);
 /* DRAM for a block, or KVF_ARENA_NONE (then spilling was asked to make room). */
 uint64_t kvf_block_memory(struct kvf_core *core, uint32_t bytes);
 void kvf_core_check(struct kvf_core *core); /* every invariant, by assert: for tests */
+
+/* area.c */
+/* Opens the area's file. OK with *out unset: ssd.path is empty. `error` gets one line. */
+enum kvf_status kvf_area_open(const struct kvf_settings *settings, const struct kvf_log *log, char *error, size_t size,
+                              struct kvf_disk **out);
+/* Starts the tier over core->disk. Without ssd.required, OK also when the area cannot be used: then core->ssd is NULL. */
+enum kvf_status kvf_area_create(struct kvf_core *core, char *error, size_t error_size);
+/* The node goes on without its SSD tier: logs it and keeps the line for kvf status. */
+void kvf_area_off(struct kvf_core *core, enum kvf_status status, const char *why);
+/* Each turn: logs and counts when the tier becomes degraded or recovers. */
+void kvf_area_watch(struct kvf_core *core);
 
 /* cluster.c */
 enum kvf_status kvf_cluster_start(struct kvf_core *core);

@@ -131,10 +131,12 @@ static struct text get(const struct kvf_config *config, const char *name)
 }
 
 /* What a node of this configuration is, on one line. */
-static void describe(const struct kvf_config *config, const char *name, const char *verb, const char *admin)
+static void describe(const struct kvf_config *config, const char *name, const char *verb, const char *admin, bool ssd_off)
 {
     printf("kvfd: %s %s, dram %s, lends %s, ", name, verb, get(config, "dram.bytes").s, get(config, "lend.bytes").s);
-    if (*get(config, "ssd.path").s)
+    if (ssd_off)
+        printf("ssd off, ");
+    else if (*get(config, "ssd.path").s)
         printf("ssd %s in %s, ", get(config, "ssd.bytes").s, get(config, "ssd.path").s);
     else
         printf("no ssd, ");
@@ -152,7 +154,7 @@ static int check(const struct kvf_config *config)
     struct text name = get(config, "node.name");
     if (!*name.s && !gethostname(host, sizeof host - 1))
         snprintf(name.s, sizeof name.s, "%s", host);
-    describe(config, name.s, "would run", get(config, "admin.listen").s);
+    describe(config, name.s, "would run", get(config, "admin.listen").s, false);
     struct kvf_config_entry entry;
     for (size_t i = 0; kvf_config_entry(i, &entry); i++)
         printf("  %s = %s\n", entry.name, get(config, entry.name).s);
@@ -199,7 +201,7 @@ static int run(struct kvf_config *config)
             fprintf(stderr, "kvfd: opening the node: %s (%s); %s\n", *why ? why : kvf_status_text(status), name, advice(status));
         return exit_code(status);
     }
-    describe(config, kvf_node_name(node), "ready", node->core->admin_address);
+    describe(config, kvf_node_name(node), "ready", node->core->admin_address, node->core->ssd_off[0]);
     fflush(stdout);
 
     int signal_number = 0;

@@ -6,7 +6,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define CLOSE_NS (2 * KVF_SEC)
@@ -85,23 +84,8 @@ static enum kvf_status reactor_start(struct kvf_node *node)
 
 struct parts {
     struct kvf_core_parts core;
-    char error[KVF_CONFIG_TEXT_MAX];
+    char error[KVF_CONFIG_TEXT_MAX], disk_error[KVF_CONFIG_TEXT_MAX];
 };
-
-static enum kvf_status disk_open(const struct kvf_settings *s, struct kvf_log *log, struct parts *p)
-{
-    char path[KVF_CONFIG_TEXT_MAX + 16];
-    if (!s->ssd_path[0])
-        return KVF_OK;
-    if (mkdir(s->ssd_path, 0700) != 0 && errno != EEXIST) {
-        snprintf(p->error, sizeof p->error,
-                 "making the directory %.300s of the SSD area (ssd.path): %s (ERR_IO); name one that can be written", s->ssd_path,
-                 strerror(errno));
-        return KVF_ERR_IO;
-    }
-    snprintf(path, sizeof path, "%s/kvf.area", s->ssd_path);
-    return kvf_disk_open(path, s->ssd_bytes, s->ssd_engine, (unsigned)s->ssd_depth, log, p->error, sizeof p->error, &p->core.disk);
-}
 
 static enum kvf_status network_open(const struct kvf_settings *s, struct kvf_log *log, struct kvf_counters *counters,
                                     struct parts *p)
@@ -238,8 +222,15 @@ enum kvf_status kvf_node_open(struct kvf_config *config, struct kvf_node **out)
     kvf_log_init(&node->log, s->node_name, KVF_LOG_WARN, stderr);
     p->core.env = kvf_env_real();
     p->core.log = stderr;
-    enum kvf_status st = disk_open(s, &node->log, p);
-    if (st == KVF_OK)
+    enum kvf_status st = kvf_area_open(s, &node->log, p->disk_error, sizeof p->disk_error, &p->core.disk);
+    if (st != KVF_OK && !s->ssd_required) {
+        p->core.disk_status = st;
+        p->core.disk_error = p->disk_error[0] ? p->disk_error : kvf_status_text(st);
+        st = KVF_OK;
+    }
+    if (st != KVF_OK)
+        memcpy(p->error, p->disk_error, sizeof p->error);
+    else
         st = network_open(s, &node->log, &node->store_counters, p);
     if (st != KVF_OK)
         parts_close(p);

@@ -241,6 +241,8 @@ static void ssd_done(void *arg, enum kvf_status status)
     rs->runs_ahead -= !run->demand;
     if (status != KVF_OK)
         read->status = status;
+    if (status != KVF_OK && status != KVF_CANCELLED)
+        kvf_count(&read->core->counters.ssd_read_failed, 1);
     if (--read->runs == 0)
         finish(read->core, read, read->status);
 }

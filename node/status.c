@@ -43,6 +43,7 @@ struct copy {
     const char *transport;
     struct kvf_ssd_stats ssd;
     bool has_ssd;
+    char ssd_why[KVF_CONFIG_TEXT_MAX];
 };
 
 static const char *way_name(enum kvf_way way)
@@ -151,14 +152,17 @@ static void copy_tiers(struct kvf_core *core, struct copy *copy)
 
     struct tier_copy *ssd = &copy->tier[KVF_TIER_SSD];
     copy->has_ssd = core->ssd != NULL;
+    snprintf(copy->ssd_why, sizeof copy->ssd_why, "%s", core->ssd_off[0] ? core->ssd_off : core->ssd_reason);
     if (core->ssd) {
         kvf_ssd_stats(core->ssd, &copy->ssd);
         ssd->capacity_bytes = copy->ssd.capacity_bytes;
         ssd->used_bytes = copy->ssd.used_bytes;
         if (copy->ssd.degraded)
-            tier_state(ssd, "degraded", "a write failed: no new blocks, reads go on");
+            tier_state(ssd, "degraded", copy->ssd_why);
         else
             tier_state(ssd, "ok", NULL);
+    } else if (core->ssd_off[0]) {
+        tier_state(ssd, "off", copy->ssd_why);
     } else {
         tier_state(ssd, "absent", "ssd.path is empty");
     }
@@ -461,7 +465,7 @@ static void tier_gauges(FILE *out, const struct copy *copy)
             fprintf(out, "kvf_%s{tier=\"%s\"} %" PRIu64 "\n", gauges[i].name, kvf_tier_name((enum kvf_tier)t),
                     *(const uint64_t *)((const char *)&copy->tier[t] + gauges[i].offset));
     }
-    metric(out, "tier_up", "gauge", "1: the tier works; 0: degraded or absent");
+    metric(out, "tier_up", "gauge", "1: the tier works; 0: degraded, off or absent");
     for (unsigned t = 0; t < KVF_TIER_COUNT; t++)
         fprintf(out, "kvf_tier_up{tier=\"%s\"} %d\n", kvf_tier_name((enum kvf_tier)t), !strcmp(copy->tier[t].state, "ok"));
 }

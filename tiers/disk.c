@@ -205,6 +205,7 @@ bool kvf_disk_request_valid(const struct kvf_disk_request *r)
 
 enum kvf_status kvf_disk_request_step(struct kvf_disk_request *r, int64_t result, unsigned *tries)
 {
+    r->error = result < 0 ? (int)-result : 0;
     if (result == -EINTR || result == -EAGAIN || result == -ECANCELED)
         /* ECANCELED: the thread that submitted has ended, and the kernel gives its waiting requests back. */
         return ++*tries < KVF_DISK_TRIES_MAX ? KVF_IN_PROGRESS : KVF_ERR_IO;

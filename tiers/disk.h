@@ -15,12 +15,13 @@ struct kvf_disk_request {
     void *data;
     uint64_t offset;
     uint32_t bytes;
-    /* OK, ERR_IO (also a short read), ERR_DISK_FULL */
+    /* OK, ERR_IO (also a short read), ERR_DISK_FULL; `error` says more. */
     void (*done)(void *arg, enum kvf_status status);
     void *arg;
     /* the disk's */
     struct kvf_disk_request *next;
     uint32_t transferred;
+    int error; /* of a request that failed: its errno; 0: it came short, at the end of the file */
 };
 
 struct kvf_disk_ops {

@@ -13,6 +13,10 @@
 #define UNIT 4096u
 #define SLOTS_START (1ull << 20)
 #define PAGE_BYTES_MIN (1u << 20)
+/* A degraded area is tried with one page, first after PROBE_NS, then after twice as long each time. An area that fails
+ * again soon after it worked goes on from there. */
+#define PROBE_NS (1 * KVF_SEC)
+#define PROBE_MAX_NS (60 * KVF_SEC)
 /* The superblock is read and written before the node serves, so this is the one place that waits. */
 #define START_NAP_MS 10
 #define START_NAPS_MAX 3000u
@@ -31,6 +35,13 @@ struct kvf_ssd {
     struct queue queues[KVF_PRIORITY_COUNT];
     struct kvf_order order;
     bool degraded, closing;
+
+    int degraded_error;
+    uint64_t degraded_ns, recovered_ns;
+    struct kvf_ssd_request probe;
+    uint8_t *probe_page;
+    bool probing;
+    uint64_t probe_offset, probe_due_ns, probe_wait_ns;
 
     uint64_t reads_done, writes_done, read_bytes, written_bytes, errors;
 };
@@ -171,7 +182,12 @@ enum kvf_status kvf_ssd_create(struct kvf_disk *disk, uint64_t bytes, const char
     kvf_order_init(&s->order, depth);
     for (int p = 0; p < KVF_PRIORITY_COUNT; p++)
         queue_clear(&s->queues[p]);
-    enum kvf_status st = kvf_arena_create(NULL, superblock.area_bytes - SLOTS_START, UNIT, superblock.page_bytes, &s->arena);
+    s->probe_page = aligned_alloc(UNIT, UNIT);
+    enum kvf_status st = KVF_ERR_NO_MEMORY;
+    if (!s->probe_page)
+        goto free_ssd;
+    memset(s->probe_page, 0, UNIT);
+    st = kvf_arena_create(NULL, superblock.area_bytes - SLOTS_START, UNIT, superblock.page_bytes, &s->arena);
     if (st != KVF_OK)
         goto free_ssd;
     st = write_superblock(disk, &superblock);
@@ -183,11 +199,25 @@ enum kvf_status kvf_ssd_create(struct kvf_disk *disk, uint64_t bytes, const char
 destroy_arena:
     kvf_arena_destroy(s->arena);
 free_ssd:
+    free(s->probe_page);
     free(s);
     return st;
 }
 
 /* ------------------------------------------------------------------------------------------------- the queues */
+
+static void degrade(struct kvf_ssd *s, int error)
+{
+    uint64_t now = kvf_now(s->env);
+    if (s->degraded)
+        return;
+    s->degraded = true;
+    s->degraded_error = error;
+    s->degraded_ns = now;
+    if (s->probe_wait_ns == 0 || now - s->recovered_ns > PROBE_MAX_NS)
+        s->probe_wait_ns = PROBE_NS;
+    s->probe_due_ns = now + s->probe_wait_ns;
+}
 
 static void observe(struct kvf_ssd *s, enum kvf_latency first, const struct kvf_ssd_request *r, uint64_t since_ns, uint64_t now)
 {
@@ -199,7 +229,8 @@ static void count_done(struct kvf_ssd *s, const struct kvf_ssd_request *r, enum 
 {
     bool write = r->disk.write, good = status == KVF_OK;
     s->errors += !good;
-    s->degraded |= write && !good;
+    if (write && !good)
+        degrade(s, r->disk.error);
     *(write ? &s->writes_done : &s->reads_done) += good;
     *(write ? &s->written_bytes : &s->read_bytes) += good ? r->bytes : 0;
 }
@@ -333,8 +364,36 @@ void kvf_ssd_observe(struct kvf_ssd *s, struct kvf_latencies *latencies)
     s->latencies = latencies;
 }
 
+static void probe_done(void *arg, enum kvf_status status)
+{
+    struct kvf_ssd *s = arg;
+    s->probing = false;
+    kvf_arena_free(s->arena, s->probe_offset, UNIT);
+    uint64_t now = kvf_now(s->env);
+    s->probe_wait_ns = s->probe_wait_ns < PROBE_MAX_NS / 2 ? 2 * s->probe_wait_ns : PROBE_MAX_NS;
+    s->probe_due_ns = now + s->probe_wait_ns;
+    if (status != KVF_OK)
+        return;
+    s->degraded = false;
+    s->recovered_ns = now;
+}
+
+static void probe(struct kvf_ssd *s)
+{
+    if (!s->degraded || s->probing || s->closing || kvf_now(s->env) < s->probe_due_ns)
+        return;
+    s->probe_offset = kvf_arena_alloc(s->arena, UNIT);
+    if (s->probe_offset == KVF_ARENA_NONE) /* full: nothing waits to be written either */
+        return;
+    s->probing = true;
+    s->probe.done = probe_done;
+    s->probe.arg = s;
+    kvf_ssd_write(s, &s->probe, s->probe_offset + SLOTS_START, s->probe_page, UNIT);
+}
+
 unsigned kvf_ssd_poll(struct kvf_ssd *s)
 {
+    probe(s);
     start_requests(s);
     unsigned handled = s->disk->ops->poll(s->disk);
     /* What finished made room; the second poll hands the newcomers to the kernel instead of leaving them to the next. */
@@ -378,10 +437,16 @@ void kvf_ssd_destroy(struct kvf_ssd *s)
         cancel_queues(s);
     assert(kvf_order_in_flight(&s->order) == 0);
     kvf_arena_destroy(s->arena);
+    free(s->probe_page);
     free(s);
 }
 
 /* ------------------------------------------------------------------------------------------------- slots */
+
+bool kvf_ssd_degraded(const struct kvf_ssd *s)
+{
+    return s->degraded;
+}
 
 uint64_t kvf_ssd_alloc(struct kvf_ssd *s, uint32_t bytes)
 {
@@ -406,6 +471,8 @@ void kvf_ssd_stats(const struct kvf_ssd *s, struct kvf_ssd_stats *out)
         .written_bytes = s->written_bytes,
         .errors = s->errors,
         .degraded = s->degraded,
+        .degraded_error = s->degraded_error,
+        .degraded_ns = s->degraded_ns,
         .engine = s->disk->ops->name,
     };
     for (int p = 0; p < KVF_PRIORITY_COUNT; p++) {

@@ -34,6 +34,10 @@ enum kvf_status kvf_ssd_create(struct kvf_disk *disk, uint64_t bytes, const char
 /* Finishes what is in flight (calls back; what is queued with CANCELLED). */
 void kvf_ssd_destroy(struct kvf_ssd *ssd);
 
+/* A failed write makes the area degraded: no new blocks are taken, reads go on. After a second, and then ever less often (a
+ * minute at most), poll writes 4096 bytes to a free slot; when that works the area takes blocks again. */
+bool kvf_ssd_degraded(const struct kvf_ssd *ssd);
+
 /* A slot's offset in the area, or KVF_ARENA_NONE (UINT64_MAX) when full or degraded. */
 uint64_t kvf_ssd_alloc(struct kvf_ssd *ssd, uint32_t bytes);
 void kvf_ssd_free(struct kvf_ssd *ssd, uint64_t offset, uint32_t bytes);
@@ -61,7 +65,9 @@ struct kvf_ssd_stats {
     uint64_t capacity_bytes, used_bytes, reads, writes, read_bytes, written_bytes, errors;
     unsigned queued[KVF_PRIORITY_COUNT], in_flight[KVF_PRIORITY_COUNT];
     uint64_t in_flight_bytes[KVF_PRIORITY_COUNT];
-    bool degraded; /* after a failed write: no new blocks are taken, reads go on */
+    bool degraded;
+    int degraded_error;   /* errno of the write that made it so; 0: it came short */
+    uint64_t degraded_ns; /* env time of it */
     const char *engine;
 };
 void kvf_ssd_stats(const struct kvf_ssd *ssd, struct kvf_ssd_stats *out);

@@ -161,7 +161,10 @@ struct kvf_node;
 /* Opens a node in this process: DRAM arena, SSD area, fabric, membership in etcd (when etcd.endpoints is set), a reactor
  * thread. The configuration may be destroyed afterwards. With etcd absent at start the call fails with ERR_STORE within
  * etcd.timeout unless etcd.required = false; kvf_config_error says what was being done and what to try.
- * Errors: ERR_CONFIG, ERR_STORE, ERR_EXISTS (a living node has this name), ERR_IO, ERR_DISK_FULL, ERR_NO_MEMORY. */
+ * An SSD area that cannot be used (no room, no permission, another process's, a later version's) is no failure unless
+ * ssd.required = true: the node runs without it and its status says why.
+ * Errors: ERR_CONFIG, ERR_STORE, ERR_EXISTS (a living node has this name), ERR_NO_MEMORY; with ssd.required also ERR_IO,
+ * ERR_DISK_FULL, ERR_BUSY, ERR_UNSUPPORTED. */
 KVF_API enum kvf_status kvf_node_open(struct kvf_config *config, struct kvf_node **out);
 
 /* Leaves the cluster and frees everything; waits at most two seconds for what is in flight. */

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """kvfd: its options, exit codes, one-line errors, start and stop."""
+import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 import unittest
@@ -12,6 +14,7 @@ import cluster
 from cluster import Case, Cluster, free_ports, run
 
 SMALL = ["--set", "dram.bytes=16M", "--set", "fetch.staging=4M", "--set", "block.count_max=10000"]
+REQUIRED = ["--set", "ssd.required=true"]
 
 
 def set_of(name, value):
@@ -107,7 +110,7 @@ class FailedStartTest(Case):
         self.assert_failed(self.start(*set_of("admin.listen", "nonsense")), 2, "admin.listen", "host:port")
 
     def test_ssd_path_that_cannot_be_written(self):
-        self.assert_failed(self.start(*set_of("ssd.path", "/proc/nowhere")), 1, "/proc/nowhere", "ERR_IO")
+        self.assert_failed(self.start(*REQUIRED, *set_of("ssd.path", "/proc/nowhere")), 1, "/proc/nowhere", "ERR_IO")
 
     def test_disk_full(self):
         # A file larger than the whole memory file system is refused before anything is written.
@@ -121,14 +124,14 @@ class FailedStartTest(Case):
         self.addCleanup(os.rmdir, path)
         self.addCleanup(lambda: [os.unlink(os.path.join(path, f)) for f in os.listdir(path)])
         size = about.f_blocks * about.f_frsize + (1 << 30)
-        done = self.start(*set_of("ssd.path", path), *set_of("ssd.bytes", size))
+        done = self.start(*REQUIRED, *set_of("ssd.path", path), *set_of("ssd.bytes", size))
         self.assert_failed(done, 1, "ERR_DISK_FULL", "ssd.bytes")
 
     def test_ssd_area_of_another_process(self):
         area = os.path.join(self.cluster.folder, "ssd")
         os.mkdir(area)
         self.cluster.kvfd("first", ssd_path=area, ssd_bytes="8M").await_ready()
-        done = self.start(*set_of("ssd.path", area), *set_of("ssd.bytes", "8M"))
+        done = self.start(*REQUIRED, *set_of("ssd.path", area), *set_of("ssd.bytes", "8M"))
         self.assert_failed(done, 1, "ERR_BUSY")
 
     def test_impossible_memory(self):
@@ -157,6 +160,116 @@ class AloneTest(Case):
         ssd = [t for t in daemon.status()["tiers"] if t["name"] == "ssd"][0]
         self.assertEqual(ssd["state"], "ok")
         self.assertEqual(daemon.stop(), 0, daemon.stderr())
+
+
+class SsdOffTest(Case):
+    """An SSD area that cannot be used: refused when it is required, else the node lives without it and says why."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = Cluster()
+        cls.addClassCleanup(cls.cluster.close)
+
+    def setUp(self):
+        self.area = os.path.join(self.cluster.folder, self._testMethodName)
+        self.file = os.path.join(self.area, "kvf.area")
+
+    def check(self, *words, code=1, size="8M"):
+        done = run("kvfd", *SMALL, *REQUIRED, *set_of("node.name", "refused"), *set_of("ssd.path", self.area),
+                   *set_of("ssd.bytes", size))
+        self.assert_failed(done, code, *words)
+        name = self._testMethodName[5:25].replace("_", "-")
+        daemon = self.cluster.kvfd(name, ssd_path=self.area, ssd_bytes=size).await_ready()
+        self.assertIn("ssd off, ", daemon.ready)
+        self.assertEqual(len(daemon.stderr().splitlines()), 1, daemon.stderr())
+        ssd = [t for t in daemon.status()["tiers"] if t["name"] == "ssd"][0]
+        self.assertEqual(ssd["state"], "off")
+        self.assertIn('kvf_tier_up{tier="ssd"} 0', daemon.get("/metrics"))
+        shown = self.cluster.kvf("status")
+        self.assert_done(shown)
+        for word in words:
+            self.assertIn(word, ssd["reason"])
+            self.assertIn(word, daemon.stderr())
+            self.assertIn(word, shown.stdout)
+        self.assertIn(f"{name}: ssd is off: ", shown.stdout)
+        self.assertEqual(daemon.get("/healthz"), "ok\n")
+        self.assertEqual(daemon.stop(), 0, daemon.stderr())
+
+    def written_area(self, node="refused"):
+        first = self.cluster.kvfd(node, ssd_path=self.area, ssd_bytes="8M").await_ready()
+        self.assertEqual(first.stop(), 0, first.stderr())
+
+    def mount(self, *options):
+        os.mkdir(self.area)
+        done = subprocess.run(["mount", "-t", "tmpfs", *options, "kvf-test", self.area], capture_output=True, text=True)
+        if done.returncode:
+            self.skipTest(f"no mounts here: {done.stderr.strip()}")
+        self.addCleanup(subprocess.run, ["umount", self.area], check=True)
+
+    def test_no_such_place(self):
+        self.area = "/proc/nowhere"
+        self.check("/proc/nowhere", "ERR_IO")
+
+    def test_path_is_a_file(self):
+        open(self.area, "w").close()
+        self.check("Not a directory", "ERR_IO")
+
+    def test_area_is_a_directory(self):
+        os.makedirs(self.file)
+        self.check("Is a directory", "ERR_IO")
+
+    def test_directory_without_permission(self):
+        if os.geteuid() == 0:
+            self.skipTest("root may write everywhere")
+        os.mkdir(self.area, 0o500)
+        self.check("Permission denied", "ERR_IO")
+
+    def test_area_of_a_living_process(self):
+        living = self.cluster.kvfd("living", ssd_path=self.area, ssd_bytes="8M").await_ready()
+        self.check("another process has it", "ERR_BUSY")
+        self.assertEqual(living.stop(), 0, living.stderr())
+
+    def test_area_of_another_node(self):
+        self.written_area("somebody")
+        before = self.bytes_of_area()
+        self.check("node of another name", "ERR_CONFIG", code=2)
+        self.assertEqual(self.bytes_of_area(), before)
+
+    def test_area_of_a_later_version(self):
+        self.written_area()
+        with open(self.file, "r+b") as file:
+            page = bytearray(file.read(4096))
+            page[8:12] = (99).to_bytes(4, "little")
+            self.assertEqual(len(page), 4096)
+            page[4088:] = xxh3(bytes(page[:4088])).to_bytes(8, "little")
+            file.seek(0)
+            file.write(page)
+        before = self.bytes_of_area()
+        self.check("a later version", "ERR_UNSUPPORTED")
+        self.assertEqual(self.bytes_of_area(), before)
+
+    def test_read_only_file_system(self):
+        self.mount("-o", "ro")
+        self.check("Read-only file system", "ERR_IO")
+
+    def test_file_system_too_small(self):
+        self.mount("-o", "size=4m")
+        self.check("free", "ERR_DISK_FULL")
+        self.assertEqual(os.listdir(self.area), [])
+
+    def bytes_of_area(self):
+        with open(self.file, "rb") as file:
+            return file.read()
+
+
+def xxh3(data):
+    """The checksum of a superblock, by the library that the programs use; its absence skips the test."""
+    try:
+        library = ctypes.CDLL("libxxhash.so.0")
+    except OSError:
+        raise unittest.SkipTest("no libxxhash")
+    library.XXH3_64bits_withSeed.restype = ctypes.c_uint64
+    return library.XXH3_64bits_withSeed(data, ctypes.c_size_t(len(data)), ctypes.c_uint64(0))
 
 
 class ClusterTest(Case):

@@ -265,6 +265,7 @@ static void settings_that_cannot_be_are_refused_in_one_line(void **state)
         set(config, "etcd.lease", "1s");
         set(config, "fabric.transport", "none");
         set(config, "log.level", "error");
+        set(config, "ssd.required", "true");
         set(config, wrong[i][0], wrong[i][1]);
         assert_int_equal(kvf_node_open(config, &node), want[i]);
         assert_true(strlen(kvf_config_error(config)) > 20);

@@ -2,6 +2,7 @@
 #include "tests/sim/sim_disk.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -110,13 +111,16 @@ static bool transfer(struct sim_disk *d, const struct kvf_disk_request *r, uint6
 
 static enum kvf_status perform(struct sim_disk *d, const struct pending *p)
 {
-    const struct kvf_disk_request *r = p->request;
+    struct kvf_disk_request *r = p->request;
     uint64_t offset = r->offset;
     uint32_t bytes = r->bytes;
+    r->error = 0;
     switch (p->fault) {
     case SIM_FAULT_IO:
+        r->error = EIO;
         return KVF_ERR_IO;
     case SIM_FAULT_FULL:
+        r->error = ENOSPC;
         return KVF_ERR_DISK_FULL;
     case SIM_FAULT_SHORT:
         (void)transfer(d, r, offset, bytes / 2);
