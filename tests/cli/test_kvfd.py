@@ -135,7 +135,7 @@ class FailedStartTest(Case):
         self.assert_failed(done, 1, "ERR_BUSY")
 
     def test_impossible_memory(self):
-        self.assert_failed(self.start(*set_of("dram.bytes", "512T")), 1, "ERR_NO_MEMORY")
+        self.assert_failed(self.start(*set_of("dram.bytes", "8T")), 1, "ERR_NO_MEMORY")
 
 
 class AloneTest(Case):
