@@ -8,7 +8,6 @@
 #include "tiers/superblock.h"
 
 #include <poll.h>
-#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -437,61 +436,6 @@ static void a_failed_write_degrades_and_reads_go_on(void **state)
     }
 }
 
-/* Seconds after which the degraded area is tried, from `now`: polls a second at a time until a write has been seen. */
-static unsigned seconds_to_probe(struct fixture *f)
-{
-    uint64_t writes = sim_disk_writes(f->sim);
-    for (unsigned s = 1; s <= 200; s++) {
-        f->now_ns += KVF_SEC;
-        kvf_ssd_poll(f->ssd);
-        settle(f);
-        if (sim_disk_writes(f->sim) != writes)
-            return s;
-    }
-    return 0;
-}
-
-static void a_degraded_area_is_tried_ever_less_often_and_used_again(void **state)
-{
-    static const unsigned want[] = {1, 2, 4, 8, 16, 32, 60, 60};
-    struct fixture *f = set_up(4);
-    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK);
-    struct kvf_ssd_stats stats;
-    sim_disk_fail(f->sim, true, SIM_FAULT_FULL, 0, 9);
-    post(f, 0, true, at, BLOCK);
-    settle(f);
-    kvf_ssd_stats(f->ssd, &stats);
-    assert_int_equal(stats.degraded_error, ENOSPC);
-    assert_int_equal(stats.degraded_ns, f->now_ns);
-    uint64_t used = stats.used_bytes;
-    for (unsigned i = 0; i < 8; i++) {
-        assert_int_equal(seconds_to_probe(f), want[i]);
-        assert_true(kvf_ssd_degraded(f->ssd));
-        assert_int_equal(kvf_ssd_alloc(f->ssd, BLOCK), KVF_ARENA_NONE);
-    }
-    assert_int_equal(seconds_to_probe(f), 60);
-    assert_false(kvf_ssd_degraded(f->ssd));
-    kvf_ssd_stats(f->ssd, &stats);
-    assert_int_equal(stats.used_bytes, used);
-    uint64_t again = kvf_ssd_alloc(f->ssd, BLOCK);
-    assert_true(again != KVF_ARENA_NONE);
-
-    /* Fails again at once: it is not tried every second. Long after: from the beginning. */
-    sim_disk_fail(f->sim, true, SIM_FAULT_IO, 0, 1);
-    post(f, 1, true, again, BLOCK);
-    settle(f);
-    assert_int_equal(seconds_to_probe(f), 60);
-    f->now_ns += 100 * KVF_SEC;
-    sim_disk_fail(f->sim, true, SIM_FAULT_SHORT, 0, 1);
-    post(f, 2, true, again, BLOCK);
-    settle(f);
-    kvf_ssd_stats(f->ssd, &stats);
-    assert_int_equal(stats.degraded_error, 0);
-    assert_int_equal(seconds_to_probe(f), 1);
-    assert_false(kvf_ssd_degraded(f->ssd));
-    tear_down(f);
-}
-
 static void a_failed_read_fails_alone(void **state)
 {
     struct fixture *f = set_up(4);
@@ -801,7 +745,6 @@ int main(void)
         cmocka_unit_test(writes_in_flight_are_bounded),
         cmocka_unit_test(a_disk_of_less_depth_is_waited_for),
         cmocka_unit_test(a_failed_write_degrades_and_reads_go_on),
-        cmocka_unit_test(a_degraded_area_is_tried_ever_less_often_and_used_again),
         cmocka_unit_test(a_failed_read_fails_alone),
         cmocka_unit_test(the_double_damages_as_told),
         cmocka_unit_test(destroy_cancels_the_queue_and_finishes_the_rest),
