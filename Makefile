@@ -49,6 +49,7 @@ pick = $(if $(filter 1,$(1)),$(wildcard $(rooms:%=%/*_$(2).c)),$(wildcard $(room
 lib_c := $(filter-out $(optional) %/kvfd.c %/kvfcoord.c,$(wildcard $(rooms:%=%/*.c))) \
 	$(call pick,$(UCX),ucx) $(call pick,$(URING),uring) $(if $(filter 1,$(CUDA)),,$(wildcard kernels/*_cuda_none.c))
 lib_o := $(lib_c:%.c=$(B)/%.o) $(if $(filter 1,$(CUDA)),$(patsubst %.cu,$(B)/%.cu.o,$(wildcard kernels/*.cu)))
+bench_o := $(patsubst %.c,$(B)/%.o,$(wildcard bench/*.c))
 cli_o := $(patsubst %.c,$(B)/%.o,$(wildcard cli/*.c bench/*.c))
 llm_o := $(patsubst %.c,$(B)/%.o,$(wildcard examples/llm/*.c))
 test_c := $(foreach t,$(wildcard tests/*/test_*.c),$(if $(strip $(if $(TESTS),$(foreach w,$(TESTS),$(findstring $(w),$(t))),all)),$(t)))
@@ -94,6 +95,9 @@ $(B)/kvfd $(B)/kvfcoord $(B)/kvf $(B)/llm:
 $(B)/libtests.a: $(test_o)
 	$(q)rm -f $@; ar rcs $@ $^
 $(B)/tests/llm/%: $(B)/tests/llm/%.o $(filter-out %/main.o,$(llm_o)) $(B)/libtests.a $(B)/libkvf.a
+	$(call say,ld   $@)
+	$(q)$(CC) $(sanflags) -o $@ $^ -lcmocka $(ldlibs)
+$(B)/tests/bench/%: $(B)/tests/bench/%.o $(bench_o) $(B)/libtests.a $(B)/libkvf.a
 	$(call say,ld   $@)
 	$(q)$(CC) $(sanflags) -o $@ $^ -lcmocka $(ldlibs)
 $(B)/tests/%: $(B)/tests/%.o $(B)/libtests.a $(B)/libkvf.a

@@ -14,6 +14,7 @@
 
 static const struct kvf_bench_entry benches[] = {
     {"kernels", "every operation of every CPU table, beside the reference and beside memcpy", kvf_bench_kernels_run},
+    {"policy", "miss curves of the device cache's rules on recorded selections (--log)", kvf_bench_policy_run},
 };
 enum { N_BENCHES = sizeof benches / sizeof *benches };
 
@@ -148,11 +149,13 @@ static void usage(FILE *out)
                  "  --time SECONDS   about how long to measure in all, 0.1 to 3600 (default 15)\n"
                  "  --dtype TYPE     f16, bf16 or f32: this element type alone (default: all that a bench knows)\n"
                  "  --table NAME     this device table alone: plain, avx2 or avx512 (default: all of this machine)\n"
+                 "  --log FILE       policy: a selection log that llm --record wrote; may be repeated, at most 16 times\n"
                  "  --help           this text\n"
                  "\nexit codes: 0 done, 1 a result was wrong or could not be written, 2 wrong usage\n"
                  "\nexamples:\n"
                  "  kvf bench kernels\n"
-                 "  kvf bench kernels --table avx2 --time 5 --json build/bench-kernels.json\n");
+                 "  kvf bench kernels --table avx2 --time 5 --json build/bench-kernels.json\n"
+                 "  kvf bench policy --log build/gpl3.sel --json build/bench-policy.json\n");
 }
 
 static bool parse_number(const char *text, double least, double most, double *out)
@@ -195,6 +198,10 @@ static bool parse(struct kvf_bench *bench, int argc, char **argv)
         } else if (!strcmp(argv[i], "--dtype")) {
             bench->dtype = value;
             good = one_of(value, dtypes);
+        } else if (!strcmp(argv[i], "--log")) {
+            good = bench->n_logs < KVF_BENCH_LOGS_MAX;
+            if (good)
+                bench->logs[bench->n_logs++] = value;
         } else if (!strcmp(argv[i], "--table")) {
             bench->table = value;
             good = one_of(value, tables);
@@ -243,7 +250,7 @@ static int run_one(const struct kvf_bench_entry *entry, struct kvf_bench *bench)
     json_object_set_new(bench->config, "table", bench->table ? json_string(bench->table) : json_null());
     json_object_set_new(bench->config, "group_raised", json_boolean(raise_group()));
     bool good = entry->run(bench);
-    if (good)
+    if (good && !bench->printed)
         print_table(bench);
     if (good && bench->json)
         good = write_json(bench, entry->name);

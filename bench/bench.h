@@ -11,7 +11,7 @@
 
 #include <jansson.h>
 
-enum { KVF_BENCH_ROUNDS_MAX = 512, KVF_BENCH_CASES_MAX = 8 };
+enum { KVF_BENCH_ROUNDS_MAX = 512, KVF_BENCH_CASES_MAX = 8, KVF_BENCH_LOGS_MAX = 16 };
 
 struct kvf_bench {
     /* options */
@@ -20,8 +20,11 @@ struct kvf_bench {
     const char *dtype; /* f16, bf16, f32, or NULL for the bench's own choice */
     const char *table; /* only the device table of this name, or NULL for all */
     const char *json;  /* file, or NULL */
+    const char *logs[KVF_BENCH_LOGS_MAX]; /* --log, in the order given */
+    unsigned n_logs;
     /* filled by the bench */
     bool verified;
+    bool printed; /* it printed a table of its own: the plain one is left out */
     json_t *config, *results; /* owned by bench.c */
 };
 
@@ -60,6 +63,7 @@ double kvf_bench_rate(const struct kvf_bench_case *one, double percent);
 double kvf_bench_now(void);
 
 bool kvf_bench_kernels_run(struct kvf_bench *bench);
+bool kvf_bench_policy_run(struct kvf_bench *bench);
 
 /* `kvf bench NAME [options]`; argv[0] is "bench". Returns the exit code: 0 done, 1 failed, 2 wrong usage. */
 int kvf_bench_main(int argc, char **argv);

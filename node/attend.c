@@ -28,6 +28,7 @@ struct kvf_scratch {
 struct attend {
     struct kvf_core *core;
     struct kvf_sess *sess;
+    const struct kvf_session *handle;
     const struct kvf_model *model;
     struct kvf_scratch *scratch;
     uint32_t layer, n, group, rows; /* rows = n * group: query rows per KV head */
@@ -113,6 +114,18 @@ static void choose_all(struct attend *a)
             *want_at(a, b, h) = (struct kvf_want){.handle = KVF_HANDLE_NONE, .stage = KVF_STAGE_NONE, .mask = all_chunks(a->model)};
 }
 
+/* Tells the handle's observer what was chosen of the first `chunks` chunks. */
+static void observed(struct attend *a, uint32_t head, uint32_t chunks, uint32_t best)
+{
+    struct kvf_scratch *x = a->scratch;
+    struct kvf_selection seen = {.first = a->sess->step_first, .tokens = a->n, .layer = a->layer, .head = head, .chunks = chunks,
+                                 .best = best, .scores = x->scores, .chosen = x->picked};
+    for (uint32_t c = 0; c < chunks; c++)
+        if (want_at(a, c / a->model->chunks, head)->mask >> c % a->model->chunks & 1)
+            x->picked[seen.n_chosen++] = c;
+    a->handle->observe(&seen, a->handle->observe_arg);
+}
+
 /* Under a budget: the chunks with the best scores (ShadowKV's rule over mean keys), the first and the last tokens always; blocks
  * whose summaries are not here (they lie at an earlier home) are taken whole. */
 static enum kvf_status choose_best(struct attend *a, const struct kvf_attend_options *o)
@@ -144,6 +157,8 @@ static enum kvf_status choose_best(struct attend *a, const struct kvf_attend_opt
         for (uint32_t c = 0; c < chunks; c++)
             if (c < sink || c >= local_from)
                 want_at(a, c / m->chunks, h)->mask |= 1ull << c % m->chunks;
+        if (a->handle->observe)
+            observed(a, h, chunks, count);
     }
     return KVF_OK;
 }
@@ -495,6 +510,7 @@ enum kvf_status kvf_step_attend(struct kvf_session *handle, uint32_t layer, cons
     const struct kvf_model_desc *d = &s->model->desc;
     struct attend a = {.core = s->core,
                        .sess = s,
+                       .handle = handle,
                        .model = s->model,
                        .layer = layer,
                        .n = s->step_n,

@@ -315,6 +315,15 @@ static bool index_lost(struct kvf_sess *s, uint32_t index)
     return false;
 }
 
+enum kvf_status kvf_session_observe(struct kvf_session *h, kvf_selection_fn observe, void *arg)
+{
+    if (!h)
+        return KVF_ERR_INVALID;
+    h->observe = observe;
+    h->observe_arg = arg;
+    return KVF_OK;
+}
+
 enum kvf_status kvf_session_lost(struct kvf_session *h, struct kvf_range *ranges, size_t max, size_t *count)
 {
     if (!h || !count || (!ranges && max))

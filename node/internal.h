@@ -143,6 +143,8 @@ struct kvf_session {
     struct kvf_sess *sess;
     _Atomic bool moved; /* the home is elsewhere: sess may be gone. Set under the lock */
     uint64_t id;
+    kvf_selection_fn observe; /* kvf_session_observe, or NULL */
+    void *observe_arg;
 };
 
 /* ---------------------------------------------------------------- reads (read.c)

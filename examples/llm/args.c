@@ -36,6 +36,8 @@ static const struct option options[] = {
     {"--out", "FILE", TEXT, AT(out), 0, 0, 0, "write the report, as JSON"},
     {"--budget", "PERCENT", NUMBER, AT(budget), 0, 0, 100,
      "quality run: attend to that share of the chunks, compare with full attention on the same prefix"},
+    {"--follow", NULL, FLAG, AT(follow), 0, 0, 0, "with --budget: go on along the text's own tokens, not the generated ones"},
+    {"--record", "FILE", TEXT, AT(record), 0, 0, 0, "with --budget: write the selections for `kvf bench policy`"},
     {"--make-random", "FILE", TEXT, AT(make_random), 0, 0, 0, "write a small model with random weights, and end"},
     {"--seed", "N", NUMBER, AT(seed), 1, 0, INT64_MAX, "of the random weights"},
     {"--verbose", NULL, FLAG, AT(verbose), 0, 0, 0, "show the text on stderr as it is generated"},
@@ -85,6 +87,10 @@ static bool check(const struct llm_args *a, struct llm_error *error)
         return llm_error_set(error, "--role is home or next, not '%s'", a->role);
     if (a->plain + (a->role != NULL) + (a->budget > 0) != 1)
         return llm_error_set(error, "give one of --plain, --role and --budget");
+    if (a->record && !a->budget)
+        return llm_error_set(error, "--record without --budget");
+    if (a->follow && (!a->budget || !a->prompt_tokens))
+        return llm_error_set(error, "--follow without --budget and --prompt-tokens");
     bool next = a->role && strcmp(a->role, "next") == 0;
     if (!next && !a->prompt_file)
         return llm_error_set(error, "--prompt-file is missing");
@@ -127,7 +133,7 @@ void llm_args_help(void)
          "usage: llm --model FILE --prompt-file FILE --plain\n"
          "       llm --model FILE --prompt-file FILE --role home [--move-to NODE] --out FILE.json\n"
          "       llm --model FILE --role next --out FILE.json\n"
-         "       llm --model FILE --prompt-file FILE --budget PERCENT --out FILE.json\n"
+         "       llm --model FILE --prompt-file FILE --budget PERCENT [--record FILE] --out FILE.json\n"
          "       llm --make-random FILE [--seed N]\n");
     for (size_t i = 0; i < OPTIONS; i++) {
         const struct option *o = &options[i];

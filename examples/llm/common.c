@@ -62,6 +62,9 @@ static bool load_prompt(struct llm_run *run, struct llm_error *error)
         return llm_error_set(error, "--prompt-tokens %llu: the text %s has only %zu tokens", (unsigned long long)a->prompt_tokens,
                              a->prompt_file, count);
     run->prompt_tokens = a->prompt_tokens ? a->prompt_tokens : count;
+    run->text_tokens = count;
+    if (a->follow && a->prompt_tokens + a->generate > count)
+        return llm_error_set(error, "--follow: the text %s has only %zu tokens", a->prompt_file, count);
     if (run->prompt_tokens + a->generate > run->model.context)
         return llm_error_set(error, "%llu tokens of text and %llu generated ones do not fit the model's context of %u; try "
                              "--prompt-tokens",

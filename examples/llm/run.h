@@ -14,8 +14,8 @@ struct llm_run {
     struct llm_model model;
     struct llm_tokenizer *tokenizer;
     struct llm_engine *engine;
-    int32_t *prompt; /* [prompt_tokens] */
-    uint64_t prompt_tokens;
+    int32_t *prompt; /* [text_tokens] */
+    uint64_t prompt_tokens, text_tokens; /* those to read; all of the text, which prompt holds */
     struct kvf_node *node;
     struct kvf_model *kvf_model;
     json_t *report;

@@ -1,7 +1,8 @@
 /* llm --budget PERCENT: how much is lost when attention looks only at the selected chunks. The text is read with full
- * attention into both caches; then, token by token along the text that full attention generates, one pass with full
- * attention in plain memory and one with the budget in KVFabric. The budgeted pass appends its own K and V, as a real
- * decode would, so its errors add up over the run. */
+ * attention into both caches; then, token by token along the text that full attention generates (with --follow along the text
+ * itself), one pass with full attention in plain memory and one with the budget in KVFabric. The budgeted pass appends its own
+ * K and V, as a real decode would, so its errors add up over the run. */
+#include "record.h"
 #include "run.h"
 
 #include <math.h>
@@ -17,6 +18,7 @@ struct quality {
     float *full, *part; /* logits */
     struct llm_series plain_ms, kvf_ms;
     uint64_t compared, agreed;
+    struct llm_record record;
     double divergence; /* sum over positions, in nats */
 };
 
@@ -49,7 +51,7 @@ static enum kvf_status measure(struct quality *w)
     enum kvf_status st = llm_common_prefill(run, &w->plain, w->full, &plain_prefill_ms, &w->kvf, w->part, &kvf_prefill_ms);
     w->kvf_cache.budget = (float)run->args->budget / 100.0f;
     for (uint64_t i = 0; i < run->args->generate && st == KVF_OK; i++) {
-        int32_t token = llm_engine_argmax(w->full, vocabulary);
+        int32_t token = run->args->follow ? run->prompt[run->prompt_tokens + i] : llm_engine_argmax(w->full, vocabulary);
         st = llm_common_decode(&w->plain, token, w->full, &w->plain_ms);
         if (st == KVF_OK)
             st = llm_common_decode(&w->kvf, token, w->part, &w->kvf_ms);
@@ -97,6 +99,25 @@ static bool allocate(struct quality *w)
     return w->plain_cache && w->full && w->part && series;
 }
 
+/* Measures, with the selections recorded when that is asked for. */
+static enum llm_exit compare(struct quality *w)
+{
+    struct llm_run *run = w->run;
+    struct kvf_model_desc desc;
+    struct llm_error error;
+    llm_cache_describe(&run->model, &desc);
+    bool good = !run->args->record || llm_record_start(&w->record, run->args->record, &desc, (float)run->args->budget / 100.0f,
+                                                       w->session, &error);
+    enum kvf_status st = good ? measure(w) : KVF_OK;
+    good = llm_record_end(&w->record, w->session, &error) && good;
+    if (st != KVF_OK)
+        return llm_common_failed("comparing with the budget", st);
+    if (good)
+        return report(w);
+    fprintf(stderr, "llm: %s\n", error.text);
+    return LLM_EXIT_FAILED;
+}
+
 enum llm_exit llm_run_budget(struct llm_run *run)
 {
     struct quality w = {.run = run};
@@ -115,8 +136,7 @@ enum llm_exit llm_run_budget(struct llm_run *run)
     llm_cache_kvf_init(&w.kvf_cache, &run->model, w.session);
     w.plain = (struct llm_feed){.engine = run->engine, .cache = llm_cache_plain_table(w.plain_cache)};
     w.kvf = (struct llm_feed){.engine = run->engine, .cache = &w.kvf_cache.table};
-    st = measure(&w);
-    code = st == KVF_OK ? report(&w) : llm_common_failed("comparing with the budget", st);
+    code = compare(&w);
     kvf_session_drop(w.session);
 free_all:
     llm_series_free(&w.kvf_ms);

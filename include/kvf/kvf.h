@@ -334,6 +334,25 @@ struct kvf_attend_options {
 KVF_API enum kvf_status kvf_step_attend(struct kvf_session *session, uint32_t layer, const float *q, float *out,
                                         const struct kvf_attend_options *options);
 
+/* What one attend under a budget chose, of one layer and KV head. Chunk c holds the tokens from c * chunk_tokens on. */
+struct kvf_selection {
+    uint64_t first;        /* position of the step's first token */
+    uint32_t tokens;       /* of the step */
+    uint32_t layer, head;
+    uint32_t chunks;       /* sealed chunks before the step: what was chosen from */
+    uint32_t best;         /* so many were chosen for their score; the rest of `chosen` for their place */
+    uint32_t n_chosen;
+    const float *scores;    /* [chunks] every chunk's score for this step's queries, chosen or not */
+    const uint32_t *chosen; /* [n_chosen] in rising order */
+};
+typedef void (*kvf_selection_fn)(const struct kvf_selection *selection, void *arg);
+
+/* A debugging aid: `observe` is called by every kvf_step_attend of this handle that selects (0 < budget < 1), once per KV head
+ * and before the bytes are fetched, in the caller's thread. What it is given is valid during its call. The node waits
+ * meanwhile, so it returns soon and calls nothing of this header. NULL ends it; closing the handle does too. The session's
+ * thread. ERR_INVALID. An attend that is tried again is seen again. */
+KVF_API enum kvf_status kvf_session_observe(struct kvf_session *session, kvf_selection_fn observe, void *arg);
+
 /* Makes the step's tokens part of the session, seals full blocks. ERR_STATE when a layer was not appended. */
 KVF_API enum kvf_status kvf_step_commit(struct kvf_session *session);
 

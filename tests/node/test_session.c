@@ -258,6 +258,54 @@ static void a_budget_works_over_cold_blocks(void **state)
     trio_end(&t);
 }
 
+struct watched {
+    uint64_t calls, chosen;
+    uint32_t chunks;
+};
+
+static void watch(const struct kvf_selection *s, void *arg)
+{
+    struct watched *w = arg;
+    float low = 1, total = 0;
+    assert_in_range(s->best, 1, s->n_chosen);
+    for (uint32_t i = 0; i < s->n_chosen; i++) {
+        assert_in_range(s->chosen[i], i ? s->chosen[i - 1] + 1 : 0, s->chunks - 1);
+        low = s->scores[s->chosen[i]] < low ? s->scores[s->chosen[i]] : low;
+    }
+    for (uint32_t c = 0; c < s->chunks; c++)
+        total += s->scores[c];
+    assert_true(total > 0.99f && low >= 0); /* a softmax of at least one query */
+    assert_int_equal(s->layer * 2 + s->head, w->calls % 4);
+    w->calls++;
+    w->chosen += s->n_chosen;
+    w->chunks = s->chunks;
+}
+
+static void an_observer_sees_what_was_read(void **state)
+{
+    struct trio t = trio_make(1024 * KIB, 0, 0, KVF_WAY_ASK);
+    struct kvf_attend_options o = {.budget = 0.1f};
+    struct kvf_session *s = session_on(t.home, 7);
+    struct watched w = {0};
+    assert_int_equal(kvf_session_observe(NULL, watch, &w), KVF_ERR_INVALID);
+    assert_int_equal(kvf_session_observe(s, watch, &w), KVF_OK);
+    assert_int_equal(sim_engine_run(engine, s, 1536, 256), KVF_OK);
+    assert_int_equal(w.calls, 0); /* without a budget nothing is selected */
+    engine->options = &o;
+    uint64_t before = chunks_read(t.home);
+    assert_int_equal(sim_engine_step(engine, s, 1), KVF_OK);
+    assert_int_equal(w.calls, 4);
+    assert_int_equal(w.chunks, 1536 / 8);
+    assert_int_equal(w.chosen, chunks_read(t.home) - before);
+    assert_int_equal(kvf_session_observe(s, NULL, NULL), KVF_OK);
+    assert_int_equal(sim_engine_step(engine, s, 1), KVF_OK);
+    assert_int_equal(w.calls, 4);
+    engine->options = NULL;
+    engine->compared = 0;
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    trio_end(&t);
+}
+
 /* ---------------------------------------------------------------- forks */
 
 static void a_fork_and_its_parent_go_on_each_alone(void **state)
@@ -464,6 +512,7 @@ int main(void)
         cmocka_unit_test(a_full_lender_and_a_full_disk_end_in_full_too),
         cmocka_unit_test(a_budget_reads_fewer_chunks),
         cmocka_unit_test(a_budget_works_over_cold_blocks),
+        cmocka_unit_test(an_observer_sees_what_was_read),
         cmocka_unit_test(a_fork_and_its_parent_go_on_each_alone),
         cmocka_unit_test(a_fork_can_be_parked),
         cmocka_unit_test(a_node_may_end_with_forks_open),
