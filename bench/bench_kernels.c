@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/dev.h"
+#include "kernels/cold.h"
 
 enum {
     MIB = 1 << 20,
@@ -187,6 +187,54 @@ static void run_merge(struct job *job)
     note(job, job->dev->merge(job->dev, NULL, &args));
 }
 
+static struct kvf_cold cold_shape(const struct spec *s, enum kvf_cold_format format)
+{
+    return (struct kvf_cold){format, s->dtype, BLOCK_CHUNKS, CHUNK_TOKENS, s->dim, s->dim};
+}
+
+/* Block after block; behind the codes of all lie their scales. */
+static void cold_encode(struct job *job, enum kvf_cold_format format)
+{
+    struct kvf_cold shape = cold_shape(job->spec, format);
+    size_t block = BLOCK_CHUNKS * chunk_bytes(job->spec), codes = BLOCK_CHUNKS * kvf_cold_chunk_bytes(&shape);
+    size_t n = job->spec->in_bytes / block, scales = kvf_cold_scale_bytes(&shape);
+    uint8_t *behind = job->out + n * codes;
+    for (size_t i = 0; i < n; i++)
+        note(job, job->dev->encode(job->dev, NULL, &shape, job->in + i * block, job->out + i * codes, behind + i * scales));
+}
+
+/* Any bytes are codes, and scales too: what comes out is compared bit for bit. */
+static void cold_decode(struct job *job, enum kvf_cold_format format)
+{
+    struct kvf_cold shape = cold_shape(job->spec, format);
+    size_t block = BLOCK_CHUNKS * chunk_bytes(job->spec), codes = BLOCK_CHUNKS * kvf_cold_chunk_bytes(&shape);
+    for (size_t i = 0; i < job->spec->out_bytes / block; i++) {
+        const uint8_t *from = job->in + i * codes;
+        note(job, job->dev->decode(job->dev, NULL, &shape, UINT64_MAX, from, from + 64, job->out + i * block));
+    }
+}
+
+static void run_encode_int8(struct job *job)
+{
+    cold_encode(job, KVF_COLD_INT8);
+}
+
+static void run_encode_fp8(struct job *job)
+{
+    cold_encode(job, KVF_COLD_FP8);
+}
+
+static void run_decode_int8(struct job *job)
+{
+    cold_decode(job, KVF_COLD_INT8);
+}
+
+static void run_decode_fp8(struct job *job)
+{
+    cold_decode(job, KVF_COLD_FP8);
+}
+
+#define ENCODED(dim) (2 * MIB + 4 * MIB / (BLOCK_CHUNKS * 2 * CHUNK_TOKENS * (dim) * 2) * ((dim) + BLOCK_CHUNKS) * 2)
 #define DECODE(name, type, dim, blocks)                                                                                    \
     {name, run_decode, type, type, dim, (size_t)(blocks) * BLOCK_CHUNKS * 2 * CHUNK_TOKENS * dim * (type == KVF_F32 ? 4 : 2), \
      (size_t)(blocks) * GROUP * dim * 4, false, 0, true}
@@ -202,6 +250,14 @@ static const struct spec specs[] = {
     {"convert f32 bf16", run_convert, KVF_F32, KVF_BF16, 0, 4 * MIB, 2 * MIB, true, 0, true},
     {"convert f16 f32", run_convert, KVF_F16, KVF_F32, 0, 4 * MIB, 8 * MIB, true, 0, true},
     {"convert bf16 f32", run_convert, KVF_BF16, KVF_F32, 0, 4 * MIB, 8 * MIB, true, 0, true},
+    {"encode int8 f16 d64", run_encode_int8, KVF_F16, KVF_F16, 64, 4 * MIB, ENCODED(64), true, 0, true},
+    {"encode int8 bf16 d128", run_encode_int8, KVF_BF16, KVF_BF16, 128, 4 * MIB, ENCODED(128), true, 0, true},
+    {"encode fp8 f16 d64", run_encode_fp8, KVF_F16, KVF_F16, 64, 4 * MIB, ENCODED(64), true, 0, true},
+    {"encode fp8 bf16 d128", run_encode_fp8, KVF_BF16, KVF_BF16, 128, 4 * MIB, ENCODED(128), true, 0, true},
+    {"decode int8 f16 d64", run_decode_int8, KVF_F16, KVF_F16, 64, 2 * MIB, 4 * MIB, true, 0, true},
+    {"decode int8 bf16 d128", run_decode_int8, KVF_BF16, KVF_BF16, 128, 2 * MIB, 4 * MIB, true, 0, true},
+    {"decode fp8 f16 d64", run_decode_fp8, KVF_F16, KVF_F16, 64, 2 * MIB, 4 * MIB, true, 0, true},
+    {"decode fp8 bf16 d128", run_decode_fp8, KVF_BF16, KVF_BF16, 128, 2 * MIB, 4 * MIB, true, 0, true},
     {"summarise mean f16 d64", run_mean, KVF_F16, KVF_F16, 64, 4 * MIB, 4 * MIB / CHUNK_TOKENS * 2, false, 0, true},
     {"summarise mean bf16 d128", run_mean, KVF_BF16, KVF_BF16, 128, 4 * MIB, 4 * MIB / CHUNK_TOKENS * 2, false, 0, true},
     {"summarise minmax f16 d64", run_minmax, KVF_F16, KVF_F16, 64, 4 * MIB, 4 * MIB / CHUNK_TOKENS * 4, true, 0, true},

@@ -78,3 +78,11 @@ bool kvf_check_merge(const struct kvf_merge *args)
             return false;
     return true;
 }
+
+bool kvf_check_cold(const struct kvf_cold *shape, const void *block, const void *codes, const void *scales)
+{
+    if (!shape || (shape->format != KVF_COLD_INT8 && shape->format != KVF_COLD_FP8) || !kvf_cpu_element(shape->dtype))
+        return false;
+    return shape->n_chunks >= 1 && shape->n_chunks <= 64 && shape->chunk_tokens && dim_ok(shape->dim_k) && dim_ok(shape->dim_v) &&
+           block && codes && scales;
+}

@@ -38,6 +38,13 @@ bool kvf_check_score(enum kvf_summary_kind kind, const float *summaries, uint32_
 bool kvf_check_topk(const float *scores, uint32_t n, uint32_t k, const uint32_t *indices, const uint32_t *count);
 bool kvf_check_attend(const struct kvf_attend *args);
 bool kvf_check_merge(const struct kvf_merge *args);
+bool kvf_check_cold(const struct kvf_cold *shape, const void *block, const void *codes, const void *scales);
+
+/* cold_reference.c: encode and decode of the reference. */
+enum kvf_status kvf_cold_reference_encode(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cold *shape,
+                                          const void *block, void *codes, void *scales);
+enum kvf_status kvf_cold_reference_decode(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cold *shape,
+                                          uint64_t mask, const void *codes, const void *scales, void *block);
 
 /* XXH3-64 written out from its specification, byte by byte: the ground truth of `checksum`. */
 uint64_t kvf_xxh3_hash(const void *data, size_t bytes, uint64_t seed);

@@ -6,7 +6,8 @@
  *
  * Streams: operations are queued on a stream and done in order; a CPU stream is done when the call returns. stream NULL
  * is the default stream. All calls are thread-safe for different streams. Operations not yet written for a device are
- * NULL in its table (on CUDA: those after gather and scatter); callers that may run on CUDA test for that.
+ * NULL in its table (on CUDA: those after gather and scatter, but for encode and decode); callers that may run on CUDA
+ * test for that.
  *
  * LAYOUT. A chunk is [K: chunk_tokens x dim_k][V: chunk_tokens x dim_v] in the storage type, contiguous, chunk after
  * chunk in a block. Arithmetic is fp32 whatever the storage type.
@@ -61,6 +62,29 @@ struct kvf_merge {
     size_t out_stride; /* floats, of the parts and of out */
     float *out;
     float *lse;
+};
+
+/* COLD BLOCKS. K and V of a block in 8 bits an element, to lie in tiers where bytes are dear. K has a scale per dimension over
+ * the whole block, since K has dimensions that are large in every token (KIVI, 2402.02750, section 3); V has one per chunk.
+ * Codes: a chunk is [K: chunk_tokens x dim_k][V: chunk_tokens x dim_v] bytes, chunk after chunk, so every chunk is decoded
+ * alone. Scales: dim_k + n_chunks numbers in the block's storage type: of each dimension of K the largest magnitude in the
+ * block, then of each chunk that of its V; at least 2^-14 (fp8: 2^-4) in f16 and 2^-100 in bf16 and f32, where it is rounded
+ * up to 16 bits of significand.
+ *
+ * With A the scale and M = 127 (int8) or 448 (fp8): code = x * (M / A), rounded to nearest even: to an integer, or to the OCP
+ * format E4M3, which saturates at 448. Back: code * (A / M), rounded to the storage type; in f32 held within [-A, A]. So an
+ * element is off by at most A / 254 and the rounding (fp8: by 1/16 of itself, or A / 2^18 where that is more), and the
+ * largest is exact (in f32 but for a rounding). Decoding and encoding again gives the same codes and scales: a block that goes
+ * down twice loses once. A block with NaN or infinity has no such form: a scale that it touches is infinite, and the codes
+ * mean nothing. */
+enum kvf_cold_format { KVF_COLD_EXACT, KVF_COLD_INT8, KVF_COLD_FP8 };
+
+struct kvf_cold {
+    enum kvf_cold_format format; /* INT8 or FP8 */
+    enum kvf_dtype dtype;        /* of the block */
+    uint32_t n_chunks;           /* of the block, 1 to 64 */
+    uint32_t chunk_tokens;       /* at least 1 */
+    uint32_t dim_k, dim_v;       /* multiples of 16, at most 512 */
 };
 
 enum kvf_summary_kind { KVF_SUMMARY_MEAN, KVF_SUMMARY_MINMAX };
@@ -123,6 +147,14 @@ struct kvf_dev {
     /* Attention over chunks, one partial result per query row. Relative L2 error of out 1e-4 against double. */
     enum kvf_status (*attend)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_attend *args);
     enum kvf_status (*merge)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_merge *args);
+
+    /* A whole block to codes and scales, and chunks of `mask` (bits from n_chunks on are not looked at) back to their places in
+     * the block; nothing else of it is touched. No memory may overlap. Bit-exact among devices, but for the codes of a block
+     * that has no cold form. kvf_cold_has_form (cold.h) tells from the scales. */
+    enum kvf_status (*encode)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cold *shape, const void *block,
+                              void *codes, void *scales);
+    enum kvf_status (*decode)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cold *shape, uint64_t mask,
+                              const void *codes, const void *scales, void *block);
 };
 
 /* Never NULL. */

@@ -1,5 +1,6 @@
-/* A GPU as a device: memory, streams, and scattered copies by one kernel. Operations that compute are not here yet (NULL
- * in the table). Without a driver, or with one too old, kvf_dev_cuda answers NULL and says why.
+/* A GPU as a device: memory, streams, scattered copies by one kernel, cold blocks by those of cold_cuda.cu. The other
+ * operations that compute are not here yet (NULL in the table). Without a driver, or with one too old, kvf_dev_cuda answers
+ * NULL and says why.
  *
  * GATHER AND SCATTER. The list is cut into pieces of at most PIECE bytes, one thread block each, and goes to the device
  * in batches of BATCH pieces: written into pinned staging, copied by the stream, then one launch per batch. A stream has
@@ -13,6 +14,7 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/cold.cuh"
 #include "kernels/dev.h"
 
 namespace {
@@ -259,6 +261,23 @@ kvf_status dev_copies(const kvf_dev *dev, kvf_stream *stream, const kvf_copy *co
     return status;
 }
 
+kvf_status dev_encode(const kvf_dev *dev, kvf_stream *stream, const kvf_cold *shape, const void *block, void *codes, void *scales)
+{
+    kvf_status status = kvf_cold_cuda_valid(shape, block, codes, scales) ? use(dev) : KVF_ERR_INVALID;
+    if (status != KVF_OK)
+        return status;
+    return status_of(kvf_cold_cuda_encode(stream_of(dev, stream)->stream, *shape, block, codes, scales));
+}
+
+kvf_status dev_decode(const kvf_dev *dev, kvf_stream *stream, const kvf_cold *shape, uint64_t mask, const void *codes,
+                      const void *scales, void *block)
+{
+    kvf_status status = kvf_cold_cuda_valid(shape, block, codes, scales) ? use(dev) : KVF_ERR_INVALID;
+    if (status != KVF_OK)
+        return status;
+    return status_of(kvf_cold_cuda_decode(stream_of(dev, stream)->stream, *shape, mask, codes, scales, block));
+}
+
 kvf_status open_dev(cuda_dev *c, int index, const char **why)
 {
     cudaDeviceProp prop;
@@ -286,6 +305,8 @@ kvf_status open_dev(cuda_dev *c, int index, const char **why)
     d->stream_destroy = dev_stream_destroy;
     d->stream_sync = dev_stream_sync;
     d->gather = d->scatter = dev_copies;
+    d->encode = dev_encode;
+    d->decode = dev_decode;
     c->ready = true;
     return KVF_OK;
 }

@@ -13,4 +13,6 @@
 
 #include "kernels/ops_attend.h"
 
+#include "kernels/ops_cold.h"
+
 #include "kernels/ops_data.h"

@@ -56,16 +56,6 @@ static enum kvf_status checksum(const struct kvf_dev *dev, struct kvf_stream *st
     return KVF_OK;
 }
 
-OWN void store_as(void *p, size_t element, vec a, enum kvf_dtype dtype)
-{
-    if (dtype == KVF_F32)
-        v_store((float *)p + element, a);
-    else if (dtype == KVF_F16)
-        v_store_f16((uint16_t *)p + element, a);
-    else
-        v_store_bf16((uint16_t *)p + element, a);
-}
-
 /* Whole vectors where they lie; the rest through a padded copy. */
 OWN void convert_as(void *to, enum kvf_dtype to_type, const void *from, enum kvf_dtype from_type, size_t n)
 {
@@ -220,4 +210,4 @@ static enum kvf_status topk(const struct kvf_dev *dev, struct kvf_stream *stream
 
 const struct kvf_dev DEVICE_TABLE = {.name = DEVICE_NAME, KVF_CPU_MEMORY, .gather = copy_all, .scatter = copy_all,
                                      .checksum = checksum, .convert = convert, .summarise = summarise, .score = score,
-                                     .topk = topk, .attend = attend, .merge = merge};
+                                     .topk = topk, .attend = attend, .merge = merge, .encode = encode, .decode = decode};

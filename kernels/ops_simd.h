@@ -20,6 +20,16 @@ OWN vec load_as(const void *p, size_t element, enum kvf_dtype dtype)
     return dtype == KVF_F16 ? v_load_f16(half) : v_load_bf16(half);
 }
 
+OWN void store_as(void *p, size_t element, vec a, enum kvf_dtype dtype)
+{
+    if (dtype == KVF_F32)
+        v_store((float *)p + element, a);
+    else if (dtype == KVF_F16)
+        v_store_f16((uint16_t *)p + element, a);
+    else
+        v_store_bf16((uint16_t *)p + element, a);
+}
+
 /* e^x for x <= 0 (and a little above), 0 below -87, NaN for NaN; relative error below 2e-7. x = n ln 2 + r with
  * |r| <= ln 2 / 2 in two steps; e^r - 1 - r = r^2 P(r), P interpolated at the five Chebyshev nodes. */
 OWN vec v_exp(vec x)

@@ -74,6 +74,56 @@ OWN vec v_scale(vec p, vec n, vec x, float least)
 }
 OWN vec v_round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
+/* Numbers without sign as integers, whose order is theirs, NaN above infinity: the larger of |a| and what was largest so far. */
+OWN vec v_absmax(vec most, vec a)
+{
+    __m256i bits = _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff));
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(most), bits));
+}
+OWN uint32_t v_absmax_of(vec most)
+{
+    __m256i bits = _mm256_castps_si256(most);
+    __m128i a = _mm_max_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+    a = _mm_max_epi32(a, _mm_shuffle_epi32(a, 0x4e));
+    return (uint32_t)_mm_cvtsi128_si32(_mm_max_epi32(a, _mm_shuffle_epi32(a, 0xb1)));
+}
+/* kvf_cold_scale of every lane. */
+OWN vec v_cold_scale(vec most, uint32_t least, uint32_t round)
+{
+    __m256i bits = _mm256_add_epi32(_mm256_castps_si256(most), _mm256_set1_epi32((int)round));
+    bits = _mm256_andnot_si256(_mm256_set1_epi32((int)round), bits);
+    bits = _mm256_min_epi32(_mm256_max_epi32(bits, _mm256_set1_epi32((int)least)), _mm256_set1_epi32(0x7f800000));
+    return _mm256_castsi256_ps(bits);
+}
+OWN vec v_div(vec a, vec b) { return _mm256_div_ps(a, b); }
+OWN vec v_load_i8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+OWN void v_store_i8(uint8_t *p, vec a)
+{
+    __m256i code = _mm256_cvtps_epi32(a);
+    __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(half, half));
+}
+/* E4M3 is binary16 with a narrower exponent: moved into place it is 2^8 too small, denormals included. */
+OWN vec v_load_e4m3(const uint8_t *p)
+{
+    __m128i wide = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)p));
+    __m128i sign = _mm_and_si128(_mm_slli_epi16(wide, 8), _mm_set1_epi16((short)0x8000));
+    __m128i rest = _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(0x3f80));
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, rest)), v_set(256));
+}
+OWN void v_store_e4m3(uint8_t *p, vec a)
+{
+    __m256i bits = _mm256_castps_si256(a), rest = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(rest, 20), _mm256_set1_epi32(1));
+    __m256i code = _mm256_srli_epi32(_mm256_add_epi32(rest, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7ffff))), 20);
+    code = _mm256_min_epi32(_mm256_sub_epi32(code, _mm256_set1_epi32(120 << 3)), _mm256_set1_epi32(0x7e));
+    __m256i tiny = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(rest), v_set(512)));
+    code = _mm256_blendv_epi8(code, tiny, _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), rest));
+    code = _mm256_or_si256(code, _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80)));
+    __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(half, half));
+}
+
 /* One bit per lane; false for NaN. */
 OWN uint32_t v_ge(vec a, vec b) { return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
 OWN uint32_t v_gt(vec a, vec b) { return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }

@@ -65,6 +65,44 @@ OWN vec v_scale(vec p, vec n, vec x, float least)
 }
 OWN vec v_round(vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
+/* Numbers without sign as integers, whose order is theirs, NaN above infinity: the larger of |a| and what was largest so far. */
+OWN vec v_absmax(vec most, vec a)
+{
+    __m512i bits = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff));
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(most), bits));
+}
+OWN uint32_t v_absmax_of(vec most) { return (uint32_t)_mm512_reduce_max_epi32(_mm512_castps_si512(most)); }
+/* kvf_cold_scale of every lane. */
+OWN vec v_cold_scale(vec most, uint32_t least, uint32_t round)
+{
+    __m512i bits = _mm512_add_epi32(_mm512_castps_si512(most), _mm512_set1_epi32((int)round));
+    bits = _mm512_andnot_si512(_mm512_set1_epi32((int)round), bits);
+    bits = _mm512_min_epi32(_mm512_max_epi32(bits, _mm512_set1_epi32((int)least)), _mm512_set1_epi32(0x7f800000));
+    return _mm512_castsi512_ps(bits);
+}
+OWN vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
+OWN vec v_load_i8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+OWN void v_store_i8(uint8_t *p, vec a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a))); }
+/* E4M3 is binary16 with a narrower exponent: moved into place it is 2^8 too small, denormals included. */
+OWN vec v_load_e4m3(const uint8_t *p)
+{
+    __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+    __m256i sign = _mm256_and_si256(_mm256_slli_epi16(wide, 8), _mm256_set1_epi16((short)0x8000));
+    __m256i rest = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(0x3f80));
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), v_set(256));
+}
+OWN void v_store_e4m3(uint8_t *p, vec a)
+{
+    __m512i bits = _mm512_castps_si512(a), rest = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(rest, 20), _mm512_set1_epi32(1));
+    __m512i code = _mm512_srli_epi32(_mm512_add_epi32(rest, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7ffff))), 20);
+    code = _mm512_min_epi32(_mm512_sub_epi32(code, _mm512_set1_epi32(120 << 3)), _mm512_set1_epi32(0x7e));
+    __m512i tiny = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(rest), v_set(512)));
+    code = _mm512_mask_mov_epi32(code, _mm512_cmplt_epi32_mask(rest, _mm512_set1_epi32(0x3c800000)), tiny);
+    code = _mm512_or_si512(code, _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80)));
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(code));
+}
+
 /* One bit per lane; false for NaN. */
 OWN uint32_t v_ge(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 OWN uint32_t v_gt(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
