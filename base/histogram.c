@@ -86,3 +86,11 @@ uint64_t kvf_histogram_percentile(const struct kvf_histogram *h, double percenti
     }
     return max;
 }
+
+uint64_t kvf_histogram_upto(const struct kvf_histogram *h, uint64_t value)
+{
+    uint64_t n = 0;
+    for (unsigned i = 0; i < KVF_HISTOGRAM_BUCKETS && bucket_last(i) <= value; i++)
+        n += get(&h->buckets[i]);
+    return n;
+}

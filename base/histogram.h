@@ -17,4 +17,6 @@ void kvf_histogram_add(struct kvf_histogram *h, uint64_t value);
 void kvf_histogram_merge(struct kvf_histogram *into, const struct kvf_histogram *from);
 /* percentile 0..100; the upper bound of the bucket that holds it, at most max; 0 when empty. */
 uint64_t kvf_histogram_percentile(const struct kvf_histogram *h, double percentile);
+/* How many values were at most `value`: exact for 2^n - 1, else of the buckets that end there or below. */
+uint64_t kvf_histogram_upto(const struct kvf_histogram *h, uint64_t value);
 #endif

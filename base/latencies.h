@@ -10,29 +10,29 @@
 
 /* X(name, metric, label, value, help): label and value are "" for a metric of one entry. The fetches stand in the order of
  * enum kvf_tier. */
-#define KVF_LATENCY_MAP(X)                                                                                           \
-    X(FETCH_GPU, "fetch", "tier", "gpu", "from a read's start to its bytes, by source")                              \
-    X(FETCH_DRAM, "fetch", "tier", "dram", "")                                                                       \
-    X(FETCH_REMOTE, "fetch", "tier", "remote", "")                                                                   \
-    X(FETCH_SSD, "fetch", "tier", "ssd", "")                                                                         \
-    X(FETCH_PEER, "fetch", "tier", "peer", "")                                                                       \
-    X(SSD_QUEUE_DEMAND, "ssd_queue", "priority", "demand", "what a request waited before the disk was given it")     \
-    X(SSD_QUEUE_AHEAD, "ssd_queue", "priority", "ahead", "")                                                         \
-    X(SSD_QUEUE_WRITE_BACK, "ssd_queue", "priority", "write_back", "")                                               \
-    X(SSD_QUEUE_SCRUB, "ssd_queue", "priority", "scrub", "")                                                         \
-    X(SSD_DEVICE_DEMAND, "ssd_device", "priority", "demand", "from when the disk was given a request to its end")    \
-    X(SSD_DEVICE_AHEAD, "ssd_device", "priority", "ahead", "")                                                       \
-    X(SSD_DEVICE_WRITE_BACK, "ssd_device", "priority", "write_back", "")                                             \
-    X(SSD_DEVICE_SCRUB, "ssd_device", "priority", "scrub", "")                                                       \
-    X(SPILL_SSD, "spill", "tier", "ssd", "from when a block begins its way down to when its memory is free")         \
-    X(SPILL_REMOTE, "spill", "tier", "remote", "")                                                                   \
-    X(RISE, "rise", "", "", "from when a block begins its way up to when it lies in DRAM")                           \
-    X(PUT, "put", "", "", "from the submit of a put to its completion")                                              \
-    X(GET, "get", "", "", "from the submit of a get to its completion")                                              \
-    X(SEAL, "seal", "", "", "checksums and summaries of the blocks that one commit seals")                           \
-    X(SCRUB, "scrub", "", "", "from the first read of a block by the scrub to its verdict")                          \
-    X(ATTEND_WAIT, "attend_wait", "", "", "what attention waited for cold blocks, per call")                         \
-    X(LOCK_HELD, "lock_held", "", "", "one turn of the reactor under the node's lock")
+#define KVF_LATENCY_MAP(X)                                                                                        \
+    X(FETCH_GPU, "fetch", "tier", "gpu", "from a read's start to its bytes, by source")                           \
+    X(FETCH_DRAM, "fetch", "tier", "dram", "")                                                                    \
+    X(FETCH_REMOTE, "fetch", "tier", "remote", "")                                                                \
+    X(FETCH_SSD, "fetch", "tier", "ssd", "")                                                                      \
+    X(FETCH_PEER, "fetch", "tier", "peer", "")                                                                    \
+    X(SSD_QUEUE_DEMAND, "ssd_queue", "priority", "demand", "what a request waited before the disk was given it")  \
+    X(SSD_QUEUE_AHEAD, "ssd_queue", "priority", "ahead", "")                                                      \
+    X(SSD_QUEUE_WRITE_BACK, "ssd_queue", "priority", "write_back", "")                                            \
+    X(SSD_QUEUE_SCRUB, "ssd_queue", "priority", "scrub", "")                                                      \
+    X(SSD_DEVICE_DEMAND, "ssd_device", "priority", "demand", "from when the disk was given a request to its end") \
+    X(SSD_DEVICE_AHEAD, "ssd_device", "priority", "ahead", "")                                                    \
+    X(SSD_DEVICE_WRITE_BACK, "ssd_device", "priority", "write_back", "")                                          \
+    X(SSD_DEVICE_SCRUB, "ssd_device", "priority", "scrub", "")                                                    \
+    X(SPILL_SSD, "spill", "tier", "ssd", "from when a block begins its way down to when its memory is free")      \
+    X(SPILL_REMOTE, "spill", "tier", "remote", "")                                                                \
+    X(RISE, "rise", "", "", "from when a block begins its way up to when it lies in DRAM")                        \
+    X(PUT, "put", "", "", "from the submit of a put to its completion")                                           \
+    X(GET, "get", "", "", "from the submit of a get to its completion")                                           \
+    X(SEAL, "seal", "", "", "checksums and summaries of the blocks that one commit seals")                        \
+    X(SCRUB, "scrub", "", "", "from the first read of a block by the scrub to its verdict")                       \
+    X(ATTEND_WAIT, "attend_wait", "", "", "what attention waited for cold blocks, per call")                      \
+    X(REACTOR_TURN, "reactor_turn", "", "", "a turn of the reactor that had something to do, all of it under the node's lock")
 
 enum kvf_latency {
 #define KVF_LATENCY_NAME(name, metric, label, value, help) KVF_LATENCY_##name,

@@ -208,20 +208,27 @@ static void add_latency(struct kvf_table *table, const char *name, const json_t 
     kvf_table_cell(table, "%" PRIu64, number_in(latency, "n"));
     kvf_table_cell(table, "%s", kvf_table_ns(number_in(latency, "p50_ns")).s);
     kvf_table_cell(table, "%s", kvf_table_ns(number_in(latency, "p99_ns")).s);
+    kvf_table_cell(table, "%s", kvf_table_ns(number_in(latency, "p999_ns")).s);
     kvf_table_cell(table, "%s", kvf_table_ns(number_in(latency, "max_ns")).s);
 }
 
+/* A metric is one latency, or an object of some by their label. */
 static void print_latencies(const json_t *status)
 {
-    struct kvf_table *table = kvf_table_create("LATENCY|>N|>P50|>P99|>MAX");
-    json_t *latencies = json_object_get(status, "latencies"), *latency;
-    const char *tier;
-    json_object_foreach(json_object_get(latencies, "fetch"), tier, latency) {
-        char name[64];
-        snprintf(name, sizeof name, "fetch from %.40s", tier);
-        add_latency(table, name, latency);
+    struct kvf_table *table = kvf_table_create("LATENCY|>N|>P50|>P99|>P99.9|>MAX");
+    const char *metric, *label;
+    json_t *latency, *one;
+    json_object_foreach(json_object_get(status, "latencies"), metric, latency) {
+        if (json_object_get(latency, "n")) {
+            add_latency(table, metric, latency);
+            continue;
+        }
+        json_object_foreach(latency, label, one) {
+            char name[96];
+            snprintf(name, sizeof name, "%.40s %.40s", metric, label);
+            add_latency(table, name, one);
+        }
     }
-    add_latency(table, "attend's wait", json_object_get(latencies, "attend_wait"));
     putchar('\n');
     kvf_table_print(table, stdout, "  ");
     kvf_table_destroy(table);

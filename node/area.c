@@ -52,8 +52,10 @@ enum kvf_status kvf_area_create(struct kvf_core *core, char *error, size_t error
         return KVF_OK;
     enum kvf_status st = kvf_ssd_create(core->disk, s->ssd_bytes, core->name, core->incarnation, (uint32_t)s->block_bytes_max,
                                         (unsigned)s->ssd_depth, core->env, &core->ssd);
-    if (st == KVF_OK)
+    if (st == KVF_OK) {
+        kvf_ssd_observe(core->ssd, &core->latencies);
         return st;
+    }
     explain(core, st, error, error_size);
     if (s->ssd_required || st == KVF_ERR_NO_MEMORY || st == KVF_ERR_INVALID)
         return st;

@@ -296,7 +296,7 @@ static enum kvf_status wave_wait(struct attend *a, uint32_t from)
             a->wave_from = from;
             a->wave_to = from + n;
             if (start)
-                kvf_histogram_add(&core->attend_wait_ns, kvf_now(core->env) - start);
+                kvf_latency_add(&core->latencies, KVF_LATENCY_ATTEND_WAIT, kvf_now(core->env) - start);
             return KVF_OK;
         }
         if (st != KVF_OK)

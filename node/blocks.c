@@ -21,7 +21,7 @@ struct pending {
     enum pending_state state;
     struct kvf_request request;
     struct kvf_key key; /* in the index */
-    uint64_t deadline_ns;
+    uint64_t start_ns, deadline_ns;
     uint32_t stage;
     uint64_t mask;
     kvf_handle handle;
@@ -99,6 +99,12 @@ static void complete(struct kvf_queue *q, uint64_t user, enum kvf_status status,
         assert(errno == EAGAIN);
 }
 
+static void count_time(struct kvf_core *core, enum kvf_op op, uint64_t start_ns)
+{
+    if (op == KVF_OP_PUT || op == KVF_OP_GET)
+        kvf_latency_add(&core->latencies, op == KVF_OP_PUT ? KVF_LATENCY_PUT : KVF_LATENCY_GET, kvf_now(core->env) - start_ns);
+}
+
 static void pending_end(struct kvf_core *core, struct pending *p, enum kvf_status status, enum kvf_tier tier, uint64_t length)
 {
     struct kvf_queue *q = p->queue;
@@ -106,19 +112,22 @@ static void pending_end(struct kvf_core *core, struct pending *p, enum kvf_statu
     if (p->next)
         p->next->at = p->at;
     p->state = PENDING_FREE;
+    count_time(core, p->request.op, p->start_ns);
     complete(q, p->request.user, q->closing ? KVF_CANCELLED : status, tier, length);
     p->next = q->free;
     q->free = p;
     kvf_core_changed(core);
 }
 
-static struct pending *pending_new(struct kvf_queue *q, const struct kvf_request *r, uint64_t deadline_ns, enum pending_state state)
+static struct pending *pending_new(struct kvf_queue *q, const struct kvf_request *r, uint64_t start_ns, uint64_t deadline_ns,
+                                   enum pending_state state)
 {
     struct kvf_core *core = q->node->core;
     struct pending *p = q->free;
     assert(p);
     q->free = p->next;
-    *p = (struct pending){.queue = q, .state = state, .request = *r, .key = key_of(r->key), .deadline_ns = deadline_ns,
+    *p = (struct pending){.queue = q, .state = state, .request = *r, .key = key_of(r->key), .start_ns = start_ns,
+                          .deadline_ns = deadline_ns,
                           .stage = KVF_STAGE_NONE, .next = core->blocks->pending, .at = &core->blocks->pending};
     if (p->next)
         p->next->at = &p->next;
@@ -252,32 +261,35 @@ static uint64_t mask_of(const struct kvf_core *core, const struct kvf_entry *e, 
     return mask;
 }
 
-static void get_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t deadline_ns)
+/* false: it waits in the list of pending requests. */
+static bool get_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t start_ns, uint64_t deadline_ns)
 {
     struct kvf_core *core = q->node->core;
     kvf_handle h;
     struct kvf_entry *e = readable(core, key_of(r->key), &h);
     if (!e) {
         complete(q, r->user, KVF_MISS, KVF_TIER_DRAM, 0);
-        return;
+        return true;
     }
     if (r->offset > e->bytes || r->length > e->bytes - r->offset) {
         complete(q, r->user, KVF_ERR_INVALID, (enum kvf_tier)e->tier, 0);
-        return;
+        return true;
     }
     if (e->tier == KVF_TIER_DRAM) {
         get_dram(q, r, e, h);
-        return;
+        return true;
     }
-    struct pending *p = pending_new(q, r, deadline_ns, PENDING_STAGED);
+    struct pending *p = pending_new(q, r, start_ns, deadline_ns, PENDING_STAGED);
     p->handle = h;
     p->mask = mask_of(core, e, r->offset, r->length);
     if (!get_direct(core, e, r))
-        return; /* the poll finds it room in staging */
+        return false; /* the poll finds it room in staging */
     p->state = PENDING_DIRECT;
-    enum kvf_status st = kvf_read_start(core, h, p->mask, (uint8_t *)r->data - r->offset, deadline_ns, true, direct_done, p, NULL);
+    enum kvf_status st = kvf_read_start(core, h, p->mask, (uint8_t *)r->data - r->offset, deadline_ns, KVF_PRIORITY_DEMAND,
+                                        direct_done, p, NULL);
     if (st != KVF_OK)
         p->state = PENDING_STAGED;
+    return false;
 }
 
 /* Ends a get whose bytes did not match or could not be had. */
@@ -460,20 +472,22 @@ static bool request_valid(const struct kvf_core *core, const struct kvf_request 
 }
 
 /* Under the lock. */
-static void request_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t deadline_ns)
+static void request_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t start_ns, uint64_t deadline_ns)
 {
     struct kvf_core *core = q->node->core;
     kvf_handle h;
+    bool ended = true;
     if (!request_valid(core, r)) {
         complete(q, r->user, KVF_ERR_INVALID, KVF_TIER_DRAM, 0);
     } else if (r->op == KVF_OP_PUT) {
         enum kvf_status st = put_try(core, r, true);
-        if (st == KVF_IN_PROGRESS)
-            pending_new(q, r, deadline_ns, PENDING_PUT);
-        else
+        ended = st != KVF_IN_PROGRESS;
+        if (ended)
             complete(q, r->user, st, KVF_TIER_DRAM, 0);
+        else
+            pending_new(q, r, start_ns, deadline_ns, PENDING_PUT);
     } else if (r->op == KVF_OP_GET) {
-        get_start(q, r, deadline_ns);
+        ended = get_start(q, r, start_ns, deadline_ns);
     } else {
         struct kvf_entry *e = readable(core, key_of(r->key), &h);
         enum kvf_tier tier = e ? (enum kvf_tier)e->tier : KVF_TIER_DRAM;
@@ -482,6 +496,8 @@ static void request_start(struct kvf_queue *q, const struct kvf_request *r, uint
             kvf_block_remove(core, h);
         complete(q, r->user, e ? KVF_OK : KVF_MISS, tier, length);
     }
+    if (ended)
+        count_time(core, r->op, start_ns);
 }
 
 enum kvf_status kvf_submit(struct kvf_queue *q, const struct kvf_request *requests, size_t count, uint64_t timeout_ns,
@@ -490,12 +506,13 @@ enum kvf_status kvf_submit(struct kvf_queue *q, const struct kvf_request *reques
     if (!q || !accepted || (!requests && count))
         return KVF_ERR_INVALID;
     struct kvf_core *core = q->node->core;
+    uint64_t start = kvf_now(core->env);
+    uint64_t deadline = kvf_deadline(start, timeout_ns ? timeout_ns : core->settings.fetch_timeout_ns);
     kvf_core_lock(core);
-    uint64_t deadline = kvf_deadline(kvf_now(core->env), timeout_ns ? timeout_ns : core->settings.fetch_timeout_ns);
     size_t n = 0;
     while (n < count && q->outstanding < q->depth) {
         q->outstanding++;
-        request_start(q, &requests[n++], deadline);
+        request_start(q, &requests[n++], start, deadline);
     }
     kvf_core_unlock(core);
     kvf_core_wake(core);

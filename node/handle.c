@@ -354,6 +354,36 @@ enum kvf_status kvf_session_lost(struct kvf_session *h, struct kvf_range *ranges
 
 /* ---------------------------------------------------------------- fork */
 
+static bool fork_fits(const struct kvf_session *h)
+{
+    return !atomic_load(&h->moved) && !h->sess->step_open && h->sess->state == KVF_SESS_ACTIVE;
+}
+
+/* Memory for the child's open blocks; waits for spilling to make room. */
+static enum kvf_status fork_memory(struct kvf_session *h, struct kvf_session *child)
+{
+    struct kvf_core *core = h->node->core;
+    uint64_t deadline = kvf_deadline(kvf_now(core->env), core->settings.fetch_timeout_ns);
+    for (bool first = true;; first = false) {
+        if (!fork_fits(h) || !fork_fits(child))
+            return KVF_ERR_STATE;
+        const struct kvf_model *m = h->sess->model;
+        bool all = true;
+        for (uint32_t i = 0; i < m->streams * KVF_TAIL_BLOCKS && all; i++) {
+            if (h->sess->tail[i] != KVF_ARENA_NONE && child->sess->tail[i] == KVF_ARENA_NONE)
+                child->sess->tail[i] = kvf_block_memory(core, m->block_bytes);
+            all = h->sess->tail[i] == KVF_ARENA_NONE || child->sess->tail[i] != KVF_ARENA_NONE;
+        }
+        if (all)
+            return KVF_OK;
+        if (first)
+            core->spill_stuck = false;
+        kvf_core_wake(core);
+        if (core->spill_stuck || !kvf_core_wait(core, deadline))
+            return KVF_ERR_FULL;
+    }
+}
+
 /* The open blocks are copied, the sealed ones shared. */
 static enum kvf_status fork_fill(struct kvf_sess *from, struct kvf_sess *to)
 {
@@ -366,9 +396,6 @@ static enum kvf_status fork_fill(struct kvf_sess *from, struct kvf_sess *to)
     for (uint32_t i = 0; i < from->model->streams * KVF_TAIL_BLOCKS; i++) {
         if (from->tail[i] == KVF_ARENA_NONE)
             continue;
-        to->tail[i] = kvf_block_memory(core, from->model->block_bytes);
-        if (to->tail[i] == KVF_ARENA_NONE)
-            return KVF_ERR_FULL;
         memcpy(core->memory + to->tail[i], core->memory + from->tail[i], from->model->block_bytes);
     }
     memcpy(to->tokens, from->tokens, from->n_tokens * sizeof *to->tokens);
@@ -395,7 +422,7 @@ enum kvf_status kvf_session_fork(struct kvf_session *h, uint64_t new_id, struct 
     struct kvf_core *core = h->node->core;
     struct kvf_session *child = NULL;
     kvf_core_lock(core);
-    bool fit = !atomic_load(&h->moved) && !h->sess->step_open && h->sess->state == KVF_SESS_ACTIVE && h->sess->lost == 0;
+    bool fit = fork_fits(h) && h->sess->lost == 0;
     struct kvf_model *model = fit ? h->sess->model : NULL;
     kvf_core_unlock(core);
     if (!fit)
@@ -404,8 +431,9 @@ enum kvf_status kvf_session_fork(struct kvf_session *h, uint64_t new_id, struct 
     if (st != KVF_OK)
         return st;
     kvf_core_lock(core);
-    fit = !atomic_load(&h->moved) && h->sess->state == KVF_SESS_ACTIVE;
-    st = fit ? fork_fill(h->sess, child->sess) : KVF_ERR_STATE;
+    st = fork_memory(h, child);
+    if (st == KVF_OK)
+        st = fork_fill(h->sess, child->sess);
     if (st == KVF_OK) {
         child->sess->parent = h->sess;
         h->sess->forks++;

@@ -19,8 +19,9 @@
 #include "base/config.h"
 #include "base/counters.h"
 #include "base/env.h"
-#include "base/histogram.h"
+#include "base/latencies.h"
 #include "base/log.h"
+#include "base/priority.h"
 #include "base/workers.h"
 #include "coordinator/coordinator.h"
 #include "fabric/fabric.h"
@@ -156,7 +157,7 @@ struct kvf_read {
     uint64_t mask;     /* chunks wanted */
     uint8_t *to;       /* where chunk 0 of the block would go: a chunk goes to to + its offset in the block */
     uint64_t deadline_ns;
-    bool demand;       /* before those that are not */
+    enum kvf_priority priority; /* DEMAND or AHEAD */
     uint8_t tier;      /* the source, once posted */
     uint16_t peer;
     uint32_t runs;     /* SSD requests outstanding */
@@ -215,8 +216,7 @@ struct kvf_core {
     const struct kvf_env *env;
     struct kvf_log log;
     struct kvf_counters counters;
-    struct kvf_histogram fetch_ns[KVF_TIER_COUNT]; /* read start to bytes here, by source */
-    struct kvf_histogram attend_wait_ns;           /* what attention waited for cold blocks, per call */
+    struct kvf_latencies latencies;
 
     pthread_mutex_t lock;
     pthread_cond_t changed;  /* something that an API thread may wait for happened */
@@ -379,7 +379,8 @@ void kvf_sess_step_end(struct kvf_sess *sess);     /* step.c: frees what an unco
 enum kvf_status kvf_reads_create(struct kvf_core *core);
 void kvf_reads_destroy(struct kvf_core *core);
 /* ERR_BUSY: the pool is empty. The callback comes from a later poll. *out (if asked for) is good until then. */
-enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_t mask, void *to, uint64_t deadline_ns, bool demand,
+enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_t mask, void *to, uint64_t deadline_ns,
+                               enum kvf_priority priority,
                                void (*done)(void *arg, struct kvf_read *read, enum kvf_status status), void *arg,
                                struct kvf_read **out);
 /* A read that is wanted now: before all that are not. */
@@ -423,6 +424,7 @@ enum kvf_status kvf_spills_create(struct kvf_core *core);
 void kvf_spills_destroy(struct kvf_core *core);
 unsigned kvf_spills_poll(struct kvf_core *core);
 bool kvf_spills_idle(const struct kvf_core *core);
+uint64_t kvf_spills_bytes(const struct kvf_core *core); /* on their way down */
 /* Whether blocks are on their way to this lender. */
 bool kvf_spills_busy_at(const struct kvf_core *core, const struct kvf_node_peer *peer);
 
@@ -430,6 +432,7 @@ bool kvf_spills_busy_at(const struct kvf_core *core, const struct kvf_node_peer 
 enum kvf_status kvf_rises_create(struct kvf_core *core);
 void kvf_rises_destroy(struct kvf_core *core);
 unsigned kvf_rises_poll(struct kvf_core *core);
+uint64_t kvf_rises_bytes(const struct kvf_core *core); /* on their way up */
 
 /* lend.c: the lender's side */
 enum kvf_status kvf_lend_create(struct kvf_core *core);

@@ -42,8 +42,10 @@ static void *reactor_run(void *arg)
         uint64_t locked = kvf_now(core->env);
         unsigned events = kvf_core_poll(core);
         uint64_t now = kvf_now(core->env), next = kvf_core_next_timer(core);
-        if (events)
+        if (events) {
             busy_ns = now;
+            kvf_latency_add(&core->latencies, KVF_LATENCY_REACTOR_TURN, now - locked);
+        }
         if (now - start > STALL_NS)
             kvf_log_warn(&core->log,
                          "the reactor stalled: %llu ms for the lock, %llu ms in one turn; is the machine overloaded, or the disk?",

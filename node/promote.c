@@ -17,6 +17,7 @@ struct rise {
     uint64_t slot;
     uint32_t bytes;
     uint64_t mask;
+    uint64_t start_ns;
 };
 
 struct kvf_rise {
@@ -43,6 +44,14 @@ void kvf_rises_destroy(struct kvf_core *core)
     core->rise = NULL;
 }
 
+uint64_t kvf_rises_bytes(const struct kvf_core *core)
+{
+    uint64_t bytes = 0;
+    for (unsigned i = 0; core->rise && i < RISES_MAX; i++)
+        bytes += core->rise->rises[i].busy ? core->rise->rises[i].bytes : 0;
+    return bytes;
+}
+
 /* Ends RISING: in DRAM, or where it was, or lost, or removed. */
 static void rise_end(struct rise *r, enum kvf_status status)
 {
@@ -55,6 +64,7 @@ static void rise_end(struct rise *r, enum kvf_status status)
     if (sess)
         sess->spilling--;
     if (keep) {
+        kvf_latency_add(&core->latencies, KVF_LATENCY_RISE, kvf_now(core->env) - r->start_ns);
         enum kvf_tier tier = (enum kvf_tier)e->tier;
         uint16_t peer = e->peer;
         uint64_t location = kvf_entry_location(e);
@@ -115,8 +125,9 @@ static bool rise_start(struct kvf_core *core, kvf_handle h)
     r->handle = h;
     r->slot = slot;
     r->bytes = e->bytes;
-    if (kvf_read_start(core, h, r->mask, core->memory + slot, kvf_deadline(kvf_now(core->env), READ_TIMEOUT_NS), false, rise_read,
-                       r, NULL) != KVF_OK) {
+    r->start_ns = kvf_now(core->env);
+    if (kvf_read_start(core, h, r->mask, core->memory + slot, kvf_deadline(kvf_now(core->env), READ_TIMEOUT_NS),
+                       KVF_PRIORITY_AHEAD, rise_read, r, NULL) != KVF_OK) {
         kvf_arena_free(core->dram, slot, e->bytes);
         return false;
     }

@@ -1,6 +1,6 @@
 /* Reads: chunks of one block, from SSD, a lender's DRAM or the session's old home, to a place in memory.
  *
- * Waiting reads stand in two queues, demand and the rest. Each poll posts as many as their sources take, demand first: an SSD
+ * Waiting reads stand in two queues, demand and ahead. Each poll posts as many as their sources take, demand first: an SSD
  * request per run of adjacent chunks, one pull per batch of ranges at a lender, one READ call per batch of keys at an old home.
  * What is not demand takes at most half of each source's places, so that a demand read always finds one soon. */
 #include "node/internal.h"
@@ -32,7 +32,7 @@ struct batch {
 struct ssd_run {
     struct kvf_ssd_request request;
     struct kvf_read *read;
-    bool demand; /* counted so */
+    bool ahead; /* counted so */
     struct ssd_run *next;
 };
 
@@ -95,7 +95,7 @@ void kvf_reads_destroy(struct kvf_core *core)
 
 static struct queue *queue_of(struct kvf_reads *rs, const struct kvf_read *read)
 {
-    return read->demand ? &rs->demand : &rs->ahead;
+    return read->priority == KVF_PRIORITY_DEMAND ? &rs->demand : &rs->ahead;
 }
 
 static void enqueue(struct kvf_core *core, struct kvf_read *read)
@@ -120,13 +120,14 @@ static void dequeue(struct kvf_core *core, struct kvf_read *read)
     core->reads_queued--;
 }
 
-enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_t mask, void *to, uint64_t deadline_ns, bool demand,
+enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_t mask, void *to, uint64_t deadline_ns,
+                               enum kvf_priority priority,
                                void (*done)(void *arg, struct kvf_read *read, enum kvf_status status), void *arg,
                                struct kvf_read **out)
 {
     struct kvf_reads *rs = core->reads;
     struct kvf_read *read = rs->free;
-    assert(mask != 0);
+    assert(mask != 0 && priority <= KVF_PRIORITY_AHEAD);
     if (!read)
         return KVF_ERR_BUSY;
     rs->free = read->next;
@@ -137,7 +138,7 @@ enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_
                               .mask = mask,
                               .to = to,
                               .deadline_ns = deadline_ns,
-                              .demand = demand,
+                              .priority = priority,
                               .start_ns = kvf_now(core->env),
                               .done = done,
                               .arg = arg,
@@ -164,7 +165,7 @@ static void count_bytes(struct kvf_core *core, const struct kvf_read *read, uint
 {
     struct kvf_counters *n = &core->counters;
     uint64_t chunks = (uint64_t)__builtin_popcountll(read->mask);
-    kvf_histogram_add(&core->fetch_ns[read->tier], kvf_now(core->env) - read->start_ns);
+    kvf_latency_add(&core->latencies, (enum kvf_latency)(KVF_LATENCY_FETCH_GPU + read->tier), kvf_now(core->env) - read->start_ns);
     switch (read->tier) {
     case KVF_TIER_SSD:
         kvf_count(&n->ssd_chunks_read, chunks);
@@ -210,14 +211,23 @@ static void finish(struct kvf_core *core, struct kvf_read *read, enum kvf_status
 
 void kvf_read_promote(struct kvf_core *core, struct kvf_read *read)
 {
-    if (read->demand)
+    struct kvf_reads *rs = core->reads;
+    if (read->priority == KVF_PRIORITY_DEMAND)
         return;
     bool queued = read->at != NULL;
     if (queued)
         dequeue(core, read);
-    read->demand = true;
+    read->priority = KVF_PRIORITY_DEMAND;
     if (queued)
         enqueue(core, read);
+    for (unsigned i = 0; i < SSD_REQUESTS_MAX && !queued && read->tier == KVF_TIER_SSD && rs->runs_ahead; i++) {
+        struct ssd_run *run = &rs->runs[i];
+        if (run->read != read || !run->ahead)
+            continue;
+        run->ahead = false;
+        rs->runs_ahead--;
+        kvf_ssd_promote(core->ssd, &run->request);
+    }
 }
 
 bool kvf_read_cancel(struct kvf_core *core, struct kvf_read *read)
@@ -238,7 +248,9 @@ static void ssd_done(void *arg, enum kvf_status status)
     struct kvf_reads *rs = read->core->reads;
     run->next = rs->run_free;
     rs->run_free = run;
-    rs->runs_ahead -= !run->demand;
+    rs->runs_ahead -= run->ahead;
+    run->ahead = false;
+    run->read = NULL;
     if (status != KVF_OK)
         read->status = status;
     if (status != KVF_OK && status != KVF_CANCELLED)
@@ -275,10 +287,14 @@ static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_en
 {
     struct kvf_reads *rs = core->reads;
     uint32_t runs[64][2];
+    bool ahead = read->priority != KVF_PRIORITY_DEMAND;
+    /* What the disk does not take at once waits here, where it can be dropped. */
+    if (ahead && kvf_ssd_queued(core->ssd, KVF_PRIORITY_AHEAD) > 0)
+        return false;
     unsigned n = runs_of(core, e, read->mask, 4096, runs, 64), have = 0;
     for (struct ssd_run *r = rs->run_free; r && have < n; r = r->next)
         have++;
-    if (have < n || (!read->demand && rs->runs_ahead > 0 && rs->runs_ahead + n > SSD_REQUESTS_AHEAD_MAX))
+    if (have < n || (ahead && rs->runs_ahead > 0 && rs->runs_ahead + n > SSD_REQUESTS_AHEAD_MAX))
         return false;
     read->tier = KVF_TIER_SSD;
     read->runs = n;
@@ -287,8 +303,9 @@ static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_en
         struct ssd_run *run = rs->run_free;
         rs->run_free = run->next;
         run->read = read;
-        run->demand = read->demand;
-        rs->runs_ahead += !read->demand;
+        run->ahead = ahead;
+        rs->runs_ahead += ahead;
+        run->request.priority = read->priority;
         run->request.done = ssd_done;
         run->request.arg = run;
         kvf_ssd_read(core->ssd, &run->request, kvf_entry_location(e) + runs[i][0], read->to + runs[i][0], runs[i][1] - runs[i][0]);
@@ -530,7 +547,7 @@ static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read
     if (e->tier == KVF_TIER_PEER && bytes > batch_most(core, e->tier))
         return post_split(core, d, read, e);
     unsigned n = runs_of(core, e, read->mask, 1, runs, 64);
-    struct batch *b = batch_for(core, d, e->peer, e->tier, bytes, n, read->demand);
+    struct batch *b = batch_for(core, d, e->peer, e->tier, bytes, n, read->priority == KVF_PRIORITY_DEMAND);
     if (!b)
         return false;
     read->tier = e->tier;

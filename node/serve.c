@@ -156,7 +156,8 @@ static enum kvf_status item_start(struct serve *s, struct item *it)
         return KVF_ERR_BUSY;
     it->data = core->memory + core->staging_at + it->slot;
     enum kvf_status st = kvf_read_start(core, it->handle, it->mask, core->memory + core->staging_at + it->slot,
-                                        kvf_deadline(kvf_now(core->env), FILL_TIMEOUT_NS), true, item_read, it, NULL);
+                                        kvf_deadline(kvf_now(core->env), FILL_TIMEOUT_NS), KVF_PRIORITY_DEMAND,
+                                        item_read, it, NULL);
     if (st == KVF_OK)
         s->filling++;
     return st;

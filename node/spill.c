@@ -15,6 +15,7 @@
 #define CALL_TIMEOUT_NS (5 * KVF_SEC)
 #define LENDER_FULL_NS (5 * KVF_SEC)
 #define LENDER_FAILED_NS (1 * KVF_SEC)
+#define HURRY_NS (10 * KVF_MS)
 
 enum job_state { JOB_FREE, JOB_RESERVING, JOB_PUTTING, JOB_COMMITTING, JOB_FINISHING };
 
@@ -38,6 +39,7 @@ struct job {
     uint32_t at_byte;            /* ... from here */
     struct put puts[PUTS_MAX];
     bool failed;
+    uint64_t start_ns;
     uint8_t *commit; /* payload buffer of the commit */
 };
 
@@ -49,6 +51,7 @@ struct drop {
     kvf_handle handle;
     uint64_t offset;
     enum kvf_status status;
+    uint64_t start_ns;
     struct kvf_ssd_request request;
 };
 
@@ -58,6 +61,7 @@ struct kvf_spill {
     unsigned active;
     uint64_t going_bytes; /* DRAM that will be free when what is under way ends */
     uint16_t next_lender;
+    uint64_t hurry_ns;    /* until then writes go beside reads: somebody waited for room a moment ago */
 };
 
 #define COMMIT_BYTES (KVF_BATCH_MAX * (16 + 8 + 8 + 4 + 4 + 1 + 64 * 8))
@@ -94,6 +98,11 @@ bool kvf_spills_idle(const struct kvf_core *core)
     return core->spills->active == 0;
 }
 
+uint64_t kvf_spills_bytes(const struct kvf_core *core)
+{
+    return core->spills ? core->spills->going_bytes : 0;
+}
+
 /* ---------------------------------------------------------------- one block */
 
 static void take(struct kvf_core *core, kvf_handle h)
@@ -109,7 +118,7 @@ static void take(struct kvf_core *core, kvf_handle h)
 }
 
 /* Ends SPILLING. `to` COUNT: the block stays in DRAM. Removes it if that was asked for meanwhile. */
-static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t peer, uint64_t location)
+static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t peer, uint64_t location, uint64_t start_ns)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, h);
     struct kvf_sess *sess = kvf_block_session(core, e);
@@ -125,6 +134,8 @@ static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t
             kvf_count(&core->counters.spill_failed, 1);
     } else {
         uint64_t slot = kvf_entry_location(e);
+        kvf_latency_add(&core->latencies, to == KVF_TIER_SSD ? KVF_LATENCY_SPILL_SSD : KVF_LATENCY_SPILL_REMOTE,
+                        kvf_now(core->env) - start_ns);
         e->state = KVF_BLOCK_READY;
         kvf_block_list(core, h); /* place takes it off again */
         kvf_block_place(core, h, to, peer, location);
@@ -158,7 +169,7 @@ static bool drop_finish(struct drop *d)
         kvf_ssd_free(core->ssd, d->offset, e->bytes);
     if (d->status != KVF_OK)
         kvf_log_error(&core->log, "writing a block to SSD: %s (%s)", kvf_status_text(d->status), kvf_status_name(d->status));
-    give(core, d->handle, kept ? KVF_TIER_COUNT : KVF_TIER_SSD, KVF_PEER_NONE, d->offset);
+    give(core, d->handle, kept ? KVF_TIER_COUNT : KVF_TIER_SSD, KVF_PEER_NONE, d->offset, d->start_ns);
     d->state = DROP_FREE;
     core->spills->active--;
     return true;
@@ -183,6 +194,7 @@ static bool drop_start(struct kvf_core *core, kvf_handle h)
     d->state = DROP_WRITING;
     d->handle = h;
     d->offset = offset;
+    d->start_ns = kvf_now(core->env);
     d->request.done = drop_done;
     d->request.arg = d;
     kvf_ssd_write(core->ssd, &d->request, offset, core->memory + kvf_entry_location(e), (e->bytes + 4095) / 4096 * 4096);
@@ -219,7 +231,7 @@ static void job_finish(struct job *j)
         else if (!good)
             j->lender->reset = true; /* it may hold the slot: told when it is back */
         j->settled[i] = true;
-        give(core, j->handles[i], good ? KVF_TIER_REMOTE : KVF_TIER_COUNT, j->lender->number, j->offsets[i]);
+        give(core, j->handles[i], good ? KVF_TIER_REMOTE : KVF_TIER_COUNT, j->lender->number, j->offsets[i], j->start_ns);
     }
     if (!all)
         return;
@@ -373,6 +385,7 @@ static bool job_start(struct kvf_core *core, struct job *j, struct kvf_node_peer
     j->granted = j->at = 0;
     j->at_byte = 0;
     j->failed = false;
+    j->start_ns = kvf_now(core->env);
     memset(j->stored, 0, sizeof j->stored);
     memset(j->settled, 0, sizeof j->settled);
     for (unsigned i = 0; i < n; i++) {
@@ -524,6 +537,12 @@ unsigned kvf_spills_poll(struct kvf_core *core)
     uint64_t bytes = excess(core);
     bool moving = bytes ? send_down(core, false, bytes) : core->spill_urgent;
     bool parks = core->n_parking && parking(core);
+    if (core->ssd) {
+        uint64_t now = kvf_now(core->env);
+        if (core->spill_urgent || parks)
+            sp->hurry_ns = kvf_deadline(now, HURRY_NS);
+        kvf_ssd_hurry(core->ssd, now < sp->hurry_ns);
+    }
     if (parks)
         moving |= send_down(core, true, UINT64_MAX);
     /* Stuck stays until something changes that could help, so that nobody who waits can miss it. */

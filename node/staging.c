@@ -133,7 +133,7 @@ static void ask(struct kvf_core *core, struct kvf_stage *s, uint64_t mask, uint6
     uint64_t chunks = lacking(core, s, mask);
     if (chunks == 0)
         return;
-    enum kvf_status st = kvf_read_start(core, s->handle, chunks, s->slot, deadline_ns, true, read_done, s, NULL);
+    enum kvf_status st = kvf_read_start(core, s->handle, chunks, s->slot, deadline_ns, KVF_PRIORITY_DEMAND, read_done, s, NULL);
     if (st == KVF_OK)
         s->inflight |= chunks;
     else
@@ -220,7 +220,7 @@ bool kvf_stage_ahead(struct kvf_core *core, kvf_handle handle, uint64_t mask, ui
         return true;
     if (!fresh && at_rest(s))
         list_remove(core, &core->stage_lru, n);
-    enum kvf_status st = kvf_read_start(core, handle, chunks, s->slot, deadline_ns, false, read_done, s, &s->ahead);
+    enum kvf_status st = kvf_read_start(core, handle, chunks, s->slot, deadline_ns, KVF_PRIORITY_AHEAD, read_done, s, &s->ahead);
     if (st != KVF_OK) {
         s->ahead = NULL;
         settle(core, n);

@@ -11,8 +11,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PERCENTILES 3
-static const double percentiles[PERCENTILES] = {50, 90, 99};
+/* Bounds of Prometheus' buckets: 2^n - 1 ns, from a microsecond to 17 seconds; there the histogram's own buckets end. */
+#define BOUND_FIRST 10
+#define BOUND_LAST 34
 
 struct tier_copy {
     uint64_t blocks, bytes, capacity_bytes, used_bytes, chunks_read, bytes_read;
@@ -44,6 +45,7 @@ struct copy {
     struct kvf_ssd_stats ssd;
     bool has_ssd;
     char ssd_why[KVF_CONFIG_TEXT_MAX];
+    uint64_t reads_queued, going_down, going_up;
 };
 
 static const char *way_name(enum kvf_way way)
@@ -186,6 +188,9 @@ static bool copy_core(struct kvf_core *core, struct copy *copy)
     copy_peers(core, copy);
     copy_tiers(core, copy);
     copy->n_sessions = core->n_sessions;
+    copy->reads_queued = core->reads_queued;
+    copy->going_down = kvf_spills_bytes(core);
+    copy->going_up = kvf_rises_bytes(core);
     copy->lend_capacity = core->lent ? kvf_arena_bytes(core->lent) : 0;
     copy->lend_used = core->lent ? kvf_arena_used(core->lent) : 0;
     copy->lend_blocks = core->lend ? kvf_lend_blocks(core) : 0;
@@ -294,17 +299,29 @@ static json_t *histogram_json(const struct kvf_histogram *h)
     json_object_set_new(latency, "n", number_of(atomic_load_explicit(&h->count, memory_order_relaxed)));
     json_object_set_new(latency, "p50_ns", number_of(kvf_histogram_percentile(h, 50)));
     json_object_set_new(latency, "p99_ns", number_of(kvf_histogram_percentile(h, 99)));
+    json_object_set_new(latency, "p999_ns", number_of(kvf_histogram_percentile(h, 99.9)));
     json_object_set_new(latency, "max_ns", number_of(atomic_load_explicit(&h->max, memory_order_relaxed)));
     return latency;
 }
 
+/* {metric: {..}}, or {metric: {value of the label: {..}}}. */
 static json_t *latencies_json(const struct kvf_core *core)
 {
-    json_t *latencies = json_object(), *fetch = json_object();
-    for (unsigned t = 0; t < KVF_TIER_COUNT; t++)
-        json_object_set_new(fetch, kvf_tier_name((enum kvf_tier)t), histogram_json(&core->fetch_ns[t]));
-    json_object_set_new(latencies, "fetch", fetch);
-    json_object_set_new(latencies, "attend_wait", histogram_json(&core->attend_wait_ns));
+    json_t *latencies = json_object(), *group = NULL;
+    struct kvf_latency_entry entry;
+    for (size_t i = 0; kvf_latencies_entry(i, &entry); i++) {
+        json_t *one = histogram_json(&core->latencies.of[i]);
+        if (!*entry.label) {
+            json_object_set_new(latencies, entry.metric, one);
+            continue;
+        }
+        group = json_object_get(latencies, entry.metric);
+        if (!group) {
+            json_object_set_new(latencies, entry.metric, json_object());
+            group = json_object_get(latencies, entry.metric);
+        }
+        json_object_set_new(group, entry.value, one);
+    }
     return latencies;
 }
 
@@ -315,6 +332,15 @@ static json_t *counters_json(const struct kvf_core *core)
     for (size_t i = 0; kvf_counters_entry(i, &entry); i++)
         json_object_set_new(counters, entry.name, number_of(kvf_counters_get(&core->counters, i)));
     return counters;
+}
+
+static json_t *movement_json(const struct copy *copy)
+{
+    json_t *movement = json_object();
+    json_object_set_new(movement, "down_bytes", number_of(copy->going_down));
+    json_object_set_new(movement, "up_bytes", number_of(copy->going_up));
+    json_object_set_new(movement, "reads_queued", number_of(copy->reads_queued));
+    return movement;
 }
 
 char *kvf_status_json(struct kvf_core *core)
@@ -342,6 +368,7 @@ char *kvf_status_json(struct kvf_core *core)
     json_object_set_new(etcd, "joined", json_boolean(copy.joined));
     json_object_set_new(etcd, "join", text_of(kvf_status_name(copy.join_status)));
     json_object_set_new(root, "etcd", etcd);
+    json_object_set_new(root, "movement", movement_json(&copy));
     json_object_set_new(root, "counters", counters_json(core));
     json_object_set_new(root, "latencies", latencies_json(core));
     char *text = json_dumps(root, JSON_COMPACT);
@@ -470,18 +497,54 @@ static void tier_gauges(FILE *out, const struct copy *copy)
         fprintf(out, "kvf_tier_up{tier=\"%s\"} %d\n", kvf_tier_name((enum kvf_tier)t), !strcmp(copy->tier[t].state, "ok"));
 }
 
-/* `label` is `tier="x"` or empty. */
-static void quantiles(FILE *out, const char *name, const char *label, const struct kvf_histogram *h)
+/* `label` is `tier="x"` or empty. Buckets are read before the total, which so is never below them by more than a moment. */
+static void histogram_text(FILE *out, const char *metric_name, const char *label, const struct kvf_histogram *h)
 {
-    const char *comma = *label ? "," : "";
-    for (unsigned i = 0; i < PERCENTILES; i++)
-        fprintf(out, "kvf_%s{%s%squantile=\"%g\"} %.9f\n", name, label, comma, percentiles[i] / 100,
-                (double)kvf_histogram_percentile(h, percentiles[i]) / 1e9);
-    const char *open = *label ? "{" : "", *close = *label ? "}" : "";
-    fprintf(out, "kvf_%s_sum%s%s%s %.9f\n", name, open, label, close,
+    const char *comma = *label ? "," : "", *open = *label ? "{" : "", *close = *label ? "}" : "";
+    uint64_t last = 0;
+    for (unsigned n = BOUND_FIRST; n <= BOUND_LAST; n++) {
+        uint64_t bound = (1ull << n) - 1;
+        last = kvf_histogram_upto(h, bound);
+        fprintf(out, "kvf_%s_seconds_bucket{%s%sle=\"%.12g\"} %" PRIu64 "\n", metric_name, label, comma, (double)bound / 1e9, last);
+    }
+    uint64_t all = kvf_histogram_upto(h, UINT64_MAX);
+    all = all > last ? all : last;
+    fprintf(out, "kvf_%s_seconds_bucket{%s%sle=\"+Inf\"} %" PRIu64 "\n", metric_name, label, comma, all);
+    fprintf(out, "kvf_%s_seconds_sum%s%s%s %.9f\n", metric_name, open, label, close,
             (double)atomic_load_explicit(&h->sum, memory_order_relaxed) / 1e9);
-    fprintf(out, "kvf_%s_count%s%s%s %" PRIu64 "\n", name, open, label, close,
-            atomic_load_explicit(&h->count, memory_order_relaxed));
+    fprintf(out, "kvf_%s_seconds_count%s%s%s %" PRIu64 "\n", metric_name, open, label, close, all);
+}
+
+static void latencies_text(FILE *out, const struct kvf_core *core)
+{
+    struct kvf_latency_entry entry;
+    for (size_t i = 0; kvf_latencies_entry(i, &entry); i++) {
+        char name[96], label[96] = "";
+        snprintf(name, sizeof name, "%s_seconds", entry.metric);
+        if (*entry.help)
+            metric(out, name, "histogram", entry.help);
+        if (*entry.label)
+            snprintf(label, sizeof label, "%s=\"%s\"", entry.label, entry.value);
+        histogram_text(out, entry.metric, label, &core->latencies.of[i]);
+    }
+}
+
+/* Queues and what is under way: of the SSD by priority. */
+static void movement_gauges(FILE *out, const struct copy *copy)
+{
+    static const char *const names[KVF_PRIORITY_COUNT] = {"demand", "ahead", "write_back", "scrub"};
+    metric(out, "ssd_queued", "gauge", "requests that the disk was not given yet");
+    for (unsigned p = 0; p < KVF_PRIORITY_COUNT; p++)
+        fprintf(out, "kvf_ssd_queued{priority=\"%s\"} %u\n", names[p], copy->ssd.queued[p]);
+    metric(out, "ssd_in_flight", "gauge", "requests that the disk has");
+    for (unsigned p = 0; p < KVF_PRIORITY_COUNT; p++)
+        fprintf(out, "kvf_ssd_in_flight{priority=\"%s\"} %u\n", names[p], copy->ssd.in_flight[p]);
+    metric(out, "ssd_in_flight_bytes", "gauge", "bytes of the requests that the disk has");
+    for (unsigned p = 0; p < KVF_PRIORITY_COUNT; p++)
+        fprintf(out, "kvf_ssd_in_flight_bytes{priority=\"%s\"} %" PRIu64 "\n", names[p], copy->ssd.in_flight_bytes[p]);
+    gauge(out, "reads_queued", "reads of blocks below DRAM that no source was asked yet", copy->reads_queued);
+    gauge(out, "spill_bytes", "bytes of blocks on their way down", copy->going_down);
+    gauge(out, "rise_bytes", "bytes of blocks on their way up", copy->going_up);
 }
 
 static void write_metrics(FILE *out, const struct kvf_core *core, const struct copy *copy)
@@ -504,14 +567,8 @@ static void write_metrics(FILE *out, const struct kvf_core *core, const struct c
     gauge(out, "lend_blocks", "other nodes' blocks here", copy->lend_blocks);
     gauge(out, "etcd_up", "1: etcd answers", copy->etcd_reachable);
     gauge(out, "uptime_seconds", "seconds since the process began", uptime_s());
-    metric(out, "fetch_seconds", "summary", "from a read's start to its bytes, by source");
-    for (unsigned t = 0; t < KVF_TIER_COUNT; t++) {
-        char label[64];
-        snprintf(label, sizeof label, "tier=\"%s\"", kvf_tier_name((enum kvf_tier)t));
-        quantiles(out, "fetch_seconds", label, &core->fetch_ns[t]);
-    }
-    metric(out, "attend_wait_seconds", "summary", "what attention waited for cold blocks, per call");
-    quantiles(out, "attend_wait_seconds", "", &core->attend_wait_ns);
+    movement_gauges(out, copy);
+    latencies_text(out, core);
 }
 
 char *kvf_metrics_text(struct kvf_core *core)

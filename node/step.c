@@ -330,8 +330,11 @@ enum kvf_status kvf_step_commit(struct kvf_session *handle)
     kvf_core_unlock(s->core);
     /* A full index delays sealing only: the blocks stay in the tail until there is room, or append says that it is full. */
     enum kvf_status st = KVF_OK;
+    uint64_t sealed = s->sealed_blocks, start = kvf_now(s->core->env);
     while (st == KVF_OK && s->n_tokens >= ((uint64_t)s->sealed_blocks + 1) * d->block_tokens)
         st = seal_blocks(s);
+    if (s->sealed_blocks > sealed)
+        kvf_latency_add(&s->core->latencies, KVF_LATENCY_SEAL, kvf_now(s->core->env) - start);
     kvf_core_lock(s->core);
     kvf_sess_step_end(s);
     kvf_core_unlock(s->core);

@@ -277,7 +277,7 @@ KVF_API enum kvf_status kvf_session_state_get(struct kvf_session *session, void 
 KVF_API enum kvf_status kvf_session_lost(struct kvf_session *session, struct kvf_range *ranges, size_t max, size_t *count);
 
 /* A second session with the same tokens that shares the sealed blocks (copy on write); no step may be open.
- * ERR_EXISTS, ERR_STATE, ERR_STORE. */
+ * Waits for room in DRAM for the open blocks, at most fetch.timeout. ERR_EXISTS, ERR_STATE, ERR_STORE, ERR_FULL. */
 KVF_API enum kvf_status kvf_session_fork(struct kvf_session *session, uint64_t new_id, struct kvf_session **out);
 
 /* Moves the session's blocks out of DRAM (to lenders, then SSD), and back as far as there is room. A parked session

@@ -175,10 +175,28 @@ static void a_log_line_too_long_is_cut(void **state)
     kvf_log_error(&log, "nowhere");
 }
 
+/* Prometheus' cumulative buckets: exact where a bucket ends, and never more than was added. */
+static void counts_up_to_a_bound_are_exact_at_powers_of_two(void **state)
+{
+    struct kvf_histogram *h = calloc(1, sizeof *h);
+    assert_int_equal(kvf_histogram_upto(h, UINT64_MAX), 0);
+    static const uint64_t values[] = {0, 1, 1023, 1023, 1024, 1500, 2047, 2048, 1ull << 40, UINT64_MAX};
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++)
+        kvf_histogram_add(h, values[i]);
+    assert_int_equal(kvf_histogram_upto(h, 0), 1);
+    assert_int_equal(kvf_histogram_upto(h, 1023), 4);
+    assert_int_equal(kvf_histogram_upto(h, 2047), 7);
+    assert_int_equal(kvf_histogram_upto(h, (1ull << 40) - 1), 8);
+    assert_int_equal(kvf_histogram_upto(h, (1ull << 41) - 1), 9);
+    assert_int_equal(kvf_histogram_upto(h, UINT64_MAX), 10);
+    free(h);
+}
+
 int main(void)
 {
     printf("seed %u\n", SEED);
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(counts_up_to_a_bound_are_exact_at_powers_of_two),
         cmocka_unit_test(percentiles_are_within_a_sixteenth_of_exact),
         cmocka_unit_test(edges_of_buckets_hold),
         cmocka_unit_test(an_empty_one_gives_zero_and_odd_percentiles_are_clamped),

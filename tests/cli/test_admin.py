@@ -85,7 +85,31 @@ class AdminTest(Case):
                 base = line.split("{")[0].split(" ")[0]
                 self.assertTrue(base in typed or base.rsplit("_", 1)[0] in typed, line)
         self.assertEqual(typed["kvf_blocks_sealed_total"], "counter")
-        self.assertEqual(typed["kvf_fetch_seconds"], "summary")
+        self.assertEqual(typed["kvf_fetch_seconds"], "histogram")
+        self.assertEqual(typed["kvf_ssd_queued"], "gauge")
+        self.histograms_are_whole(text, [name for name, kind in typed.items() if kind == "histogram"])
+
+    def histograms_are_whole(self, text, names):
+        """Buckets rise with their bound, the last is +Inf and is the count; base units; every series has a sum."""
+        samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        self.assertGreater(len(names), 8)
+        series = {}
+        for sample, value in samples.items():
+            name, _, labels = sample.partition("{")
+            if name.endswith("_bucket"):
+                rest, _, bound = labels.rstrip("}").rpartition("le=")
+                series.setdefault((name[:-len("_bucket")], rest.rstrip(",")), []).append((bound.strip('"'), int(value)))
+        self.assertEqual({name for name, _ in series}, set(names))
+        for (name, labels), buckets in series.items():
+            self.assertTrue(name.endswith("_seconds"), name)
+            bounds = [float(bound) for bound, _ in buckets]
+            counts = [count for _, count in buckets]
+            self.assertEqual(buckets[-1][0], "+Inf")
+            self.assertEqual(bounds, sorted(set(bounds)))
+            self.assertEqual(counts, sorted(counts))
+            suffix = "{" + labels + "}" if labels else ""
+            self.assertEqual(int(samples[name + "_count" + suffix]), counts[-1])
+            self.assertGreaterEqual(float(samples[name + "_sum" + suffix]), 0)
 
     def test_unknown_paths_and_methods(self):
         for path in ("/", "/v1", "/v1/status/", "/../etc/passwd", "/%00", "/v1/status%2f", "/" + "a" * 3000):

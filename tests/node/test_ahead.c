@@ -107,7 +107,7 @@ static void ended(void *arg, struct kvf_read *read, enum kvf_status status)
 {
     struct order *o = arg;
     if (o->n < sizeof o->kind)
-        o->kind[o->n++] = status == KVF_CANCELLED ? 'x' : read->demand ? 'D' : 'a';
+        o->kind[o->n++] = status == KVF_CANCELLED ? 'x' : read->priority == KVF_PRIORITY_DEMAND ? 'D' : 'a';
 }
 
 /* Reads of any kind, by hand, of blocks on SSD. */
@@ -123,7 +123,8 @@ static struct kvf_read *start(struct lone *l, kvf_handle *handle, uint64_t *curs
             break;
     }
     uint64_t deadline = kvf_deadline(kvf_now(core->env), KVF_SEC);
-    assert_int_equal(kvf_read_start(core, *handle, 0xff, to, deadline, demand, ended, o, &read), KVF_OK);
+    enum kvf_priority priority = demand ? KVF_PRIORITY_DEMAND : KVF_PRIORITY_AHEAD;
+    assert_int_equal(kvf_read_start(core, *handle, 0xff, to, deadline, priority, ended, o, &read), KVF_OK);
     return read;
 }
 
