@@ -179,11 +179,9 @@ static enum kvf_status put_try(struct kvf_core *core, const struct kvf_request *
                   kvf_sums_at(core->sums, sums_at));
     if (unlock)
         kvf_core_lock(core);
-    bool removed = e->flags & KVF_FLAG_REMOVED;
-    e->flags = 0;
     kvf_block_place(core, h, KVF_TIER_DRAM, KVF_PEER_NONE, slot);
     kvf_count(&core->counters.blocks_sealed, 1);
-    if (removed)
+    if (e->flags & KVF_FLAG_REMOVED)
         kvf_block_remove(core, h);
     return KVF_OK;
 }
@@ -301,7 +299,7 @@ static void get_damaged(struct kvf_core *core, struct pending *p, struct kvf_ent
         kvf_log_error(&core->log, "block %016llx%016llx from %s does not match its checksum: dropped",
                       (unsigned long long)p->key.hi, (unsigned long long)p->key.lo, kvf_tier_name(tier));
     }
-    if (status == KVF_ERR_CORRUPT || status == KVF_LOST || status == KVF_ERR_IO)
+    if (tier != KVF_TIER_DRAM && (status == KVF_ERR_CORRUPT || status == KVF_LOST || status == KVF_ERR_IO))
         kvf_block_lose(core, p->handle);
     pending_end(core, p, status == KVF_LOST ? KVF_MISS : status, tier, 0);
 }

@@ -161,13 +161,17 @@ void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tie
         book(core, e, -1);
         kvf_block_unlist(core, handle);
     }
+    assert(!kvf_entry_is_open(e) && kvf_entry_pins(e) == 0);
     e->tier = tier & 15;
     e->peer = peer;
     kvf_entry_set_location(e, location);
     e->state = KVF_BLOCK_READY;
     book(core, e, +1);
-    if (tier == KVF_TIER_DRAM)
-        kvf_block_list(core, handle);
+    if (tier != KVF_TIER_DRAM)
+        return;
+    kvf_block_list(core, handle);
+    if (!(e->flags & KVF_FLAG_REMOVED))
+        kvf_entry_open(e);
 }
 
 void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes,
@@ -210,8 +214,7 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
     if (e->state == KVF_BLOCK_LOST)
         return;
-    assert(booked(e));
-    bool moving = e->state != KVF_BLOCK_READY;
+    assert(booked(e) && e->tier != KVF_TIER_DRAM);
     struct kvf_sess *sess = kvf_block_session(core, e);
     kvf_count(&core->counters.blocks_lost, 1);
     if (!sess || (e->flags & KVF_FLAG_DEPARTED)) {
@@ -219,10 +222,7 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
         return;
     }
     book(core, e, -1);
-    if (e->tier == KVF_TIER_DRAM && !moving)
-        kvf_block_unlist(core, handle);
-    /* A block in DRAM is never lost while it is being copied down; one below is: its rise finds it LOST and gives up. */
-    assert(!(moving && e->tier == KVF_TIER_DRAM));
+    /* One that is RISING: its rise finds it LOST and gives up. */
     kvf_block_release_copy(core, e->tier, e->peer, kvf_entry_location(e), e->bytes, e->key);
     e->state = KVF_BLOCK_LOST;
     kvf_stage_drop(core, handle);
@@ -233,8 +233,8 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
 void kvf_block_remove(struct kvf_core *core, kvf_handle handle)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    if (e->state == KVF_BLOCK_SPILLING || e->state == KVF_BLOCK_RISING || e->state == KVF_BLOCK_WRITING ||
-        kvf_entry_pins(e) > 0) {
+    bool held = !kvf_entry_close(e, true);
+    if (held || e->state == KVF_BLOCK_SPILLING || e->state == KVF_BLOCK_RISING || e->state == KVF_BLOCK_WRITING) {
         e->flags |= KVF_FLAG_REMOVED;
         if (e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM)
             kvf_block_unlist(core, handle);
@@ -261,13 +261,28 @@ void kvf_block_disown(struct kvf_core *core, kvf_handle handle)
     forget(core, handle);
 }
 
+/* A block that was to go when its pins end, and may now. */
+static void reap(struct kvf_core *core, kvf_handle handle)
+{
+    const struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    if (kvf_entry_pins(e) == 0 && e->state == KVF_BLOCK_READY && (e->flags & KVF_FLAG_REMOVED))
+        kvf_block_remove(core, handle);
+}
+
 void kvf_block_let_go(struct kvf_core *core, kvf_handle handle)
 {
-    struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    if (kvf_entry_unpin(e) > 0 || e->state != KVF_BLOCK_READY || !(e->flags & KVF_FLAG_REMOVED))
-        return;
-    kvf_block_list(core, handle); /* remove takes it off again */
-    kvf_block_remove(core, handle);
+    if (kvf_entry_unpin(kvf_index_entry(core->index, handle)) == 0)
+        reap(core, handle);
+}
+
+/* A reader without the lock let go last of what somebody waits for. Whoever had the lock meanwhile may have been faster. */
+static void last_pin_gone(void *arg, kvf_handle handle)
+{
+    struct kvf_core *core = arg;
+    kvf_core_lock(core);
+    if (kvf_index_is_live(core->index, handle))
+        reap(core, handle);
+    kvf_core_unlock(core);
 }
 
 bool kvf_block_reserve(struct kvf_core *core, uint64_t n)
@@ -349,6 +364,7 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
         fail(error, error_size, "making the block index (block.count_max)", st);
         return st;
     }
+    kvf_index_on_last(core->index, last_pin_gone, core);
     if (parts->disk_status != KVF_OK)
         kvf_area_off(core, parts->disk_status, parts->disk_error);
     st = kvf_area_create(core, error, error_size);
@@ -560,7 +576,12 @@ void kvf_core_check(struct kvf_core *core)
             blocks[e->tier]++;
             bytes[e->tier] += e->bytes;
         }
-        listed += e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM && !(e->flags & KVF_FLAG_REMOVED);
+        bool in_dram = e->tier == KVF_TIER_DRAM && (e->state == KVF_BLOCK_READY || e->state == KVF_BLOCK_SPILLING);
+        bool kept = in_dram && !(e->flags & KVF_FLAG_REMOVED);
+        assert(!kvf_entry_is_open(e) || kept);
+        assert(kvf_entry_is_open(e) || !kept || e->state == KVF_BLOCK_SPILLING); /* closed: it waits for pins to end */
+        assert(in_dram || kvf_entry_pins(e) == 0);
+        listed += kept && e->state == KVF_BLOCK_READY;
     }
     for (int t = 0; t < KVF_TIER_COUNT; t++) {
         assert(blocks[t] == core->tier_blocks[t]);

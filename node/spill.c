@@ -2,7 +2,8 @@
  *
  * To a lender, in batches (struct job): RESERVING (slots asked for) -> PUTTING (bytes sent, a few messages at a time) -> COMMITTING
  * (the lender verifies every block against its checksums) -> FINISHING. To SSD, block by block (struct drop): WRITING -> FINISHING.
- * Readers use the DRAM copy until FINISHING finds no pin on it; only then is its memory free. */
+ * Readers use the DRAM copy until FINISHING, which closes the block to pins without the lock, finds no pin on it; only then is its
+ * memory free. */
 #include "node/internal.h"
 #include "node/wire.h"
 #include <assert.h>
@@ -130,8 +131,10 @@ static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t
     if (to == KVF_TIER_COUNT) {
         e->state = KVF_BLOCK_READY;
         kvf_block_list(core, h);
-        if (!removed)
+        if (!removed) {
+            kvf_entry_open(e); /* FINISHING may have closed it */
             kvf_count(&core->counters.spill_failed, 1);
+        }
     } else {
         uint64_t slot = kvf_entry_location(e);
         kvf_latency_add(&core->latencies, to == KVF_TIER_SSD ? KVF_LATENCY_SPILL_SSD : KVF_LATENCY_SPILL_REMOTE,
@@ -163,7 +166,7 @@ static bool drop_finish(struct drop *d)
     struct kvf_core *core = d->core;
     struct kvf_entry *e = kvf_index_entry(core->index, d->handle);
     bool kept = d->status != KVF_OK || (e->flags & KVF_FLAG_REMOVED);
-    if (!kept && kvf_entry_pins(e) > 0)
+    if (!kept && !kvf_entry_close(e, false))
         return false;
     if (kept)
         kvf_ssd_free(core->ssd, d->offset, e->bytes);
@@ -222,7 +225,7 @@ static void job_finish(struct job *j)
         struct kvf_entry *e = kvf_index_entry(core->index, j->handles[i]);
         bool removed = e->flags & KVF_FLAG_REMOVED;
         bool good = j->stored[i] && !removed && j->lender->up;
-        if (good && kvf_entry_pins(e) > 0) {
+        if (good && !kvf_entry_close(e, false)) {
             all = false;
             continue;
         }
