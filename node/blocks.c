@@ -1,6 +1,7 @@
 /* Opaque blocks under a key: put, get, exists, remove, in batches, with completions and an event fd.
  *
- * What can be done at once (exists, remove, a get from DRAM, a put into free DRAM) is done in the submit; the rest stands
+ * What can be done at once (exists, remove, a get from DRAM, a put into free DRAM) is done in the submit, a get from DRAM and
+ * a pin without the lock wherever the index lets them (tiers/index.h); the rest stands
  * in the node's list of pending requests and is looked at in every poll: a put waits for room in DRAM, a get for its bytes
  * in staging or, where the caller's memory is registered and aligned, for the read that goes straight there. */
 #include "node/internal.h"
@@ -13,6 +14,7 @@
 
 #define QUEUES_MAX 256
 #define MEMORIES_MAX 64
+#define RUN_MAX 64 /* requests that are started together: bits of a mask */
 
 enum pending_state { PENDING_FREE, PENDING_PUT, PENDING_STAGED, PENDING_DIRECT };
 
@@ -498,6 +500,44 @@ static void request_start(struct kvf_queue *q, const struct kvf_request *r, uint
         count_time(core, r->op, start_ns);
 }
 
+/* Serves the gets of a run whose blocks are open to pins without the lock. Bit i of the result: request i was served; the others
+ * are looked at again under the lock, in their turn. */
+static uint64_t gets_at_once(struct kvf_core *core, const struct kvf_request *requests, size_t n)
+{
+    struct kvf_key keys[RUN_MAX];
+    kvf_handle handles[RUN_MAX];
+    uint64_t served = 0, chunks = 0, bytes = 0;
+    assert(n >= 1 && n <= RUN_MAX);
+    for (size_t i = 0; i < n; i++)
+        keys[i] = key_of(requests[i].key);
+    kvf_index_pin_many(core->index, keys, n, handles);
+    for (size_t i = 0; i < n; i++) {
+        const struct kvf_request *r = &requests[i];
+        if (handles[i] == KVF_HANDLE_NONE)
+            continue;
+        const struct kvf_entry *e = kvf_index_pinned(core->index, handles[i]);
+        if (request_valid(core, r) && r->offset <= e->bytes && r->length <= e->bytes - r->offset) {
+            memcpy(r->data, core->memory + kvf_entry_location(e) + r->offset, r->length);
+            served |= 1ull << i;
+            chunks += chunk_count((uint32_t)r->length, kvf_block_opaque_chunk_bytes(e->bytes));
+            bytes += r->length;
+        }
+        kvf_index_unpin(core->index, handles[i]);
+    }
+    kvf_count(&core->counters.dram_chunks_read, chunks);
+    kvf_count(&core->counters.dram_bytes_read, bytes);
+    return served;
+}
+
+/* The next requests that are all gets, or none of which is; at most RUN_MAX. */
+static size_t run_of(const struct kvf_request *requests, size_t n)
+{
+    size_t run = 1;
+    while (run < n && run < RUN_MAX && (requests[run].op == KVF_OP_GET) == (requests[0].op == KVF_OP_GET))
+        run++;
+    return run;
+}
+
 enum kvf_status kvf_submit(struct kvf_queue *q, const struct kvf_request *requests, size_t count, uint64_t timeout_ns,
                            size_t *accepted)
 {
@@ -507,12 +547,24 @@ enum kvf_status kvf_submit(struct kvf_queue *q, const struct kvf_request *reques
     uint64_t start = kvf_now(core->env);
     uint64_t deadline = kvf_deadline(start, timeout_ns ? timeout_ns : core->settings.fetch_timeout_ns);
     kvf_core_lock(core);
-    size_t n = 0;
-    while (n < count && q->outstanding < q->depth) {
-        q->outstanding++;
-        request_start(q, &requests[n++], start, deadline);
-    }
+    size_t n = count < q->depth - q->outstanding ? count : q->depth - q->outstanding;
+    q->outstanding += (uint32_t)n;
     kvf_core_unlock(core);
+    for (size_t from = 0, run; from < n; from += run) {
+        run = run_of(requests + from, n - from);
+        uint64_t served = requests[from].op == KVF_OP_GET ? gets_at_once(core, requests + from, run) : 0;
+        kvf_core_lock(core);
+        for (size_t i = 0; i < run; i++) {
+            const struct kvf_request *r = &requests[from + i];
+            if (!(served >> i & 1)) {
+                request_start(q, r, start, deadline);
+                continue;
+            }
+            complete(q, r->user, KVF_OK, KVF_TIER_DRAM, r->length);
+            count_time(core, r->op, start);
+        }
+        kvf_core_unlock(core);
+    }
     kvf_core_wake(core);
     if (n == 0 && count > 0)
         return KVF_ERR_BUSY;
@@ -555,12 +607,27 @@ enum kvf_status kvf_exists_prefix(struct kvf_node *node, const struct kvf_key *k
     struct kvf_core *core = node->core;
     kvf_handle h;
     size_t n = 0;
-    kvf_core_lock(core);
-    while (n < count && readable(core, key_of(keys[n]), &h))
+    enum kvf_seen seen = KVF_SEEN_OPEN;
+    while (n < count && (seen = kvf_index_peek(core->index, key_of(keys[n]))) == KVF_SEEN_OPEN)
         n++;
-    kvf_core_unlock(core);
+    if (n < count && seen == KVF_SEEN_CLOSED) { /* what lies below DRAM is known under the lock */
+        kvf_core_lock(core);
+        while (n < count && readable(core, key_of(keys[n]), &h))
+            n++;
+        kvf_core_unlock(core);
+    }
     *prefix = n;
     return KVF_OK;
+}
+
+/* What the index would not say without the lock: a block on its way down that readers still wait for, say. */
+static bool pin_locked(struct kvf_core *core, struct kvf_key key, kvf_handle *h)
+{
+    kvf_core_lock(core);
+    struct kvf_entry *e = readable(core, key, h);
+    bool here = e && e->tier == KVF_TIER_DRAM && kvf_entry_pin(e);
+    kvf_core_unlock(core);
+    return here;
 }
 
 enum kvf_status kvf_block_pin(struct kvf_node *node, struct kvf_key key, const void **data, uint64_t *length)
@@ -569,27 +636,22 @@ enum kvf_status kvf_block_pin(struct kvf_node *node, struct kvf_key key, const v
         return KVF_ERR_INVALID;
     struct kvf_core *core = node->core;
     kvf_handle h;
-    kvf_core_lock(core);
-    struct kvf_entry *e = readable(core, key_of(key), &h);
-    bool here = e && e->tier == KVF_TIER_DRAM && kvf_entry_pin(e);
-    if (here) {
-        *data = core->memory + kvf_entry_location(e);
-        *length = e->bytes;
-    }
-    kvf_core_unlock(core);
-    return here ? KVF_OK : KVF_MISS;
+    enum kvf_seen seen = kvf_index_pin(core->index, key_of(key), &h);
+    if (seen == KVF_SEEN_NOT || (seen == KVF_SEEN_CLOSED && !pin_locked(core, key_of(key), &h)))
+        return KVF_MISS;
+    const struct kvf_entry *e = kvf_index_pinned(core->index, h);
+    *data = core->memory + kvf_entry_location(e);
+    *length = e->bytes;
+    return KVF_OK;
 }
 
 void kvf_block_unpin(struct kvf_node *node, struct kvf_key key)
 {
     if (!node)
         return;
-    struct kvf_core *core = node->core;
-    kvf_core_lock(core);
-    kvf_handle h = kvf_index_find(core->index, key_of(key));
-    if (h != KVF_HANDLE_NONE && kvf_entry_pins(kvf_index_entry(core->index, h)) > 0)
-        kvf_block_let_go(core, h);
-    kvf_core_unlock(core);
+    kvf_handle h = kvf_index_find_pinned(node->core->index, key_of(key));
+    if (h != KVF_HANDLE_NONE)
+        kvf_index_unpin(node->core->index, h);
 }
 
 enum kvf_status kvf_memory_register(struct kvf_node *node, void *memory, size_t bytes, struct kvf_memory **out)

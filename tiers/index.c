@@ -255,7 +255,7 @@ size_t kvf_index_pin_many(const struct kvf_index *x, const struct kvf_key *keys,
         for (size_t i = 0; i < m; i++) {
             const struct bucket *b = &x->buckets[home_of(x, hashes[i])];
             unsigned bits = matches(x, b, tag_of(x, hashes[i]));
-            uint32_t number = bits ? atomic_load_explicit(&b->slots[__builtin_ctz(bits)], memory_order_relaxed) & x->handle_mask : 0;
+            uint32_t number = bits ? b->slots[__builtin_ctz(bits)] & x->handle_mask : 0;
             if (number) {
                 const struct kvf_entry *e = &x->entries[number - 1];
                 __builtin_prefetch(e, 1);
@@ -307,7 +307,7 @@ static _Atomic uint32_t *slot_take(struct kvf_index *x, uint32_t at)
         for (unsigned i = 0; i < SLOTS; i++)
             if (atomic_load_explicit(&b->slots[i], memory_order_relaxed) == 0)
                 return &b->slots[i];
-        atomic_fetch_add_explicit(&b->overflow, 1, memory_order_release); /* before the slot is filled: no reader stops short of it */
+        atomic_fetch_add_explicit(&b->overflow, 1, memory_order_release); /* before the slot is filled: no reader stops short */
     }
     assert(!"a table of 15 slots for every 12 entries has an empty one");
     return NULL;

@@ -406,7 +406,8 @@ KVF_API enum kvf_status kvf_drain(struct kvf_queue *queue, struct kvf_completion
 KVF_API enum kvf_status kvf_exists_prefix(struct kvf_node *node, const struct kvf_key *keys, size_t count, size_t *prefix);
 
 /* Pins a block that lies in this node's DRAM and gives its address for reading in place, until unpin. KVF_MISS when it
- * is not in DRAM. Any thread. */
+ * is not in DRAM (or is pinned 65535 times). Pins are counted: one unpin each. A pinned block that is removed stays readable until
+ * the last unpin; its key can be put again only then. Any thread; a block at rest in DRAM takes no lock and no message. */
 KVF_API enum kvf_status kvf_block_pin(struct kvf_node *node, struct kvf_key key, const void **data, uint64_t *length);
 KVF_API void kvf_block_unpin(struct kvf_node *node, struct kvf_key key);
 
