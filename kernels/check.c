@@ -86,3 +86,36 @@ bool kvf_check_cold(const struct kvf_cold *shape, const void *block, const void 
     return shape->n_chunks >= 1 && shape->n_chunks <= 64 && shape->chunk_tokens && dim_ok(shape->dim_k) && dim_ok(shape->dim_v) &&
            block && codes && scales;
 }
+
+static bool cache_step_ok(const struct kvf_cache_step *s)
+{
+    if (s->keep > s->slots || s->n_selected > KVF_CACHE_SELECTED_MAX || s->n_chunks > KVF_CACHE_CHUNKS_MAX || !s->result)
+        return false;
+    if (s->slots && (!s->chunk || !s->place || !s->state || !s->scratch))
+        return false;
+    if (s->blocks && (!s->block_chunks || !s->memory || !s->chunk_bytes || s->chunk_bytes % KVF_CACHE_UNIT))
+        return false;
+    if (s->shadow && s->clock.shift > KVF_SHADOW_SHIFT_MAX)
+        return false;
+    return !s->n_selected || (s->selected && s->places && s->misses);
+}
+
+bool kvf_check_cache_step(const struct kvf_cache_step *steps, size_t n)
+{
+    if (n && !steps)
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if (!cache_step_ok(&steps[i]))
+            return false;
+    return true;
+}
+
+bool kvf_check_cache_forget(const struct kvf_cache_forget *parts, size_t n)
+{
+    if (n && !parts)
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if (parts[i].slots && !parts[i].chunk)
+            return false;
+    return true;
+}

@@ -46,6 +46,28 @@ enum kvf_status kvf_cold_reference_encode(const struct kvf_dev *dev, struct kvf_
 enum kvf_status kvf_cold_reference_decode(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cold *shape,
                                           uint64_t mask, const void *codes, const void *scales, void *block);
 
+bool kvf_check_cache_step(const struct kvf_cache_step *steps, size_t n);
+bool kvf_check_cache_forget(const struct kvf_cache_forget *parts, size_t n);
+
+/* The cache step by search and sort: the ground truth of `cache_step` (cache_reference.c), and forgetting, which has one way. */
+enum kvf_status kvf_cache_reference_step(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cache_step *steps,
+                                         size_t n);
+enum kvf_status kvf_cache_reference_forget(const struct kvf_dev *dev, struct kvf_stream *stream,
+                                           const struct kvf_cache_forget *parts, size_t n);
+/* The fast one as the compiler makes it without wide instructions (cache_plain.c). */
+enum kvf_status kvf_cache_plain_step(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cache_step *steps,
+                                     size_t n);
+
+/* A number that orders like the value, below which nothing is but the key 0 of an empty slot. No value is NaN. */
+static inline uint32_t kvf_cache_key(float value)
+{
+    union {
+        float value;
+        uint32_t bits;
+    } x = {value + 0.0f}; /* one zero */
+    return x.bits & 0x80000000 ? ~x.bits : x.bits | 0x80000000;
+}
+
 /* XXH3-64 written out from its specification, byte by byte: the ground truth of `checksum`. */
 uint64_t kvf_xxh3_hash(const void *data, size_t bytes, uint64_t seed);
 #endif

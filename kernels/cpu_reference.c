@@ -286,8 +286,8 @@ static enum kvf_status merge(const struct kvf_dev *dev, struct kvf_stream *strea
 
 #define OPS                                                                                                            \
     KVF_CPU_MEMORY, .gather = copy_all, .scatter = copy_all, .checksum = checksum, .convert = convert, .summarise = summarise, \
-    .score = score, .topk = topk, .attend = attend, .merge = merge,                     \
+    .score = score, .topk = topk, .attend = attend, .merge = merge, .cache_forget = kvf_cache_reference_forget, \
     .encode = kvf_cold_reference_encode, .decode = kvf_cold_reference_decode
 
-const struct kvf_dev kvf_cpu_reference_dev = {.name = "cpu reference", OPS};
-const struct kvf_dev kvf_cpu_plain_dev = {.name = "cpu plain", OPS};
+const struct kvf_dev kvf_cpu_reference_dev = {.name = "cpu reference", .cache_step = kvf_cache_reference_step, OPS};
+const struct kvf_dev kvf_cpu_plain_dev = {.name = "cpu plain", .cache_step = kvf_cache_plain_step, OPS};

@@ -19,6 +19,7 @@
 #ifndef KVF_KERNELS_DEV_H
 #define KVF_KERNELS_DEV_H
 
+#include "kernels/chunk_shadow.h"
 #include <kvf/kvf.h>
 
 #ifdef __cplusplus
@@ -89,6 +90,60 @@ struct kvf_cold {
 
 enum kvf_summary_kind { KVF_SUMMARY_MEAN, KVF_SUMMARY_MINMAX };
 
+/* THE CHUNK CACHE. One partition is the cached chunks of one (session, layer, KV head): `slots` slots, each with the chunk that
+ * it holds, the place of its bytes, and the policy's state. A place is memory + KVF_CACHE_UNIT * place, chunk_bytes long, and
+ * belongs to one slot. Slots are in no order; a chunk is in at most one. */
+#define KVF_CACHE_NONE UINT32_MAX       /* no chunk, no place */
+#define KVF_CACHE_UNIT 128u             /* bytes; every chunk is a multiple of it */
+#define KVF_CACHE_CHUNKS_MAX (1u << 18) /* of a session: 2^20 tokens in chunks of 4 */
+#define KVF_CACHE_SELECTED_MAX 16384u   /* of one partition in one step */
+
+struct kvf_cache_result {
+    uint32_t hits;    /* selected chunks that were here */
+    uint32_t filled;  /* selected chunks that the step itself copied into their place */
+    uint32_t misses;  /* the rest of the selected: in the list `misses` */
+    uint32_t evicted; /* chunks that left */
+    uint32_t slots;   /* what is left of them: slots - released */
+};
+
+/* One step of one partition. Everything that pointers point to is memory that the device reads and writes (for a GPU: its own
+ * or pinned); the struct itself is host memory and may be reused when the call returns. */
+struct kvf_cache_step {
+    /* the slots, changed */
+    uint32_t *chunk;               /* [slots] KVF_CACHE_NONE: empty */
+    uint32_t *place;               /* [slots] never NONE */
+    struct kvf_chunk_state *state; /* [slots] */
+    uint32_t *scratch;             /* [2 * slots] */
+    uint32_t slots;
+    uint32_t keep; /* so many are to be left; fewer than slots: the surplus is released */
+    struct kvf_chunk_rule rule;
+    struct kvf_chunk_now now;
+    /* what attention wants in this step */
+    const uint32_t *selected; /* [n_selected] rising, below n_chunks */
+    uint32_t n_selected;      /* 0: only releases */
+    uint32_t n_chunks;        /* every chunk of a slot is below it too */
+    const float *scores;      /* [n_chunks] of this step, or NULL: then every score counts as 0 */
+    /* where the bytes of misses can be had at once; NULL: nowhere */
+    const void *const *blocks; /* [block of the chunk] chunk c is at blocks[c / block_chunks] + c % block_chunks * chunk_bytes;
+                                  NULL: not in memory that the device reads */
+    uint32_t block_chunks, chunk_bytes;
+    uint8_t *memory;
+    /* sampling, or NULL */
+    struct kvf_shadow *shadow;
+    struct kvf_shadow_clock clock;
+    /* results */
+    uint32_t *places; /* [n_selected] KVF_CACHE_NONE: has no place, attended where it lies */
+    uint32_t *misses; /* [n_selected] room; rising indices into `selected` of chunks whose bytes are not at a place: where it
+                         has one the caller brings them there, or takes the chunk back with `cache_forget` */
+    struct kvf_cache_result *result;
+};
+
+/* Empties the slots of one partition that hold a chunk of [from, to). */
+struct kvf_cache_forget {
+    uint32_t *chunk;
+    uint32_t slots, from, to;
+};
+
 enum kvf_dev_kind { KVF_DEV_CPU, KVF_DEV_CUDA };
 
 /* Every function returns KVF_OK or: ERR_INVALID (a bound above is broken), ERR_NO_MEMORY, ERR_NO_DEVICE, ERR_IO (the
@@ -155,6 +210,21 @@ struct kvf_dev {
                               void *codes, void *scales);
     enum kvf_status (*decode)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cold *shape, uint64_t mask,
                               const void *codes, const void *scales, void *block);
+
+    /* The cache step of n partitions, independent of each other: hit test, victims, slot map and the copies of what can be
+     * copied at once, in one pass without a word from the host.
+     *
+     * A selected chunk in a slot is a hit: `touch`, its place is the slot's. The others miss. E slots hold no selected chunk
+     * (each that is not empty: `keep`, once); min(slots - keep, E) of them are surplus, and V = min(misses + surplus, E) are
+     * victims: those of the lowest value, empty slots first, ties to the lower slot. In rising order of slot and chunk the
+     * first V - surplus victims take the first misses (`enter`); the rest is released. Slots that stay move down into
+     * released ones, rising to rising, so that they are [0, slots - surplus) and the places of released ones lie in
+     * place[] behind. No selected chunk is ever evicted; misses beyond the victims have no place. Last, the shadow samples
+     * the step. Exact: every device gives the same slots, places and lists. */
+    enum kvf_status (*cache_step)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cache_step *steps,
+                                  size_t n);
+    enum kvf_status (*cache_forget)(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cache_forget *parts,
+                                    size_t n);
 };
 
 /* Never NULL. */

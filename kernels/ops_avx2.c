@@ -15,4 +15,6 @@
 
 #include "kernels/ops_cold.h"
 
+#include "kernels/ops_cache.h"
+
 #include "kernels/ops_data.h"

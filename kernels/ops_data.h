@@ -210,4 +210,5 @@ static enum kvf_status topk(const struct kvf_dev *dev, struct kvf_stream *stream
 
 const struct kvf_dev DEVICE_TABLE = {.name = DEVICE_NAME, KVF_CPU_MEMORY, .gather = copy_all, .scatter = copy_all,
                                      .checksum = checksum, .convert = convert, .summarise = summarise, .score = score,
-                                     .topk = topk, .attend = attend, .merge = merge, .encode = encode, .decode = decode};
+                                     .topk = topk, .attend = attend, .merge = merge, .encode = encode, .decode = decode,
+                                     .cache_step = cache_step, .cache_forget = kvf_cache_reference_forget};

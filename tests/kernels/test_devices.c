@@ -21,6 +21,7 @@ static void tables_are_complete_and_named(void **state)
         assert_true(dev->alloc && dev->free && dev->alloc_host && dev->free_host && dev->upload && dev->download);
         assert_true(dev->stream_create && dev->stream_destroy && dev->stream_sync && dev->gather && dev->scatter);
         assert_true(dev->checksum && dev->convert && dev->summarise && dev->score && dev->topk && dev->attend && dev->merge);
+        assert_true(dev->cache_step && dev->cache_forget);
     }
 }
 
