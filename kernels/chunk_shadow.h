@@ -17,7 +17,7 @@
 
 #include "kernels/chunk_policy.h"
 
-enum { KVF_SHADOW_TAGS = 64, KVF_SHADOW_SHIFT_MAX = 16 };
+enum { KVF_SHADOW_TAGS = 128, KVF_SHADOW_SHIFT_MAX = 16 };
 
 /* Decay without touching the counts at every step: what comes later weighs more, and all partitions use one clock, so that their
  * counts compare. Counts lose half per epoch. */

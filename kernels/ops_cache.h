@@ -50,7 +50,7 @@ static uint32_t cache_sort(const struct cache_marks *m, const struct kvf_cache_s
     return s->slots - hits;
 }
 
-/* `rule.policy` is a constant where this is inlined. */
+/* Inlined into each case below, where the compiler knows the policy and leaves the others' code out. */
 static inline __attribute__((always_inline)) void cache_keys_by(const struct kvf_cache_step *s, struct kvf_chunk_rule rule,
                                                                 const uint32_t *list, uint32_t n, uint32_t *key)
 {
@@ -65,18 +65,12 @@ static inline __attribute__((always_inline)) void cache_keys_by(const struct kvf
 static void cache_keys(const struct kvf_cache_step *s, const uint32_t *list, uint32_t n, uint32_t *key)
 {
     struct kvf_chunk_rule rule = s->rule;
-    switch (rule.policy) {
-    case KVF_CHUNK_BLEND:
-        rule.policy = KVF_CHUNK_BLEND;
+    if (rule.policy == KVF_CHUNK_BLEND)
         cache_keys_by(s, rule, list, n, key);
-        return;
-    case KVF_CHUNK_SCORE:
-        rule.policy = KVF_CHUNK_SCORE;
+    else if (rule.policy == KVF_CHUNK_SCORE)
         cache_keys_by(s, rule, list, n, key);
-        return;
-    default:
+    else
         cache_keys_by(s, rule, list, n, key);
-    }
 }
 
 static uint32_t cache_count(const uint32_t *key, uint32_t n, uint32_t most)
@@ -193,7 +187,8 @@ static void cache_step_one(const struct kvf_cache_step *s, struct cache_marks *m
         kvf_shadow_step(s->shadow, s->rule, s->now, s->selected, s->n_selected, s->scores, s->clock);
 }
 
-static enum kvf_status cache_step(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cache_step *steps, size_t n)
+static enum kvf_status cache_step(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cache_step *steps,
+                                  size_t n)
 {
     struct cache_marks marks;
     if (!kvf_check_cache_step(steps, n))
