@@ -15,6 +15,7 @@
 static const struct kvf_bench_entry benches[] = {
     {"kernels", "every operation of every CPU table, beside the reference and beside memcpy", kvf_bench_kernels_run},
     {"policy", "miss curves of the device cache's rules on recorded selections (--log)", kvf_bench_policy_run},
+    {"trace", "hit rates of the block policies on a trace of requests (--trace)", kvf_bench_trace_run},
 };
 enum { N_BENCHES = sizeof benches / sizeof *benches };
 
@@ -150,6 +151,8 @@ static void usage(FILE *out)
                  "  --dtype TYPE     f16, bf16 or f32: this element type alone (default: all that a bench knows)\n"
                  "  --table NAME     this device table alone: plain, avx2 or avx512 (default: all of this machine)\n"
                  "  --log FILE       policy: a selection log that llm --record wrote; may be repeated, at most 16 times\n"
+                 "  --trace FILE     trace: JSON lines with hash_ids (default ../shared/traces/conversation_trace.jsonl)\n"
+                 "  --capacity N     trace: percent of all blocks that fit; may be repeated (default 1 2 5 10 20 30 50 100)\n"
                  "  --help           this text\n"
                  "\nexit codes: 0 done, 1 a result was wrong or could not be written, 2 wrong usage\n"
                  "\nexamples:\n"
@@ -202,6 +205,13 @@ static bool parse(struct kvf_bench *bench, int argc, char **argv)
             good = bench->n_logs < KVF_BENCH_LOGS_MAX;
             if (good)
                 bench->logs[bench->n_logs++] = value;
+        } else if (!strcmp(argv[i], "--trace")) {
+            bench->trace = value;
+            good = *value;
+        } else if (!strcmp(argv[i], "--capacity")) {
+            good = bench->n_capacities < KVF_BENCH_CAPACITIES_MAX && parse_number(value, 0.001, 100, &number);
+            if (good)
+                bench->capacities[bench->n_capacities++] = number;
         } else if (!strcmp(argv[i], "--table")) {
             bench->table = value;
             good = one_of(value, tables);

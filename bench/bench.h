@@ -11,7 +11,7 @@
 
 #include <jansson.h>
 
-enum { KVF_BENCH_ROUNDS_MAX = 512, KVF_BENCH_CASES_MAX = 8, KVF_BENCH_LOGS_MAX = 16 };
+enum { KVF_BENCH_ROUNDS_MAX = 512, KVF_BENCH_CASES_MAX = 8, KVF_BENCH_LOGS_MAX = 16, KVF_BENCH_CAPACITIES_MAX = 32 };
 
 struct kvf_bench {
     /* options */
@@ -22,6 +22,9 @@ struct kvf_bench {
     const char *json;  /* file, or NULL */
     const char *logs[KVF_BENCH_LOGS_MAX]; /* --log, in the order given */
     unsigned n_logs;
+    const char *trace; /* --trace, or NULL */
+    double capacities[KVF_BENCH_CAPACITIES_MAX]; /* --capacity, percent */
+    unsigned n_capacities;
     /* filled by the bench */
     bool verified;
     bool printed; /* it printed a table of its own: the plain one is left out */
@@ -64,6 +67,7 @@ double kvf_bench_now(void);
 
 bool kvf_bench_kernels_run(struct kvf_bench *bench);
 bool kvf_bench_policy_run(struct kvf_bench *bench);
+bool kvf_bench_trace_run(struct kvf_bench *bench);
 
 /* `kvf bench NAME [options]`; argv[0] is "bench". Returns the exit code: 0 done, 1 failed, 2 wrong usage. */
 int kvf_bench_main(int argc, char **argv);

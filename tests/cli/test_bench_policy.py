@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""llm --record writes a selection log that kvf bench policy replays; a damaged log is refused with one line."""
+"""kvf bench policy replays what llm --record wrote, kvf bench trace a trace of requests; damaged files are refused with one line."""
 import json
 import os
 import sys
@@ -64,6 +64,46 @@ class PolicyTest(Case):
     def test_recording_needs_a_budget_and_a_place(self):
         self.assert_failed(run("llm", "--model", "m", "--prompt-file", "t", "--plain", "--record", "x"), 2, "--budget")
         self.assert_failed(run("llm", "--model", "m", "--prompt-file", "t", "--budget", "5", "--follow"), 2, "--prompt-tokens")
+
+
+class TraceTest(Case):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+
+    def bench(self, text, *arguments):
+        path, out = (os.path.join(self.folder.name, name) for name in ("trace.jsonl", "out.json"))
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        done = run("kvf", "bench", "trace", "--trace", path, "--json", out, *arguments)
+        rows = {}
+        if done.returncode == 0:
+            with open(out, encoding="utf-8") as file:
+                rows = {row["name"]: row["value"] for row in json.load(file)["results"]}
+        return done, rows
+
+    def test_hits_of_a_small_trace(self):
+        requests = [[7, 8, 9], [7, 8, 1], [5, 8], [7, 8, 9]]
+        done, rows = self.bench("".join(json.dumps({"hash_ids": ids}) + "\n" for ids in requests), "--capacity", "100", "--capacity",
+                                "20")
+        self.assert_done(done)
+        for policy in ("lru", "lfu", "s3fifo", "arc"):
+            self.assertAlmostEqual(rows[f"{policy} 100 % prefix"], 100 * 5 / 11, 3)  # 8 behind the new 5 is worth nothing
+            self.assertAlmostEqual(rows[f"{policy} 100 % plain"], 100 * 6 / 11, 3)
+            self.assertLessEqual(rows[f"{policy} 20 % plain"], rows["optimum 20 % plain"])
+        self.assertAlmostEqual(rows["optimum 20 % plain"], 100 * 3 / 11, 3)  # one block: 8, always
+
+    def test_other_files_are_refused(self):
+        for text, why in (("", "no requests"), ("{}\n", "hash_ids"), ('{"hash_ids": [1.5]}\n', "integer"), ("nonsense\n", "hash_ids"),
+                          ('{"hash_ids": "x"}\n', "hash_ids"), ('{"hash_ids": [[]]}\n', "integer")):
+            self.assert_failed(self.bench(text)[0], 1, why)
+        self.assert_failed(run("kvf", "bench", "trace", "--trace", "/nowhere/t"), 1, "/nowhere/t")
+        self.assert_failed(run("kvf", "bench", "trace", "--capacity", "0"), 2, "--capacity")
+
+    def test_without_the_trace_it_says_so(self):
+        done = run("kvf", "bench", "trace")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, "skipped: there is no|requests")
 
 
 if __name__ == "__main__":
