@@ -236,12 +236,14 @@ static double share(const struct trace *t, uint64_t hits)
     return 100.0 * (double)hits / t->accesses;
 }
 
-static void add(struct kvf_bench *bench, double capacity, const char *policy, const char *what, double value, uint64_t n, double best)
+static void add(struct kvf_bench *bench, double capacity, const char *policy, const char *what, double value, uint64_t n,
+                double best)
 {
     char name[96];
     snprintf(name, sizeof name, "%s %g %% %s", policy, capacity, what);
-    kvf_bench_add(bench, &(struct kvf_bench_result){.name = name, .unit = "hit %", .value = value, .p50 = value, .p99 = value, .n = n,
-                                                    .limit_name = best > 0 ? "optimum" : NULL, .limit_value = best});
+    struct kvf_bench_result result = {.name = name, .unit = "hit %", .value = value, .p50 = value, .p99 = value, .n = n,
+                                      .limit_name = best > 0 ? "optimum" : NULL, .limit_value = best};
+    kvf_bench_add(bench, &result);
 }
 
 /* One capacity: a line of the table. */
