@@ -117,7 +117,7 @@ struct kvf_cache_step {
     uint32_t slots;
     uint32_t keep; /* so many are to be left; fewer than slots: the surplus is released */
     struct kvf_chunk_rule rule;
-    struct kvf_chunk_now now;
+    struct kvf_chunk_now now; /* a slot whose value is below 0 goes first, but not without need */
     /* what attention wants in this step */
     const uint32_t *selected; /* [n_selected] rising, below n_chunks */
     uint32_t n_selected;      /* 0: only releases */

@@ -6,7 +6,7 @@
 #include <string.h>
 
 enum {
-    FIRST_ROOM = 170, /* slots whose tables fill a page of 4096 */
+    FIRST_ROOM = 146, /* slots whose tables fill a page of 4096 */
     GROW_MOST = 256,  /* slots that a partition gets in one step */
     CUT_MOST = 8,     /* partitions that are cut to their quota for one that finds no place */
     PIECE = 256,      /* places that are read back at once */

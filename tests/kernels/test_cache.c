@@ -101,6 +101,11 @@ static bool is_selected(const struct kvf_cache_step *s, uint32_t chunk)
     return false;
 }
 
+static float worth(float score)
+{
+    return score > 0 ? score : 0;
+}
+
 /* What dev.h promises of a step, looked at from outside. `before`: the slots' chunks before it. */
 static void check_promises(struct part *p, const uint32_t *before, uint32_t slots_before)
 {
@@ -146,7 +151,7 @@ static void check_promises(struct part *p, const uint32_t *before, uint32_t slot
                 continue;
             for (uint32_t k = 0; k < s->slots; k++)
                 if (s->chunk[k] != KVF_CACHE_NONE && !is_selected(s, s->chunk[k]))
-                    assert_true(kvf_chunk_score(s->scores[s->chunk[k]]) >= kvf_chunk_score(s->scores[gone]));
+                    assert_true(worth(s->scores[s->chunk[k]]) >= worth(s->scores[gone]));
         }
     }
 }
