@@ -30,6 +30,12 @@ KVF_SETTING(LIST, ssd_engine, "ssd.engine", "auto", 0, 0, "auto|uring|posix",
     "How the SSD is read: io_uring, or POSIX calls in threads. auto: io_uring where the kernel allows it.")
 KVF_SETTING(COUNT, ssd_depth, "ssd.depth", "64", 1, 4096, "",
     "Reads and writes that the SSD is given at once.")
+KVF_SETTING(SIZE, scrub_rate, "ssd.scrub_rate", "8M", 0, 1ull << 40, "",
+    "Bytes per second at which blocks on the SSD are read and checked, behind everything else. 0: never.")
+KVF_SETTING(SIZE, down_budget, "move.down_budget", "0", 0, 1ull << 50, "",
+    "Bytes per second for blocks on their way down, to lenders and SSD. Who waits for room in DRAM exceeds it. 0: no limit.")
+KVF_SETTING(SIZE, up_budget, "move.up_budget", "0", 0, 1ull << 50, "",
+    "Bytes per second for blocks on their way back up to DRAM; what attention asks for is not counted. 0: no limit.")
 KVF_SETTING(LIST, fabric_transport, "fabric.transport", "auto", 0, 0, "auto|tcp|shm|rdma|none",
     "How peers are reached. auto: shared memory on the same host, RDMA where there is a NIC, else TCP. none: no peers.")
 KVF_SETTING(TEXT, fabric_interface, "fabric.interface", "lo", 0, 0, "",

@@ -28,6 +28,11 @@
     X(ssd_read_failed, "reads from SSD that failed or came short")                 \
     X(ssd_degraded, "times that a failed write made the SSD tier take no blocks") \
     X(ssd_recovered, "times that it took blocks again")                           \
+    X(scrub_blocks, "blocks on SSD that the scrub read and checked")              \
+    X(scrub_bytes, "bytes of these")                                              \
+    X(scrub_corrupt, "of these, blocks whose checksum did not match")             \
+    X(scrub_unreadable, "of these, blocks that the disk did not return")          \
+    X(scrub_passes, "times that the scrub went through all blocks on SSD")        \
     X(fetch_deadline, "reads that ended at their deadline")                       \
     X(prefetch_blocks, "blocks read ahead")                                       \
     X(prefetch_used, "of these, blocks that attention then used")                 \

@@ -200,6 +200,20 @@ static void print_peers(const json_t *status)
     kvf_table_destroy(table);
 }
 
+static void print_scrub(const json_t *status)
+{
+    const json_t *scrub = json_object_get(status, "scrub"), *since = json_object_get(scrub, "since_s");
+    if (!number_in(scrub, "rate"))
+        return;
+    printf("\n  scrub: %" PRIu64 " of %" PRIu64 " blocks on SSD checked in this pass, %s per second; ",
+           number_in(scrub, "pass_blocks"), number_in(scrub, "blocks"), kvf_table_bytes(number_in(scrub, "rate")).s);
+    if (json_is_integer(since))
+        printf("the last of %" PRIu64 " passes ended %s ago\n", number_in(scrub, "passes"),
+               kvf_table_seconds(number_in(scrub, "since_s")).s);
+    else
+        printf("no pass has ended yet\n");
+}
+
 static void add_latency(struct kvf_table *table, const char *name, const json_t *latency)
 {
     if (!number_in(latency, "n"))
@@ -260,6 +274,7 @@ static void print_node(const struct node_status *node)
            number_in(status, "sessions"), node->member->admin);
     print_tiers(status);
     print_peers(status);
+    print_scrub(status);
     print_latencies(status);
     print_counters(status);
 }

@@ -377,7 +377,7 @@ static enum kvf_status machines_create(struct kvf_core *core)
 {
     enum kvf_status (*const makers[])(struct kvf_core *) = {
         kvf_reads_create, kvf_staging_create, kvf_spills_create, kvf_rises_create,
-        kvf_lend_create,  kvf_serves_create,  kvf_moves_create,  kvf_blocks_create,
+        kvf_scrub_create, kvf_lend_create,  kvf_serves_create,  kvf_moves_create,  kvf_blocks_create,
     };
     for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
         enum kvf_status st = makers[i](core);
@@ -496,6 +496,7 @@ void kvf_core_destroy(struct kvf_core *core)
     kvf_moves_destroy(core);
     kvf_serves_destroy(core);
     kvf_lend_destroy(core);
+    kvf_scrub_destroy(core);
     kvf_rises_destroy(core);
     kvf_spills_destroy(core);
     if (core->sessions && core->index)
@@ -548,6 +549,7 @@ unsigned kvf_core_poll(struct kvf_core *core)
     events += kvf_reads_poll(core);
     events += kvf_spills_poll(core);
     events += kvf_rises_poll(core);
+    events += kvf_scrub_poll(core);
     kvf_area_watch(core);
     if (core->ssd)
         events += kvf_ssd_poll(core->ssd); /* hands what was just queued to the kernel */
@@ -560,6 +562,9 @@ uint64_t kvf_core_next_timer(const struct kvf_core *core)
     uint64_t next = now + 100 * KVF_MS;
     if (core->reads_queued || !kvf_blocks_idle(core) || !kvf_spills_idle(core) || core->spill_urgent)
         next = now + KVF_MS;
+    uint64_t spill = kvf_spills_next_timer(core, now), scrub = kvf_scrub_next_timer(core, now);
+    next = spill < next ? spill : next;
+    next = scrub < next ? scrub : next;
     if (core->fabric && kvf_fabric_next_timer(core->fabric) < next)
         next = kvf_fabric_next_timer(core->fabric);
     if (core->coord && kvf_coord_next_timer(core->coord) < next)

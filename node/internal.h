@@ -9,12 +9,13 @@
  *     session.c   move.c (move a session)   promote.c (blocks up)   spill.c (blocks down)   staging.c (cold blocks for attend)
  *     ahead.c (which cold chunks the next layers will want)
  *     read.c (bring chunks of one block to a place)   lend.c (the lender's side)   serve.c (reads by key for other nodes)
- *     area.c (the SSD area: open, off, degraded)
+ *     area.c (the SSD area: open, off, degraded)   scrub.c (blocks on SSD are checked again and again)
  *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
  */
 #ifndef KVF_NODE_INTERNAL_H
 #define KVF_NODE_INTERNAL_H
 
+#include "base/bucket.h"
 #include "base/bytes.h"
 #include "base/config.h"
 #include "base/counters.h"
@@ -203,6 +204,7 @@ struct kvf_reads; /* read.c */
 struct kvf_spill; /* spill.c */
 struct kvf_rise;  /* promote.c */
 struct kvf_move;  /* move.c: one session on its way out or in */
+struct kvf_scrub; /* scrub.c */
 struct kvf_serve; /* serve.c */
 struct kvf_lend;  /* lend.c */
 struct kvf_blocks; /* blocks.c */
@@ -268,6 +270,7 @@ struct kvf_core {
 
     struct kvf_spill *spills;
     struct kvf_rise *rise;
+    struct kvf_scrub *scrub; /* NULL: off */
     struct kvf_move *moves;
     struct kvf_serve *serves;
     struct kvf_lend *lend;
@@ -424,6 +427,7 @@ enum kvf_status kvf_spills_create(struct kvf_core *core);
 void kvf_spills_destroy(struct kvf_core *core);
 unsigned kvf_spills_poll(struct kvf_core *core);
 bool kvf_spills_idle(const struct kvf_core *core);
+uint64_t kvf_spills_next_timer(const struct kvf_core *core, uint64_t now_ns);
 uint64_t kvf_spills_bytes(const struct kvf_core *core); /* on their way down */
 /* Whether blocks are on their way to this lender. */
 bool kvf_spills_busy_at(const struct kvf_core *core, const struct kvf_node_peer *peer);
@@ -433,6 +437,19 @@ enum kvf_status kvf_rises_create(struct kvf_core *core);
 void kvf_rises_destroy(struct kvf_core *core);
 unsigned kvf_rises_poll(struct kvf_core *core);
 uint64_t kvf_rises_bytes(const struct kvf_core *core); /* on their way up */
+
+/* scrub.c */
+enum kvf_status kvf_scrub_create(struct kvf_core *core);
+void kvf_scrub_destroy(struct kvf_core *core);
+unsigned kvf_scrub_poll(struct kvf_core *core);
+uint64_t kvf_scrub_next_timer(const struct kvf_core *core, uint64_t now_ns);
+struct kvf_scrub_progress {
+    uint64_t rate;                    /* bytes per second; 0: off */
+    uint64_t pass_blocks, pass_bytes; /* of the pass under way */
+    uint64_t blocks;                  /* on SSD now */
+    uint64_t passes, since_ns;        /* that ended; how long ago the last one did */
+};
+void kvf_scrub_progress(const struct kvf_core *core, struct kvf_scrub_progress *out);
 
 /* lend.c: the lender's side */
 enum kvf_status kvf_lend_create(struct kvf_core *core);

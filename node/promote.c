@@ -23,6 +23,7 @@ struct rise {
 struct kvf_rise {
     struct rise rises[RISES_MAX];
     unsigned active;
+    struct kvf_bucket budget;
     uint64_t pause_ns;    /* no new rise before then */
     uint64_t session;     /* the session being looked through, and where */
     uint64_t at;
@@ -35,6 +36,7 @@ enum kvf_status kvf_rises_create(struct kvf_core *core)
         return KVF_ERR_NO_MEMORY;
     for (unsigned i = 0; i < RISES_MAX; i++)
         core->rise->rises[i].core = core;
+    kvf_bucket_init(&core->rise->budget, core->settings.up_budget, kvf_now(core->env));
     return KVF_OK;
 }
 
@@ -108,15 +110,15 @@ static void rise_read(void *arg, struct kvf_read *read, enum kvf_status status)
     rise_end(r, status);
 }
 
-/* false: no room or no slot now. */
-static bool rise_start(struct kvf_core *core, kvf_handle h)
+/* false: no room or no slot now, or the budget is used up. */
+static bool rise_start(struct kvf_core *core, kvf_handle h, uint64_t now)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, h);
     struct rise *r = NULL;
     for (unsigned i = 0; i < RISES_MAX && !r; i++)
         if (!core->rise->rises[i].busy)
             r = &core->rise->rises[i];
-    if (!r)
+    if (!r || kvf_bucket_room(&core->rise->budget, now) == 0)
         return false;
     uint64_t slot = kvf_block_memory(core, e->bytes);
     if (slot == KVF_ARENA_NONE)
@@ -125,8 +127,8 @@ static bool rise_start(struct kvf_core *core, kvf_handle h)
     r->handle = h;
     r->slot = slot;
     r->bytes = e->bytes;
-    r->start_ns = kvf_now(core->env);
-    if (kvf_read_start(core, h, r->mask, core->memory + slot, kvf_deadline(kvf_now(core->env), READ_TIMEOUT_NS),
+    r->start_ns = now;
+    if (kvf_read_start(core, h, r->mask, core->memory + slot, kvf_deadline(now, READ_TIMEOUT_NS),
                        KVF_PRIORITY_AHEAD, rise_read, r, NULL) != KVF_OK) {
         kvf_arena_free(core->dram, slot, e->bytes);
         return false;
@@ -135,6 +137,7 @@ static bool rise_start(struct kvf_core *core, kvf_handle h)
     if (sess)
         sess->spilling++;
     e->state = KVF_BLOCK_RISING;
+    kvf_bucket_take(&core->rise->budget, e->bytes, now);
     r->busy = true;
     core->rise->active++;
     return true;
@@ -172,7 +175,10 @@ static bool has_free_room(struct kvf_core *core)
 unsigned kvf_rises_poll(struct kvf_core *core)
 {
     struct kvf_rise *rise = core->rise;
-    if (core->n_sessions == 0 || core->reads_queued || rise->active == RISES_MAX || kvf_now(core->env) < rise->pause_ns)
+    if (core->n_sessions == 0 || core->reads_queued || rise->active == RISES_MAX)
+        return 0;
+    uint64_t now = kvf_now(core->env);
+    if (now < rise->pause_ns || kvf_bucket_room(&rise->budget, now) == 0)
         return 0;
     struct kvf_sess *s = session_next(core);
     if (!s)
@@ -194,7 +200,7 @@ unsigned kvf_rises_poll(struct kvf_core *core)
             continue;
         if (e->tier != KVF_TIER_PEER && !(s->rising && has_free_room(core)))
             continue;
-        if (!rise_start(core, h))
+        if (!rise_start(core, h, now))
             break;
         events++;
     }

@@ -1,4 +1,5 @@
-/* Blocks on their way down: from DRAM to a lender's DRAM, else to SSD, oldest first, whenever DRAM runs short.
+/* Blocks on their way down: from DRAM to a lender's DRAM, else to SSD, oldest first, whenever DRAM runs short, as many bytes per
+ * second as move.down_budget allows. Who waits for room is demand: for him blocks go beyond the budget, which is paid back.
  *
  * To a lender, in batches (struct job): RESERVING (slots asked for) -> PUTTING (bytes sent, a few messages at a time) -> COMMITTING
  * (the lender verifies every block against its checksums) -> FINISHING. To SSD, block by block (struct drop): WRITING -> FINISHING.
@@ -61,7 +62,9 @@ struct kvf_spill {
     struct drop drops[DROPS_MAX];
     unsigned active;
     uint64_t going_bytes; /* DRAM that will be free when what is under way ends */
+    bool emptying;        /* it was above 15/16 and is not yet at 7/8 */
     uint16_t next_lender;
+    struct kvf_bucket budget;
     uint64_t hurry_ns;    /* until then writes go beside reads: somebody waited for room a moment ago */
 };
 
@@ -82,6 +85,7 @@ enum kvf_status kvf_spills_create(struct kvf_core *core)
     }
     for (unsigned i = 0; i < DROPS_MAX; i++)
         sp->drops[i].core = core;
+    kvf_bucket_init(&sp->budget, core->settings.down_budget, kvf_now(core->env));
     return KVF_OK;
 }
 
@@ -114,6 +118,7 @@ static void take(struct kvf_core *core, kvf_handle h)
     kvf_block_unlist(core, h);
     e->state = KVF_BLOCK_SPILLING;
     core->spills->going_bytes += e->bytes;
+    kvf_bucket_take(&core->spills->budget, e->bytes, kvf_now(core->env));
     if (sess)
         sess->spilling++;
 }
@@ -178,15 +183,20 @@ static bool drop_finish(struct drop *d)
     return true;
 }
 
+static struct drop *drop_free(struct kvf_core *core)
+{
+    for (unsigned i = 0; i < DROPS_MAX; i++)
+        if (core->spills->drops[i].state == DROP_FREE)
+            return &core->spills->drops[i];
+    return NULL;
+}
+
 /* false: SSD takes no more now. */
 static bool drop_start(struct kvf_core *core, kvf_handle h)
 {
     struct kvf_spill *sp = core->spills;
     struct kvf_entry *e = kvf_index_entry(core->index, h);
-    struct drop *d = NULL;
-    for (unsigned i = 0; i < DROPS_MAX && !d; i++)
-        if (sp->drops[i].state == DROP_FREE)
-            d = &sp->drops[i];
+    struct drop *d = drop_free(core);
     if (!d)
         return false;
     uint64_t offset = kvf_ssd_alloc(core->ssd, e->bytes);
@@ -466,11 +476,11 @@ static unsigned pick(struct kvf_core *core, bool only_parking, bool departed, ui
 }
 
 /* Bytes that should leave DRAM now: down to 7/8 when above 15/16, or when somebody waits. */
-static uint64_t excess(struct kvf_core *core)
+static uint64_t excess(const struct kvf_core *core)
 {
     uint64_t capacity = kvf_arena_bytes(core->dram), used = kvf_arena_used(core->dram), going = core->spills->going_bytes;
     uint64_t staying = used > going ? used - going : 0;
-    if (!core->spill_urgent && staying < capacity / 16 * 15)
+    if (!core->spill_urgent && !core->spills->emptying && staying < capacity / 16 * 15)
         return 0;
     return staying > capacity / 8 * 7 ? staying - capacity / 8 * 7 : core->spill_urgent && going == 0 ? 1 : 0;
 }
@@ -497,10 +507,7 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
             return true;
         bytes -= sum;
     }
-    struct kvf_ssd_stats stats = {.degraded = true};
-    if (core->ssd)
-        kvf_ssd_stats(core->ssd, &stats);
-    if (!stats.degraded) {
+    if (core->ssd && !kvf_ssd_degraded(core->ssd) && drop_free(core)) {
         /* Departed blocks go to SSD whatever the lenders say; the others only when no lender has room. */
         unsigned n = pick(core, only_parking, true, bytes, handles, KVF_BATCH_MAX);
         for (unsigned i = 0; i < n; i++) {
@@ -513,15 +520,6 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
         }
     }
     return started || any;
-}
-
-static bool parking(struct kvf_core *core)
-{
-    for (uint32_t b = 0; b < core->session_buckets; b++)
-        for (struct kvf_sess *s = core->sessions[b]; s; s = s->next)
-            if (s->parking)
-                return true;
-    return false;
 }
 
 unsigned kvf_spills_poll(struct kvf_core *core)
@@ -538,16 +536,23 @@ unsigned kvf_spills_poll(struct kvf_core *core)
         if (sp->drops[i].state == DROP_FINISHING)
             events += drop_finish(&sp->drops[i]);
     uint64_t bytes = excess(core);
+    bool parks = core->n_parking > 0, wanted = bytes > 0;
+    if (!core->spill_urgent && (bytes || parks)) {
+        uint64_t room = kvf_bucket_room(&sp->budget, kvf_now(core->env));
+        bytes = bytes < room ? bytes : room;
+    }
     bool moving = bytes ? send_down(core, false, bytes) : core->spill_urgent;
-    bool parks = core->n_parking && parking(core);
+    sp->emptying = wanted && (moving || bytes == 0 || sp->active > 0);
     if (core->ssd) {
         uint64_t now = kvf_now(core->env);
         if (core->spill_urgent || parks)
             sp->hurry_ns = kvf_deadline(now, HURRY_NS);
         kvf_ssd_hurry(core->ssd, now < sp->hurry_ns);
     }
-    if (parks)
-        moving |= send_down(core, true, UINT64_MAX);
+    if (parks) {
+        uint64_t room = kvf_bucket_room(&sp->budget, kvf_now(core->env));
+        moving |= room == 0 || send_down(core, true, room);
+    }
     /* Stuck stays until something changes that could help, so that nobody who waits can miss it. */
     if ((core->spill_urgent || parks) && !moving && sp->active == 0 && !core->spill_stuck) {
         core->spill_stuck = true;
@@ -555,4 +560,14 @@ unsigned kvf_spills_poll(struct kvf_core *core)
     }
     core->spill_urgent = false; /* whoever still waits asks again */
     return events + (before != sp->active);
+}
+
+/* When the budget lets more go, if more should. */
+uint64_t kvf_spills_next_timer(const struct kvf_core *core, uint64_t now_ns)
+{
+    struct kvf_spill *sp = core->spills;
+    if (core->settings.down_budget == 0 || (!core->n_parking && excess(core) == 0))
+        return UINT64_MAX;
+    uint64_t ready = kvf_bucket_ready_ns(&sp->budget, now_ns);
+    return ready > now_ns ? ready : now_ns + KVF_MS;
 }

@@ -46,6 +46,7 @@ struct copy {
     bool has_ssd;
     char ssd_why[KVF_CONFIG_TEXT_MAX];
     uint64_t reads_queued, going_down, going_up;
+    struct kvf_scrub_progress scrub;
 };
 
 static const char *way_name(enum kvf_way way)
@@ -191,6 +192,7 @@ static bool copy_core(struct kvf_core *core, struct copy *copy)
     copy->reads_queued = core->reads_queued;
     copy->going_down = kvf_spills_bytes(core);
     copy->going_up = kvf_rises_bytes(core);
+    kvf_scrub_progress(core, &copy->scrub);
     copy->lend_capacity = core->lent ? kvf_arena_bytes(core->lent) : 0;
     copy->lend_used = core->lent ? kvf_arena_used(core->lent) : 0;
     copy->lend_blocks = core->lend ? kvf_lend_blocks(core) : 0;
@@ -343,6 +345,19 @@ static json_t *movement_json(const struct copy *copy)
     return movement;
 }
 
+/* since_s is null until a pass has ended. */
+static json_t *scrub_json(const struct copy *copy)
+{
+    json_t *scrub = json_object();
+    json_object_set_new(scrub, "rate", number_of(copy->scrub.rate));
+    json_object_set_new(scrub, "pass_blocks", number_of(copy->scrub.pass_blocks));
+    json_object_set_new(scrub, "pass_bytes", number_of(copy->scrub.pass_bytes));
+    json_object_set_new(scrub, "blocks", number_of(copy->scrub.blocks));
+    json_object_set_new(scrub, "passes", number_of(copy->scrub.passes));
+    json_object_set_new(scrub, "since_s", copy->scrub.passes ? number_of(copy->scrub.since_ns / KVF_SEC) : json_null());
+    return scrub;
+}
+
 char *kvf_status_json(struct kvf_core *core)
 {
     struct copy copy;
@@ -369,6 +384,7 @@ char *kvf_status_json(struct kvf_core *core)
     json_object_set_new(etcd, "join", text_of(kvf_status_name(copy.join_status)));
     json_object_set_new(root, "etcd", etcd);
     json_object_set_new(root, "movement", movement_json(&copy));
+    json_object_set_new(root, "scrub", scrub_json(&copy));
     json_object_set_new(root, "counters", counters_json(core));
     json_object_set_new(root, "latencies", latencies_json(core));
     char *text = json_dumps(root, JSON_COMPACT);
@@ -544,6 +560,10 @@ static void movement_gauges(FILE *out, const struct copy *copy)
         fprintf(out, "kvf_ssd_in_flight_bytes{priority=\"%s\"} %" PRIu64 "\n", names[p], copy->ssd.in_flight_bytes[p]);
     gauge(out, "reads_queued", "reads of blocks below DRAM that no source was asked yet", copy->reads_queued);
     gauge(out, "spill_bytes", "bytes of blocks on their way down", copy->going_down);
+    gauge(out, "scrub_rate_bytes", "bytes per second at which blocks on SSD are checked; 0: off", copy->scrub.rate);
+    gauge(out, "scrub_pass_blocks", "blocks that the scrub's pass under way has checked", copy->scrub.pass_blocks);
+    if (copy->scrub.passes)
+        gauge(out, "scrub_pass_age_seconds", "since the scrub's last pass ended", copy->scrub.since_ns / KVF_SEC);
     gauge(out, "rise_bytes", "bytes of blocks on their way up", copy->going_up);
 }
 

@@ -63,7 +63,7 @@ static struct world world_open(void)
 {
     static const char *const settings[] = {"node.name",      "disk", "dram.bytes",      "1M",   "fetch.staging", "1M",
                                            "block.bytes_max", "64k",  "block.count_max", "4096", "ssd.bytes",     "16M",
-                                           "admin.listen",   "",     "log.level",       "error"};
+                                           "ssd.scrub_rate", "0",    "admin.listen",    "",     "log.level",     "error"};
     struct world w = {0};
     struct kvf_config *config;
     assert_int_equal(kvf_config_create(&config), KVF_OK);

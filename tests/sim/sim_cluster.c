@@ -59,6 +59,9 @@ static void settings_of(const struct sim_node_config *config, struct kvf_setting
     out->ssd_bytes = config->ssd;
     out->fabric_peers_max = SIM_CLUSTER_NODES;
     out->workers = 1;
+    out->scrub_rate = config->scrub_rate;
+    out->down_budget = config->down_budget;
+    out->up_budget = config->up_budget;
 }
 
 static void idle(void *arg)

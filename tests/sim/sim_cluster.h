@@ -30,6 +30,7 @@ struct sim_node_config {
     bool no_borrow;
     uint64_t block_max;           /* 0: 64 KiB */
     uint64_t blocks_max;          /* entries of the index; 0: 4096 */
+    uint64_t scrub_rate, down_budget, up_budget; /* bytes per second; 0: no scrub, no limit */
 };
 
 struct sim_node {
