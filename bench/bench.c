@@ -14,6 +14,7 @@
 
 static const struct kvf_bench_entry benches[] = {
     {"kernels", "every operation of every CPU table, beside the reference and beside memcpy", kvf_bench_kernels_run},
+    {"index", "look-up, pin and unpin of blocks in DRAM, beside a plain array, at 1 M and 32 M blocks", kvf_bench_index_run},
     {"policy", "miss curves of the device cache's rules on recorded selections (--log)", kvf_bench_policy_run},
     {"trace", "hit rates of the block policies on a trace of requests (--trace)", kvf_bench_trace_run},
 };

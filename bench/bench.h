@@ -66,6 +66,7 @@ double kvf_bench_rate(const struct kvf_bench_case *one, double percent);
 double kvf_bench_now(void);
 
 bool kvf_bench_kernels_run(struct kvf_bench *bench);
+bool kvf_bench_index_run(struct kvf_bench *bench);
 bool kvf_bench_policy_run(struct kvf_bench *bench);
 bool kvf_bench_trace_run(struct kvf_bench *bench);
 

@@ -13,8 +13,10 @@
  * A reader's look at an entry is a guess until it has pinned it: the slot may have been emptied, and the entry be another key's
  * by now. Hence key, open, pin, key: an entry is pinned only while it is open, no open or pinned entry changes its key, and the
  * second look, after the pin, is the one that counts. Entries never move. All memory is address space that is touched as used. */
+#define XXH_INLINE_ALL /* a key has a fixed size: much of the hash is known when this is compiled */
+#include <xxhash.h>
+
 #include "tiers/index.h"
-#include "base/hash.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -127,7 +129,7 @@ uint64_t kvf_index_bytes(const struct kvf_index *x)
 /* Content hashes may be chosen by whoever chooses the content, so both words go through a full mix. */
 static uint64_t hash_of(struct kvf_key key)
 {
-    return kvf_hash(&key, sizeof key, HASH_SEED);
+    return XXH3_64bits_withSeed(&key, sizeof key, HASH_SEED);
 }
 
 static uint32_t home_of(const struct kvf_index *x, uint64_t hash)
@@ -150,16 +152,26 @@ static bool key_is(const struct kvf_entry *e, struct kvf_key key)
     return __atomic_load_n(&e->key.hi, __ATOMIC_RELAXED) == key.hi && __atomic_load_n(&e->key.lo, __ATOMIC_RELAXED) == key.lo;
 }
 
-/* Slots of a bucket whose tag is this one, as bits; empty ones may be among them. */
-static unsigned matches(const struct kvf_index *x, const struct bucket *b, uint32_t tag)
+typedef uint32_t quad __attribute__((vector_size(16), may_alias));
+typedef uint64_t pair __attribute__((vector_size(16)));
+
+/* Slots of a bucket whose tag is this one, as bits; empty ones may be among them. Four slots at a time: no machine tears an
+ * aligned word of a vector, which is all that is asked of it; what matches is read again, as an atomic. */
+__attribute__((no_sanitize("thread")))
+static inline unsigned matches(const struct kvf_index *x, const struct bucket *b, uint32_t tag)
 {
-    unsigned bits = 0;
-    for (unsigned i = 0; i < SLOTS; i++)
-        bits |= (unsigned)((atomic_load_explicit(&b->slots[i], memory_order_relaxed) & ~x->handle_mask) == tag) << i;
-    return bits;
+    const volatile quad *slots = (const volatile quad *)b;
+    quad mask = (quad){0} + ~x->handle_mask, want = (quad){0} + tag;
+    quad found = ((quad)((slots[0] & mask) == want) & (quad){1, 2, 4, 8}) |
+                 ((quad)((slots[1] & mask) == want) & (quad){1 << 4, 1 << 5, 1 << 6, 1 << 7}) |
+                 ((quad)((slots[2] & mask) == want) & (quad){1 << 8, 1 << 9, 1 << 10, 1 << 11}) |
+                 ((quad)((slots[3] & mask) == want) & (quad){1 << 12, 1 << 13, 1 << 14, 0}); /* the last word is `overflow` */
+    pair both = (pair)found;
+    uint64_t bits = both[0] | both[1];
+    return (unsigned)(bits | bits >> 32);
 }
 
-static kvf_handle search(const struct kvf_index *x, struct kvf_key key, uint64_t hash)
+static inline kvf_handle search(const struct kvf_index *x, struct kvf_key key, uint64_t hash)
 {
     uint32_t tag = tag_of(x, hash), at = home_of(x, hash);
     for (uint32_t looked = 0; looked < x->buckets_count; looked++, at = after(x, at)) {
@@ -204,13 +216,15 @@ static bool pin_open(struct kvf_entry *e)
     return true;
 }
 
-static enum kvf_seen pin(const struct kvf_index *x, struct kvf_key key, uint64_t hash, kvf_handle *handle)
+/* `guess`: the handle to try first, or KVF_HANDLE_NONE. */
+static enum kvf_seen pin(const struct kvf_index *x, struct kvf_key key, uint64_t hash, kvf_handle guess, kvf_handle *handle)
 {
     for (;;) { /* again only when the entry became another key's under our eyes */
-        kvf_handle h = search(x, key, hash);
+        kvf_handle h = guess != KVF_HANDLE_NONE && key_is(&x->entries[guess], key) ? guess : search(x, key, hash);
         if (h == KVF_HANDLE_NONE)
             return KVF_SEEN_NOT;
         struct kvf_entry *e = &x->entries[h];
+        guess = KVF_HANDLE_NONE;
         if (!pin_open(e)) {
             if (key_is(e, key))
                 return KVF_SEEN_CLOSED;
@@ -226,7 +240,7 @@ static enum kvf_seen pin(const struct kvf_index *x, struct kvf_key key, uint64_t
 
 enum kvf_seen kvf_index_pin(const struct kvf_index *x, struct kvf_key key, kvf_handle *handle)
 {
-    return pin(x, key, hash_of(key), handle);
+    return pin(x, key, hash_of(key), KVF_HANDLE_NONE, handle);
 }
 
 void kvf_index_unpin(const struct kvf_index *x, kvf_handle handle)
@@ -246,6 +260,7 @@ size_t kvf_index_pin_many(const struct kvf_index *x, const struct kvf_key *keys,
 {
     size_t pinned = 0;
     uint64_t hashes[FLIGHT];
+    kvf_handle guesses[FLIGHT];
     for (size_t from = 0; from < n; from += FLIGHT) {
         size_t m = n - from < FLIGHT ? n - from : FLIGHT;
         for (size_t i = 0; i < m; i++) {
@@ -255,15 +270,16 @@ size_t kvf_index_pin_many(const struct kvf_index *x, const struct kvf_key *keys,
         for (size_t i = 0; i < m; i++) {
             const struct bucket *b = &x->buckets[home_of(x, hashes[i])];
             unsigned bits = matches(x, b, tag_of(x, hashes[i]));
-            uint32_t number = bits ? b->slots[__builtin_ctz(bits)] & x->handle_mask : 0;
-            if (number) {
-                const struct kvf_entry *e = &x->entries[number - 1];
-                __builtin_prefetch(e, 1);
-                __builtin_prefetch(&e->bytes, 1);
-            }
+            uint32_t slot = bits ? atomic_load_explicit(&b->slots[__builtin_ctz(bits)], memory_order_acquire) : 0;
+            guesses[i] = (slot & x->handle_mask) - 1; /* of an empty slot KVF_HANDLE_NONE */
+            if (guesses[i] == KVF_HANDLE_NONE)
+                continue;
+            const struct kvf_entry *e = &x->entries[guesses[i]];
+            __builtin_prefetch(e, 1);
+            __builtin_prefetch(&e->bytes, 1);
         }
         for (size_t i = 0; i < m; i++) {
-            bool held = pin(x, keys[from + i], hashes[i], &handles[from + i]) == KVF_SEEN_OPEN;
+            bool held = pin(x, keys[from + i], hashes[i], guesses[i], &handles[from + i]) == KVF_SEEN_OPEN;
             if (!held)
                 handles[from + i] = KVF_HANDLE_NONE;
             pinned += held;
