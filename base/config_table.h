@@ -20,6 +20,8 @@ KVF_SETTING(COUNT, blocks_max, "block.count_max", "1000000", 1024, 60000000, "",
     "Blocks that the index can hold, over all tiers. About 50 bytes of memory each, and 8 for each of their chunks.")
 KVF_SETTING(COUNT, sessions_max, "session.count_max", "1024", 1, 1 << 20, "",
     "Sessions that may have their home here.")
+KVF_SETTING(LIST, cold_format, "cold.format", "exact", 0, 0, "exact|int8|fp8",
+    "How K and V of sessions lie below DRAM. int8, fp8: 8 bits an element with scales; attention then differs a little.")
 KVF_SETTING(TEXT, ssd_path, "ssd.path", "", 0, 0, "",
     "Directory of the SSD area (the file is kvf.area). Empty: no SSD tier.")
 KVF_SETTING(SIZE, ssd_bytes, "ssd.bytes", "1G", 1 << 20, 1ull << 43, "",

@@ -24,6 +24,9 @@
     X(spill_remote_bytes, "bytes written to lenders")                             \
     X(spill_ssd_blocks, "blocks written to SSD")                                  \
     X(spill_ssd_bytes, "bytes written to SSD")                                    \
+    X(cold_blocks, "session blocks encoded in 8 bits an element on their way down") \
+    X(cold_refused, "of these, blocks with NaN or infinity, which went down exact") \
+    X(cold_chunks_decoded, "chunks decoded for attention and rising blocks")      \
     X(spill_failed, "blocks whose write to a lower tier failed")                  \
     X(ssd_read_failed, "reads from SSD that failed or came short")                 \
     X(ssd_degraded, "times that a failed write made the SSD tier take no blocks") \

@@ -17,6 +17,7 @@ struct kvf_scratch {
     struct kvf_want *wants; /* [blocks][kv_heads] */
     uint32_t wants_room;
     float *q, *out, *lse;   /* [kv_heads][rows][dim_k], [..][dim_v], [..]: the running results */
+    uint8_t *cold;          /* a block decoded from 8 bits an element, [workers][block_bytes]; NULL: none was met yet */
     float *part, *part_lse; /* one partial result, [workers][SLICE_ROWS][..] */
     uint32_t rows_room;
     float *scores;          /* [chunks_room] */
@@ -52,6 +53,7 @@ void kvf_sess_scratch_free(struct kvf_sess *s)
     free(x->lse);
     free(x->part);
     free(x->part_lse);
+    free(x->cold);
     free(x->scores);
     free(x->picked);
     free(x);
@@ -83,6 +85,12 @@ static enum kvf_status scratch_room(struct attend *a)
             return KVF_ERR_NO_MEMORY;
         x->wants_room = room;
         x->chunks_room = chunks;
+    }
+    if (a->model->cold && !x->cold) {
+        size_t most = (size_t)kvf_workers_count(a->core->workers) * a->model->block_bytes;
+        x->cold = aligned_alloc(64, (most + 63) / 64 * 64);
+        if (!x->cold)
+            return KVF_ERR_NO_MEMORY;
     }
     if (a->rows > x->rows_room) {
         size_t rows = (size_t)a->heads * a->rows, part = (size_t)kvf_workers_count(a->core->workers) * SLICE_ROWS;
@@ -319,11 +327,23 @@ static bool verify(struct attend *a, struct kvf_want *w)
     if (unchecked == 0)
         return true;
     kvf_count(&a->core->counters.blocks_verified, 1);
-    if (!kvf_block_verify(a->core->dev, s->seed, w->data, s->bytes, a->model->chunk_bytes, unchecked,
-                          w->sums))
+    if (!kvf_block_verify(a->core->dev, s->seed, w->data, s->bytes, s->bytes / a->model->chunks, unchecked, w->sums))
         return false;
     atomic_fetch_or_explicit(&s->verified, unchecked, memory_order_release);
     return true;
+}
+
+/* The bytes that attention reads of a block: where they lie, or decoded for this worker. */
+static const uint8_t *exact_bytes(struct attend *a, const struct kvf_want *w, unsigned worker)
+{
+    const struct kvf_model *m = a->model;
+    const struct kvf_stage *s = w->stage == KVF_STAGE_NONE ? NULL : &a->core->stages[w->stage];
+    if (!s || s->format == KVF_COLD_EXACT)
+        return w->data;
+    uint8_t *block = a->scratch->cold + (size_t)worker * m->block_bytes;
+    kvf_cold_decode(a->core, m, (enum kvf_cold_format)s->format, w->mask, w->data, w->sums, block);
+    kvf_count(&a->core->counters.cold_chunks_decoded, (uint64_t)__builtin_popcountll(w->mask));
+    return block;
 }
 
 /* Rows [from, to) of one head over one block: a partial result, merged into the running one. */
@@ -332,11 +352,12 @@ static void block_rows(struct attend *a, uint32_t block, uint32_t head, uint32_t
     const struct kvf_model_desc *d = &a->model->desc;
     struct kvf_scratch *x = a->scratch;
     struct kvf_want *w = want_at(a, block, head);
+    const uint8_t *data = exact_bytes(a, w, worker);
     const void *chunks[64];
     uint32_t visible[SLICE_ROWS], n_chunks = 0, n = to - from;
     for (uint32_t c = 0; c < a->model->chunks; c++)
         if (w->mask >> c & 1)
-            chunks[n_chunks++] = w->data + (size_t)c * a->model->chunk_bytes;
+            chunks[n_chunks++] = data + (size_t)c * a->model->chunk_bytes;
     uint64_t start = (uint64_t)block * d->block_tokens;
     bool whole = n_chunks < a->model->chunks; /* a choice of chunks is of sealed blocks before the step: all of it is seen */
     for (uint32_t r = 0; r < n; r++) {

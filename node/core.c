@@ -68,7 +68,12 @@ uint64_t kvf_block_seed(uint64_t fingerprint, struct kvf_key key)
 uint64_t kvf_block_seed_of(const struct kvf_core *core, const struct kvf_entry *entry)
 {
     unsigned model = kvf_entry_model(entry);
-    return kvf_block_seed(model == KVF_ENTRY_OPAQUE ? 0 : core->models[model]->fingerprint, entry->key);
+    uint64_t seed = kvf_block_seed(model == KVF_ENTRY_OPAQUE ? 0 : core->models[model]->fingerprint, entry->key);
+    enum kvf_cold_format format = kvf_cold_format_of(entry);
+    if (format == KVF_COLD_EXACT)
+        return seed;
+    struct kvf_cold shape = kvf_cold_shape(core->models[model], format);
+    return kvf_cold_seed(core->dev, seed, &shape, kvf_sums_at(core->sums, entry->sums) + kvf_entry_chunks(entry));
 }
 
 uint32_t kvf_block_opaque_chunk_bytes(uint32_t bytes)
@@ -80,14 +85,9 @@ uint32_t kvf_block_opaque_chunk_bytes(uint32_t bytes)
 uint32_t kvf_block_chunk_bytes(const struct kvf_core *core, const struct kvf_entry *entry)
 {
     unsigned model = kvf_entry_model(entry);
-    return model == KVF_ENTRY_OPAQUE ? kvf_block_opaque_chunk_bytes(entry->bytes) : core->models[model]->chunk_bytes;
-}
-
-void kvf_block_chunk(const struct kvf_core *core, const struct kvf_entry *entry, unsigned c, uint32_t *offset, uint32_t *bytes)
-{
-    uint32_t size = kvf_block_chunk_bytes(core, entry);
-    *offset = c * size;
-    *bytes = entry->bytes - *offset < size ? entry->bytes - *offset : size;
+    if (model == KVF_ENTRY_OPAQUE)
+        return kvf_block_opaque_chunk_bytes(entry->bytes);
+    return kvf_cold_bytes(core->models[model], kvf_cold_format_of(entry)) / core->models[model]->chunks;
 }
 
 void kvf_block_sum(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes, uint64_t mask,
@@ -156,12 +156,20 @@ void kvf_block_unlist(struct kvf_core *core, kvf_handle handle)
 
 void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tier, uint16_t peer, uint64_t location)
 {
+    kvf_block_place_as(core, handle, tier, peer, location, kvf_cold_format_of(kvf_index_entry(core->index, handle)), NULL);
+}
+
+void kvf_block_place_as(struct kvf_core *core, kvf_handle handle, enum kvf_tier tier, uint16_t peer, uint64_t location,
+                        enum kvf_cold_format format, const uint64_t *words)
+{
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    assert(tier != KVF_TIER_DRAM || format == KVF_COLD_EXACT);
     if (booked(e)) {
         book(core, e, -1);
         kvf_block_unlist(core, handle);
     }
     assert(!kvf_entry_is_open(e) && kvf_entry_pins(e) == 0);
+    kvf_cold_become(core, handle, format, words);
     e->tier = tier & 15;
     e->peer = peer;
     kvf_entry_set_location(e, location);
@@ -205,7 +213,7 @@ static void forget(struct kvf_core *core, kvf_handle handle)
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
     kvf_stage_drop(core, handle);
     if (e->sums != KVF_SUMS_NONE)
-        kvf_sums_free(core->sums, e->sums, kvf_entry_chunks(e));
+        kvf_cold_words_free(core, e);
     kvf_index_remove(core->index, handle);
 }
 
@@ -226,6 +234,7 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
     kvf_block_release_copy(core, e->tier, e->peer, kvf_entry_location(e), e->bytes, e->key);
     e->state = KVF_BLOCK_LOST;
     kvf_stage_drop(core, handle);
+    kvf_cold_become(core, handle, KVF_COLD_EXACT, NULL); /* as it will be refilled */
     sess->lost++;
     kvf_core_changed(core);
 }
@@ -359,7 +368,9 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
     if (st == KVF_OK)
         st = kvf_dramlist_create(kvf_arena_bytes(core->dram) / KVF_LOCATION_UNIT, &core->dram_blocks);
     if (st == KVF_OK)
-        st = kvf_sums_create(s->blocks_max * 64, &core->sums);
+        core->words_excess_max = kvf_cold_excess_max(s->blocks_max);
+    if (st == KVF_OK)
+        st = kvf_sums_create(s->blocks_max * 64 + core->words_excess_max, &core->sums);
     if (st != KVF_OK) {
         fail(error, error_size, "making the block index (block.count_max)", st);
         return st;
@@ -441,6 +452,7 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
     core->wake_fd = -1;
     name_choose(core);
     kvf_log_init(&core->log, core->name, level_of(settings->log_level), parts->log);
+    core->cold_format = kvf_cold_format_named(settings->cold_format);
     core->incarnation = core->env->random(core->env->arg) | 1;
     core->dev = kvf_dev_cpu();
     core->session_buckets = 1024;

@@ -7,7 +7,7 @@
  * Who calls whom, top down:
  *     node.c (API, reactor thread)   step.c (attend)   blocks.c (put, get)   admin.c, status.c
  *     session.c   move.c (move a session)   promote.c (blocks up)   spill.c (blocks down)   staging.c (cold blocks for attend)
- *     ahead.c (which cold chunks the next layers will want)
+ *     ahead.c (which cold chunks the next layers will want)   cold.c (blocks in 8 bits an element)
  *     read.c (bring chunks of one block to a place)   lend.c (the lender's side)   serve.c (reads by key for other nodes)
  *     area.c (the SSD area: open, off, degraded)   scrub.c (blocks on SSD are checked again and again)
  *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
@@ -55,6 +55,9 @@ enum kvf_block_state { KVF_BLOCK_WRITING, KVF_BLOCK_READY, KVF_BLOCK_SPILLING, K
 #define KVF_FLAG_SUMMARY 4  /* its chunks' summaries are known here */
 #define KVF_FLAG_FETCHED 8  /* the new home has it already, though we have not heard yet that the session is its own */
 #define KVF_FLAG_REMOVED 2  /* to be removed when its spill, rise or pins end */
+#define KVF_FLAG_WIDE 16    /* its words have room for scales (cold.c); set when the entry is made */
+#define KVF_FLAG_INT8 32    /* it lies in 8 bits an element: bytes, chunks and checksums are of these */
+#define KVF_FLAG_FP8 64
 
 struct kvf_model {
     struct kvf_core *core;
@@ -64,6 +67,7 @@ struct kvf_model {
     uint32_t chunk_bytes, block_bytes, chunks; /* chunks of a block */
     uint32_t streams;                          /* layers * kv_heads: sequences of blocks of a session */
     uint32_t summary_floats;
+    bool cold; /* some block of it may lie in 8 bits an element */
 };
 
 /* One peer of the fabric, by number; entries of the index name lenders and old homes so. */
@@ -156,6 +160,7 @@ struct kvf_read {
     struct kvf_core *core;
     kvf_handle handle;
     uint64_t mask;     /* chunks wanted */
+    uint32_t bytes, chunk_bytes; /* of the block, in the format that it had when it was asked for */
     uint8_t *to;       /* where chunk 0 of the block would go: a chunk goes to to + its offset in the block */
     uint64_t deadline_ns;
     enum kvf_priority priority; /* DEMAND or AHEAD */
@@ -190,6 +195,7 @@ struct kvf_stage {
     struct kvf_read *ahead;     /* the read ahead under way, for this session and layer, or NULL */
     uint64_t ahead_session;
     uint32_t ahead_layer;
+    uint8_t format;             /* enum kvf_cold_format: of the bytes in the slot */
     uint64_t seed, location;    /* of the block when it was asked for: a mismatch after a move down or up is no damage */
     uint32_t next, prev;        /* LRU of those at rest; or the list of those with a read ahead under way */
 };
@@ -243,6 +249,11 @@ struct kvf_core {
     char ssd_off[KVF_CONFIG_TEXT_MAX]; /* why there is none though ssd.path is set; else "" */
     bool ssd_degraded;                 /* as last logged */
     char ssd_reason[256];              /* ... and why */
+    enum kvf_cold_format cold_format; /* of this node's session blocks below DRAM */
+    uint64_t cold_left;               /* bytes that may still be encoded in this turn */
+    bool cold_wait;                   /* some block had to wait in this turn */
+    uint64_t cold_bytes;              /* of staging, lent to blocks on their way down */
+    uint64_t words_excess, words_excess_max; /* of `sums`: beyond 64 words a block */
     uint64_t entries_reserved;   /* of the index, promised to commits that must not fail half-way */
     struct kvf_dramlist *dram_blocks; /* READY in DRAM */
     uint64_t tier_blocks[KVF_TIER_COUNT], tier_bytes[KVF_TIER_COUNT];
@@ -315,9 +326,8 @@ struct kvf_key kvf_block_key(uint64_t session, uint32_t layer, uint32_t head, ui
 uint64_t kvf_block_seed(uint64_t fingerprint, struct kvf_key key);
 uint64_t kvf_block_seed_of(const struct kvf_core *core, const struct kvf_entry *entry);
 uint32_t kvf_block_opaque_chunk_bytes(uint32_t bytes); /* of an opaque block of so many bytes */
-/* Size of a chunk of an entry, and the offset and size of chunk c. */
+/* Size of a chunk of an entry, as it lies now; the last one may be smaller. */
 uint32_t kvf_block_chunk_bytes(const struct kvf_core *core, const struct kvf_entry *entry);
-void kvf_block_chunk(const struct kvf_core *core, const struct kvf_entry *entry, unsigned c, uint32_t *offset, uint32_t *bytes);
 /* Checksums of the chunks of `mask` of bytes at `data` (chunk c at its offset). Without the lock, on pinned data. */
 void kvf_block_sum(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes, uint64_t mask,
                    uint64_t *sums);
@@ -326,6 +336,9 @@ bool kvf_block_verify(const struct kvf_dev *dev, uint64_t seed, const void *data
                       uint64_t mask, const uint64_t *sums);
 /* Books: every change of tier, state or list goes through these, so that the counts agree with the entries. */
 void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tier, uint16_t peer, uint64_t location); /* -> READY */
+/* ... in another format, of which these are the words. kvf_cold_may_change allows it. */
+void kvf_block_place_as(struct kvf_core *core, kvf_handle handle, enum kvf_tier tier, uint16_t peer, uint64_t location,
+                        enum kvf_cold_format format, const uint64_t *words);
 void kvf_block_lose(struct kvf_core *core, kvf_handle handle);  /* frees its copy, -> LOST */
 void kvf_block_remove(struct kvf_core *core, kvf_handle handle); /* frees its copy and the entry (now or when it comes to rest) */
 /* Forgets a block in tier REMOTE or PEER without telling who holds it: its copy is another home's. */
@@ -408,6 +421,8 @@ void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint6
 /* A slot of staging memory (an offset of core->staging), made by dropping what nobody uses, or KVF_ARENA_NONE. A prefetch does not
  * drop what was read ahead and not yet used. */
 uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch);
+/* Whether attention uses the block's stage. */
+bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle);
 /* Forgets a block's stage (its entry is removed or lost). */
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle);
 
@@ -421,6 +436,44 @@ uint64_t *kvf_ahead_masks(struct kvf_sess *sess, uint32_t layer, uint32_t blocks
 /* The step was given up, the session leaves or closes: drops what is queued. */
 void kvf_ahead_cancel(struct kvf_sess *sess);
 void kvf_ahead_free(struct kvf_sess *sess);
+
+/* cold.c: blocks in 8 bits an element */
+enum kvf_cold_format kvf_cold_format_named(const char *name); /* of the setting */
+enum kvf_cold_format kvf_cold_format_of(const struct kvf_entry *entry);
+struct kvf_cold kvf_cold_shape(const struct kvf_model *model, enum kvf_cold_format format);
+uint32_t kvf_cold_bytes(const struct kvf_model *model, enum kvf_cold_format format); /* of a block in this format */
+uint32_t kvf_cold_scale_words(const struct kvf_model *model);
+uint64_t kvf_cold_excess_max(uint64_t blocks_max);
+/* Words of a new block that may have to lie in `format` some day; *flags says what it got (KVF_FLAG_WIDE, or nothing: then it
+ * stays exact). KVF_SUMS_NONE: full; not before all blocks of the index have theirs. */
+uint32_t kvf_cold_words_new(struct kvf_core *core, struct kvf_model *model, enum kvf_cold_format format, uint8_t *flags);
+void kvf_cold_words_free(struct kvf_core *core, const struct kvf_entry *entry);
+/* The seed of a cold block's checksums: `seed` is kvf_block_seed's. */
+uint64_t kvf_cold_seed(const struct kvf_dev *dev, uint64_t seed, const struct kvf_cold *shape, const void *scales);
+
+/* A block in DRAM as it goes down: in place, or encoded in staging memory. */
+struct kvf_cold_copy {
+    const uint8_t *data; /* whole pages may be written from it */
+    uint32_t bytes, chunk_bytes;
+    enum kvf_cold_format format;
+    uint64_t *words;       /* its checksums and scales */
+    uint64_t seed;         /* of the checksums */
+    uint64_t slot;         /* of staging, KVF_ARENA_NONE: none */
+    uint32_t slot_bytes;
+};
+void kvf_cold_turn(struct kvf_core *core); /* a new turn of the reactor: some blocks may be encoded again */
+/* false: not now (no staging memory, or enough for this turn). A block that has no cold form is taken as it is. */
+bool kvf_cold_copy_make(struct kvf_core *core, const struct kvf_entry *entry, struct kvf_cold_copy *copy);
+/* The size that the copy will have, unless the block has no cold form: then it is the block's. */
+uint32_t kvf_cold_copy_bytes(const struct kvf_core *core, const struct kvf_entry *entry);
+void kvf_cold_copy_free(struct kvf_core *core, struct kvf_cold_copy *copy);
+/* Whether the block may take on a format now: nobody reads its lower copy in another one. */
+bool kvf_cold_may_change(const struct kvf_core *core, kvf_handle handle, enum kvf_cold_format to);
+/* Its format, bytes and words (NULL: they follow) from now on. It is not booked meanwhile: kvf_block_place_as calls this. */
+void kvf_cold_become(struct kvf_core *core, kvf_handle handle, enum kvf_cold_format format, const uint64_t *words);
+/* Verified chunks to their places in a whole block. Without the lock, on what is pinned. */
+void kvf_cold_decode(const struct kvf_core *core, const struct kvf_model *model, enum kvf_cold_format format, uint64_t mask,
+                     const void *codes, const uint64_t *words, void *block);
 
 /* spill.c */
 enum kvf_status kvf_spills_create(struct kvf_core *core);

@@ -2,6 +2,7 @@
  * switch nothing is missing but cold bytes. A staged session becomes ours by the old home's word or by etcd's, whichever
  * comes first; while neither comes, etcd is asked. */
 #include "base/hash.h"
+#include "kernels/cold.h"
 #include "node/move.h"
 #include <assert.h>
 #include <string.h>
@@ -118,40 +119,51 @@ static uint16_t holder(struct kvf_one_move *m, const struct kvf_move_block *b, b
     return *known ? p->number : KVF_PEER_NONE;
 }
 
+/* Whether a block's scales, if it has any, are such as encoding makes. */
+static bool scales_good(const struct kvf_model *model, const struct kvf_move_block *b)
+{
+    struct kvf_cold shape = kvf_cold_shape(model, (enum kvf_cold_format)b->format);
+    return b->format == KVF_COLD_EXACT || kvf_cold_has_form(&shape, b->words + model->chunks);
+}
+
 static bool got_block(struct kvf_one_move *m, const struct kvf_move_block *b)
 {
     struct kvf_core *core = m->core;
     struct kvf_sess *s = m->sess;
-    const struct kvf_model *model = s->model;
+    struct kvf_model *model = s->model;
     if (b->layer >= model->desc.layers || b->head >= model->desc.kv_heads || b->index >= s->sealed_blocks)
         return false;
-    if (b->tier == KVF_TIER_REMOTE && b->lender >= m->offer.n_lenders)
+    if ((b->tier == KVF_TIER_REMOTE && b->lender >= m->offer.n_lenders) || !scales_good(model, b))
         return false;
     struct kvf_key key = kvf_block_key(s->id, b->layer, b->head, b->index);
     kvf_handle h;
-    uint32_t sums = kvf_sums_alloc(core->sums, model->chunks);
-    if (sums == KVF_SUMS_NONE || kvf_index_add(core->index, key, &h) != KVF_OK) {
-        if (sums != KVF_SUMS_NONE)
-            kvf_sums_free(core->sums, sums, model->chunks);
+    enum kvf_cold_format format = (enum kvf_cold_format)b->format;
+    uint8_t wide;
+    if (kvf_index_add(core->index, key, &h) != KVF_OK)
+        return false;
+    uint32_t sums = kvf_cold_words_new(core, model, format == KVF_COLD_EXACT ? core->cold_format : format, &wide);
+    if (sums == KVF_SUMS_NONE) {
+        kvf_index_remove(core->index, h);
         return false;
     }
     core->entries_reserved--;
     m->blocks_got++;
     struct kvf_entry *e = kvf_index_entry(core->index, h);
-    memcpy(kvf_sums_at(core->sums, sums), b->sums, model->chunks * sizeof *b->sums);
+    memcpy(kvf_sums_at(core->sums, sums), b->words, model->chunks * sizeof *b->words);
     e->sums = sums;
     kvf_entry_set_shape(e, model->number, model->chunks);
     e->bytes = model->block_bytes;
+    e->flags = wide;
     e->state = KVF_BLOCK_LOST;
-    bool known = b->tier != KVF_TIER_COUNT && kvf_location_fits(b->location);
+    bool known = b->tier != KVF_TIER_COUNT && kvf_location_fits(b->location) && (wide || format == KVF_COLD_EXACT);
     uint16_t peer = known ? holder(m, b, &known) : KVF_PEER_NONE;
     /* Blocks in our own lent part are believed only inside it. */
-    bool inside = b->location >= core->lent_at && core->staging_at >= model->block_bytes &&
-                  b->location <= core->staging_at - model->block_bytes;
+    uint32_t bytes = kvf_cold_bytes(model, format);
+    bool inside = b->location >= core->lent_at && core->staging_at >= bytes && b->location <= core->staging_at - bytes;
     if (known && peer == KVF_PEER_NONE && !inside)
         known = false;
     if (known)
-        kvf_block_place(core, h, (enum kvf_tier)b->tier, peer, b->location);
+        kvf_block_place_as(core, h, (enum kvf_tier)b->tier, peer, b->location, format, b->words);
     else
         s->lost++;
     return true;
@@ -161,7 +173,7 @@ static bool got_blocks(struct kvf_one_move *m, struct kvf_reader *r)
 {
     struct kvf_move_block b;
     while (kvf_reader_left(r) > 0)
-        if (!kvf_wire_block_read(r, &b, m->sess->model->chunks) || !got_block(m, &b))
+        if (!kvf_wire_block_read(r, &b, m->sess->model->chunks, kvf_cold_scale_words(m->sess->model)) || !got_block(m, &b))
             return false;
     return true;
 }

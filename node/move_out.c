@@ -202,7 +202,8 @@ static bool piece_blocks(struct kvf_one_move *m, struct kvf_sess *s, struct kvf_
 {
     const struct kvf_model_desc *d = &s->model->desc;
     uint64_t all = (uint64_t)s->sealed_blocks * s->model->streams;
-    size_t one = 18 + 8 * (size_t)s->model->chunks;
+    uint32_t scale_words = kvf_cold_scale_words(s->model);
+    size_t one = 19 + 8 * ((size_t)s->model->chunks + scale_words);
     if (m->blocks_sent == all)
         return false;
     *type = KVF_MSG_MOVE_BLOCKS;
@@ -213,7 +214,9 @@ static bool piece_blocks(struct kvf_one_move *m, struct kvf_sess *s, struct kvf_
                                    .index = index,
                                    .tier = KVF_TIER_COUNT};
         struct kvf_entry *e = kvf_index_entry(m->core->index, kvf_sess_block(s, b.layer, b.head, index));
-        memcpy(b.sums, kvf_sums_at(m->core->sums, e->sums), s->model->chunks * sizeof *b.sums);
+        b.format = (uint8_t)kvf_cold_format_of(e);
+        memcpy(b.words, kvf_sums_at(m->core->sums, e->sums),
+               (s->model->chunks + (b.format == KVF_COLD_EXACT ? 0 : scale_words)) * sizeof *b.words);
         if (e->state == KVF_BLOCK_READY) {
             b.tier = e->tier == KVF_TIER_REMOTE ? KVF_TIER_REMOTE : KVF_TIER_PEER;
             b.lender = e->tier == KVF_TIER_REMOTE ? lender_number(m, e) : 0;
@@ -221,7 +224,7 @@ static bool piece_blocks(struct kvf_one_move *m, struct kvf_sess *s, struct kvf_
             if (b.tier == KVF_TIER_PEER)
                 m->report.bytes_after_switch += e->bytes;
         }
-        kvf_wire_block(w, &b, s->model->chunks);
+        kvf_wire_block(w, &b, s->model->chunks, scale_words);
         m->blocks_sent++;
     }
     return true;

@@ -14,8 +14,11 @@ struct rise {
     struct kvf_core *core;
     bool busy;
     kvf_handle handle;
-    uint64_t slot;
-    uint32_t bytes;
+    uint64_t slot;      /* of DRAM */
+    uint32_t bytes;     /* ... which are the exact block's */
+    uint64_t codes;     /* of staging, where a block in 8 bits an element arrives; else KVF_ARENA_NONE */
+    uint32_t codes_bytes;
+    bool decoded;       /* it waits in its slot until nobody reads the codes */
     uint64_t mask;
     uint64_t start_ns;
 };
@@ -54,6 +57,29 @@ uint64_t kvf_rises_bytes(const struct kvf_core *core)
     return bytes;
 }
 
+static void codes_free(struct rise *r)
+{
+    if (r->codes != KVF_ARENA_NONE)
+        kvf_arena_free(r->core->staging, r->codes, r->codes_bytes);
+    r->codes = KVF_ARENA_NONE;
+}
+
+/* Into DRAM, in whose format the block is exact; the checksums follow. */
+static void place(struct rise *r)
+{
+    struct kvf_core *core = r->core;
+    struct kvf_entry *e = kvf_index_entry(core->index, r->handle);
+    enum kvf_tier tier = (enum kvf_tier)e->tier;
+    uint16_t peer = e->peer;
+    uint64_t location = kvf_entry_location(e);
+    uint32_t bytes = e->bytes;
+    kvf_block_place_as(core, r->handle, KVF_TIER_DRAM, KVF_PEER_NONE, r->slot, KVF_COLD_EXACT, NULL);
+    if (r->decoded)
+        kvf_block_sum(core->dev, kvf_block_seed_of(core, e), core->memory + r->slot, e->bytes, kvf_block_chunk_bytes(core, e),
+                      UINT64_MAX, kvf_sums_at(core->sums, e->sums));
+    kvf_block_release_copy(core, tier, peer, location, bytes, e->key);
+}
+
 /* Ends RISING: in DRAM, or where it was, or lost, or removed. */
 static void rise_end(struct rise *r, enum kvf_status status)
 {
@@ -61,17 +87,14 @@ static void rise_end(struct rise *r, enum kvf_status status)
     struct kvf_entry *e = kvf_index_entry(core->index, r->handle);
     struct kvf_sess *sess = kvf_block_session(core, e);
     bool keep = status == KVF_OK && e->state == KVF_BLOCK_RISING && !(e->flags & KVF_FLAG_REMOVED);
+    codes_free(r);
     r->busy = false;
     core->rise->active--;
     if (sess)
         sess->spilling--;
     if (keep) {
         kvf_latency_add(&core->latencies, KVF_LATENCY_RISE, kvf_now(core->env) - r->start_ns);
-        enum kvf_tier tier = (enum kvf_tier)e->tier;
-        uint16_t peer = e->peer;
-        uint64_t location = kvf_entry_location(e);
-        kvf_block_place(core, r->handle, KVF_TIER_DRAM, KVF_PEER_NONE, r->slot);
-        kvf_block_release_copy(core, tier, peer, location, e->bytes, e->key);
+        place(r);
         if (sess && e->key.hi == sess->id && sess->summary_chunks_room) {
             uint32_t stream = (uint32_t)(e->key.lo >> 32);
             kvf_sess_summarise(sess, stream >> 16, stream & 0xffff, (uint32_t)e->key.lo, core->memory + r->slot);
@@ -92,22 +115,59 @@ static void rise_end(struct rise *r, enum kvf_status status)
     kvf_core_changed(core);
 }
 
+static bool verified(struct rise *r, const uint8_t *data)
+{
+    struct kvf_core *core = r->core;
+    struct kvf_entry *e = kvf_index_entry(core->index, r->handle);
+    kvf_count(&core->counters.blocks_verified, 1);
+    if (kvf_block_verify(core->dev, kvf_block_seed_of(core, e), data, e->bytes, kvf_block_chunk_bytes(core, e), r->mask,
+                         kvf_sums_at(core->sums, e->sums)))
+        return true;
+    kvf_count(&core->counters.blocks_corrupt, 1);
+    kvf_log_error(&core->log, "a block of session %llx from %s does not match its checksum: dropped",
+                  (unsigned long long)e->key.hi, kvf_tier_name((enum kvf_tier)e->tier));
+    return false;
+}
+
 static void rise_read(void *arg, struct kvf_read *read, enum kvf_status status)
 {
     struct rise *r = arg;
     struct kvf_core *core = r->core;
     struct kvf_entry *e = kvf_index_entry(core->index, r->handle);
-    if (status == KVF_OK) {
-        kvf_count(&core->counters.blocks_verified, 1);
-        if (!kvf_block_verify(core->dev, kvf_block_seed_of(core, e), core->memory + r->slot, e->bytes,
-                              kvf_block_chunk_bytes(core, e), r->mask, kvf_sums_at(core->sums, e->sums))) {
-            kvf_count(&core->counters.blocks_corrupt, 1);
-            kvf_log_error(&core->log, "a block of session %llx from %s does not match its checksum: dropped",
-                          (unsigned long long)e->key.hi, kvf_tier_name((enum kvf_tier)e->tier));
-            status = KVF_ERR_CORRUPT;
-        }
+    bool here = status == KVF_OK && e->state == KVF_BLOCK_RISING; /* a block that was lost meanwhile has other words */
+    const uint8_t *codes = core->memory + core->staging_at + r->codes;
+    if (here && !verified(r, r->codes == KVF_ARENA_NONE ? core->memory + r->slot : codes))
+        status = KVF_ERR_CORRUPT;
+    if (here && status == KVF_OK && r->codes != KVF_ARENA_NONE) {
+        kvf_cold_decode(core, core->models[kvf_entry_model(e)], kvf_cold_format_of(e), r->mask, codes,
+                        kvf_sums_at(core->sums, e->sums), core->memory + r->slot);
+        kvf_count(&core->counters.cold_chunks_decoded, kvf_entry_chunks(e));
+        codes_free(r);
+        r->decoded = true;
+        if (!kvf_cold_may_change(core, r->handle, KVF_COLD_EXACT))
+            return; /* the poll ends it */
     }
     rise_end(r, status);
+}
+
+/* Memory for the block as it arrives and as it will lie. false: none now. */
+static bool rise_memory(struct rise *r, const struct kvf_entry *e)
+{
+    struct kvf_core *core = r->core;
+    enum kvf_cold_format format = kvf_cold_format_of(e);
+    r->codes = KVF_ARENA_NONE;
+    r->decoded = false;
+    r->bytes = kvf_cold_bytes(core->models[kvf_entry_model(e)], KVF_COLD_EXACT);
+    r->slot = kvf_block_memory(core, r->bytes);
+    if (r->slot == KVF_ARENA_NONE)
+        return false;
+    if (format == KVF_COLD_EXACT)
+        return true;
+    r->codes_bytes = e->bytes;
+    r->codes = kvf_stage_memory(core, e->bytes, true);
+    if (r->codes == KVF_ARENA_NONE)
+        kvf_arena_free(core->dram, r->slot, r->bytes);
+    return r->codes != KVF_ARENA_NONE;
 }
 
 /* false: no room or no slot now, or the budget is used up. */
@@ -118,19 +178,16 @@ static bool rise_start(struct kvf_core *core, kvf_handle h, uint64_t now)
     for (unsigned i = 0; i < RISES_MAX && !r; i++)
         if (!core->rise->rises[i].busy)
             r = &core->rise->rises[i];
-    if (!r || kvf_bucket_room(&core->rise->budget, now) == 0)
-        return false;
-    uint64_t slot = kvf_block_memory(core, e->bytes);
-    if (slot == KVF_ARENA_NONE)
+    if (!r || kvf_bucket_room(&core->rise->budget, now) == 0 || !rise_memory(r, e))
         return false;
     r->mask = kvf_entry_chunks(e) == 64 ? UINT64_MAX : (1ull << kvf_entry_chunks(e)) - 1;
     r->handle = h;
-    r->slot = slot;
-    r->bytes = e->bytes;
     r->start_ns = now;
-    if (kvf_read_start(core, h, r->mask, core->memory + slot, kvf_deadline(now, READ_TIMEOUT_NS),
+    uint8_t *to = core->memory + (r->codes == KVF_ARENA_NONE ? r->slot : core->staging_at + r->codes);
+    if (kvf_read_start(core, h, r->mask, to, kvf_deadline(now, READ_TIMEOUT_NS),
                        KVF_PRIORITY_AHEAD, rise_read, r, NULL) != KVF_OK) {
-        kvf_arena_free(core->dram, slot, e->bytes);
+        kvf_arena_free(core->dram, r->slot, r->bytes);
+        codes_free(r);
         return false;
     }
     struct kvf_sess *sess = kvf_block_session(core, e);
@@ -172,9 +229,20 @@ static bool has_free_room(struct kvf_core *core)
     return kvf_arena_used(core->dram) < kvf_arena_bytes(core->dram) / 4 * 3;
 }
 
+/* Blocks that were decoded while somebody read them below. */
+static void decoded_end(struct kvf_core *core)
+{
+    for (unsigned i = 0; i < RISES_MAX && core->rise->active; i++) {
+        struct rise *r = &core->rise->rises[i];
+        if (r->busy && r->decoded && kvf_cold_may_change(core, r->handle, KVF_COLD_EXACT))
+            rise_end(r, KVF_OK);
+    }
+}
+
 unsigned kvf_rises_poll(struct kvf_core *core)
 {
     struct kvf_rise *rise = core->rise;
+    decoded_end(core);
     if (core->n_sessions == 0 || core->reads_queued || rise->active == RISES_MAX)
         return 0;
     uint64_t now = kvf_now(core->env);

@@ -136,6 +136,8 @@ enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_
                               .handle = handle,
                               .key = kvf_index_entry(core->index, handle)->key,
                               .mask = mask,
+                              .bytes = kvf_index_entry(core->index, handle)->bytes,
+                              .chunk_bytes = kvf_block_chunk_bytes(core, kvf_index_entry(core->index, handle)),
                               .to = to,
                               .deadline_ns = deadline_ns,
                               .priority = priority,
@@ -149,15 +151,23 @@ enum kvf_status kvf_read_start(struct kvf_core *core, kvf_handle handle, uint64_
     return KVF_OK;
 }
 
+/* Chunk c of a read's block; false: it has no more. */
+static bool chunk_at(const struct kvf_read *read, unsigned c, uint32_t *offset, uint32_t *bytes)
+{
+    *offset = c * read->chunk_bytes;
+    if (c >= 64 || *offset >= read->bytes)
+        return false;
+    *bytes = read->bytes - *offset < read->chunk_bytes ? read->bytes - *offset : read->chunk_bytes;
+    return true;
+}
+
 /* The bytes of the chunks of a mask. */
-static uint64_t mask_bytes(const struct kvf_core *core, const struct kvf_entry *e, uint64_t mask)
+static uint64_t mask_bytes(const struct kvf_read *read, uint64_t mask)
 {
     uint64_t sum = 0;
-    for (unsigned c = 0; c < kvf_entry_chunks(e); c++) {
-        uint32_t offset, bytes;
-        kvf_block_chunk(core, e, c, &offset, &bytes);
+    uint32_t offset, bytes;
+    for (unsigned c = 0; chunk_at(read, c, &offset, &bytes); c++)
         sum += mask >> c & 1 ? bytes : 0;
-    }
     return sum;
 }
 
@@ -199,7 +209,7 @@ static void finish(struct kvf_core *core, struct kvf_read *read, enum kvf_status
     struct kvf_reads *rs = core->reads;
     struct kvf_entry *e = entry_of(core, read);
     if (status == KVF_OK && e)
-        count_bytes(core, read, mask_bytes(core, e, read->mask));
+        count_bytes(core, read, mask_bytes(read, read->mask));
     if (status == KVF_ERR_DEADLINE)
         kvf_count(&core->counters.fetch_deadline, 1);
     read->done(read->arg, read, status);
@@ -260,15 +270,13 @@ static void ssd_done(void *arg, enum kvf_status status)
 }
 
 /* Runs of adjacent chunks; widened to whole 4096s where chunks are smaller. */
-static unsigned runs_of(const struct kvf_core *core, const struct kvf_entry *e, uint64_t mask, uint32_t align,
-                        uint32_t (*runs)[2], unsigned runs_max)
+static unsigned runs_of(const struct kvf_read *read, uint64_t mask, uint32_t align, uint32_t (*runs)[2], unsigned runs_max)
 {
     unsigned n = 0;
-    for (unsigned c = 0; c < kvf_entry_chunks(e); c++) {
-        uint32_t offset, bytes;
+    uint32_t offset, bytes;
+    for (unsigned c = 0; chunk_at(read, c, &offset, &bytes); c++) {
         if (!(mask >> c & 1))
             continue;
-        kvf_block_chunk(core, e, c, &offset, &bytes);
         uint32_t from = offset / align * align, to = (offset + bytes + align - 1) / align * align;
         if (n && runs[n - 1][1] >= from) {
             runs[n - 1][1] = to;
@@ -291,7 +299,7 @@ static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_en
     /* What the disk does not take at once waits here, where it can be dropped. */
     if (ahead && kvf_ssd_queued(core->ssd, KVF_PRIORITY_AHEAD) > 0)
         return false;
-    unsigned n = runs_of(core, e, read->mask, 4096, runs, 64), have = 0;
+    unsigned n = runs_of(read, read->mask, 4096, runs, 64), have = 0;
     for (struct ssd_run *r = rs->run_free; r && have < n; r = r->next)
         have++;
     if (have < n || (ahead && rs->runs_ahead > 0 && rs->runs_ahead + n > SSD_REQUESTS_AHEAD_MAX))
@@ -377,7 +385,7 @@ static void send_pull(struct batch *b)
     for (unsigned i = 0; i < b->n; i++) {
         struct kvf_entry *e = kvf_index_entry(core->index, b->reads[i]->handle);
         uint32_t runs[64][2];
-        unsigned m = runs_of(core, e, b->masks[i], 1, runs, 64);
+        unsigned m = runs_of(b->reads[i], b->masks[i], 1, runs, 64);
         for (unsigned r = 0; r < m && n < KVF_PULL_RANGES_MAX; r++)
             ranges[n++] = (struct kvf_pull_range){.offset = kvf_entry_location(e) + runs[r][0], .bytes = runs[r][1] - runs[r][0],
                                                   .to = b->reads[i]->to + runs[r][0]};
@@ -389,14 +397,12 @@ static void send_pull(struct batch *b)
 
 /* ---------------------------------------------------------------- the old home */
 
-static void scatter_chunks(struct kvf_core *core, struct kvf_read *read, uint64_t mask, const struct kvf_entry *e,
-                           struct kvf_reader *r, bool *bad)
+static void scatter_chunks(struct kvf_read *read, uint64_t mask, struct kvf_reader *r, bool *bad)
 {
-    for (unsigned c = 0; c < kvf_entry_chunks(e); c++) {
-        uint32_t offset, bytes;
+    uint32_t offset, bytes;
+    for (unsigned c = 0; chunk_at(read, c, &offset, &bytes); c++) {
         if (!(mask >> c & 1))
             continue;
-        kvf_block_chunk(core, e, c, &offset, &bytes);
         const uint8_t *from = kvf_read_bytes(r, bytes);
         if (!from) {
             *bad = true;
@@ -423,13 +429,10 @@ static void read_reply(void *arg, enum kvf_status status, const void *payload, s
     }
     for (unsigned i = 0; i < b->n; i++) {
         struct kvf_read *read = b->reads[i];
-        struct kvf_entry *e = entry_of(core, read);
-        bool bad = statuses[i] != 0 || !e;
-        if (statuses[i] == 0 && e)
-            scatter_chunks(core, read, b->masks[i], e, &r, &bad);
-        else if (statuses[i] == 0)
-            r.bad = true; /* the block went away here: its size is not known, so the rest cannot be told apart */
-        part_end(read, !bad ? KVF_OK : statuses[i] == 1 || !e ? KVF_LOST : KVF_ERR_BUSY);
+        bool here = entry_of(core, read) != NULL, bad = statuses[i] != 0 || !here;
+        if (statuses[i] == 0) /* also for a block that went away here meanwhile: the next one's bytes are behind its own */
+            scatter_chunks(read, b->masks[i], &r, &bad);
+        part_end(read, !bad ? KVF_OK : statuses[i] == 1 || !here ? KVF_LOST : KVF_ERR_BUSY);
     }
     batch_free(b);
 }
@@ -510,11 +513,10 @@ static bool post_split(struct kvf_core *core, struct dispatch *d, struct kvf_rea
     struct kvf_reads *rs = core->reads;
     uint64_t pieces[64], sum = 0, most = batch_most(core, e->tier);
     unsigned n = 0, room = 0;
-    for (unsigned c = 0; c < kvf_entry_chunks(e); c++) {
-        uint32_t offset, bytes;
+    uint32_t offset, bytes;
+    for (unsigned c = 0; chunk_at(read, c, &offset, &bytes); c++) {
         if (!(read->mask >> c & 1))
             continue;
-        kvf_block_chunk(core, e, c, &offset, &bytes);
         if (n == 0 || sum + bytes > most) {
             pieces[n++] = 0;
             sum = 0;
@@ -533,7 +535,7 @@ static bool post_split(struct kvf_core *core, struct dispatch *d, struct kvf_rea
     read->status = KVF_OK;
     for (unsigned i = 0; i < n; i++) {
         struct batch *b = batch_take(core, e->peer);
-        batch_add(b, read, pieces[i], mask_bytes(core, e, pieces[i]), 1);
+        batch_add(b, read, pieces[i], mask_bytes(read, pieces[i]), 1);
         d->open[d->n_open++] = b;
     }
     return true;
@@ -543,10 +545,10 @@ static bool post_split(struct kvf_core *core, struct dispatch *d, struct kvf_rea
 static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read *read, struct kvf_entry *e)
 {
     uint32_t runs[64][2];
-    uint64_t bytes = mask_bytes(core, e, read->mask);
+    uint64_t bytes = mask_bytes(read, read->mask);
     if (e->tier == KVF_TIER_PEER && bytes > batch_most(core, e->tier))
         return post_split(core, d, read, e);
-    unsigned n = runs_of(core, e, read->mask, 1, runs, 64);
+    unsigned n = runs_of(read, read->mask, 1, runs, 64);
     struct batch *b = batch_for(core, d, e->peer, e->tier, bytes, n, read->priority == KVF_PRIORITY_DEMAND);
     if (!b)
         return false;
@@ -561,11 +563,10 @@ static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read
 /* The block rose to DRAM while the read waited, or lies in our own lent part. */
 static enum kvf_status copy_from_dram(struct kvf_core *core, struct kvf_read *read, struct kvf_entry *e)
 {
-    for (unsigned c = 0; c < kvf_entry_chunks(e); c++) {
-        uint32_t offset, bytes;
+    uint32_t offset, bytes;
+    for (unsigned c = 0; chunk_at(read, c, &offset, &bytes); c++) {
         if (!(read->mask >> c & 1))
             continue;
-        kvf_block_chunk(core, e, c, &offset, &bytes);
         memcpy(read->to + offset, core->memory + kvf_entry_location(e) + offset, bytes);
     }
     read->tier = e->tier;
@@ -583,6 +584,10 @@ static bool post(struct kvf_core *core, struct dispatch *d, struct kvf_read *rea
     }
     if (now >= read->deadline_ns) {
         *ended = KVF_ERR_DEADLINE;
+        return true;
+    }
+    if (e->bytes != read->bytes || kvf_block_chunk_bytes(core, e) != read->chunk_bytes) {
+        *ended = KVF_ERR_BUSY; /* it has another format by now: there is other room for it */
         return true;
     }
     switch (e->tier) {

@@ -35,6 +35,7 @@ struct job {
     kvf_handle handles[KVF_BATCH_MAX];
     struct kvf_key keys[KVF_BATCH_MAX];
     uint64_t offsets[KVF_BATCH_MAX];
+    struct kvf_cold_copy copies[KVF_BATCH_MAX]; /* what is sent of each */
     bool stored[KVF_BATCH_MAX];  /* verified at the lender */
     bool settled[KVF_BATCH_MAX]; /* FINISHING is done with it */
     unsigned at;                 /* PUTTING: the block being sent, */
@@ -52,6 +53,7 @@ struct drop {
     enum drop_state state;
     kvf_handle handle;
     uint64_t offset;
+    struct kvf_cold_copy copy; /* what is written */
     enum kvf_status status;
     uint64_t start_ns;
     struct kvf_ssd_request request;
@@ -110,7 +112,7 @@ uint64_t kvf_spills_bytes(const struct kvf_core *core)
 
 /* ---------------------------------------------------------------- one block */
 
-static void take(struct kvf_core *core, kvf_handle h)
+static void take(struct kvf_core *core, kvf_handle h, const struct kvf_cold_copy *copy)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, h);
     struct kvf_sess *sess = kvf_block_session(core, e);
@@ -118,13 +120,20 @@ static void take(struct kvf_core *core, kvf_handle h)
     kvf_block_unlist(core, h);
     e->state = KVF_BLOCK_SPILLING;
     core->spills->going_bytes += e->bytes;
-    kvf_bucket_take(&core->spills->budget, e->bytes, kvf_now(core->env));
+    kvf_bucket_take(&core->spills->budget, copy->bytes, kvf_now(core->env));
     if (sess)
         sess->spilling++;
 }
 
+/* Whether the block still has to wait in DRAM though its copy is whole: somebody reads it. Else nobody can any more. */
+static bool in_use(struct kvf_core *core, kvf_handle h, const struct kvf_cold_copy *copy)
+{
+    return !kvf_cold_may_change(core, h, copy->format) || !kvf_entry_close(kvf_index_entry(core->index, h), false);
+}
+
 /* Ends SPILLING. `to` COUNT: the block stays in DRAM. Removes it if that was asked for meanwhile. */
-static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t peer, uint64_t location, uint64_t start_ns)
+static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t peer, uint64_t location, uint64_t start_ns,
+                 struct kvf_cold_copy *copy)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, h);
     struct kvf_sess *sess = kvf_block_session(core, e);
@@ -146,11 +155,13 @@ static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t
                         kvf_now(core->env) - start_ns);
         e->state = KVF_BLOCK_READY;
         kvf_block_list(core, h); /* place takes it off again */
-        kvf_block_place(core, h, to, peer, location);
-        kvf_arena_free(core->dram, slot, e->bytes);
+        uint32_t bytes = e->bytes;
+        kvf_block_place_as(core, h, to, peer, location, copy->format, copy->words);
+        kvf_arena_free(core->dram, slot, bytes);
         kvf_count(to == KVF_TIER_SSD ? &core->counters.spill_ssd_blocks : &core->counters.spill_remote_blocks, 1);
         kvf_count(to == KVF_TIER_SSD ? &core->counters.spill_ssd_bytes : &core->counters.spill_remote_bytes, e->bytes);
     }
+    kvf_cold_copy_free(core, copy);
     if (removed)
         kvf_block_remove(core, h);
     core->spill_stuck = false;
@@ -171,13 +182,13 @@ static bool drop_finish(struct drop *d)
     struct kvf_core *core = d->core;
     struct kvf_entry *e = kvf_index_entry(core->index, d->handle);
     bool kept = d->status != KVF_OK || (e->flags & KVF_FLAG_REMOVED);
-    if (!kept && !kvf_entry_close(e, false))
+    if (!kept && in_use(core, d->handle, &d->copy))
         return false;
     if (kept)
-        kvf_ssd_free(core->ssd, d->offset, e->bytes);
+        kvf_ssd_free(core->ssd, d->offset, d->copy.bytes);
     if (d->status != KVF_OK)
         kvf_log_error(&core->log, "writing a block to SSD: %s (%s)", kvf_status_text(d->status), kvf_status_name(d->status));
-    give(core, d->handle, kept ? KVF_TIER_COUNT : KVF_TIER_SSD, KVF_PEER_NONE, d->offset, d->start_ns);
+    give(core, d->handle, kept ? KVF_TIER_COUNT : KVF_TIER_SSD, KVF_PEER_NONE, d->offset, d->start_ns, &d->copy);
     d->state = DROP_FREE;
     core->spills->active--;
     return true;
@@ -199,10 +210,18 @@ static bool drop_start(struct kvf_core *core, kvf_handle h)
     struct drop *d = drop_free(core);
     if (!d)
         return false;
-    uint64_t offset = kvf_ssd_alloc(core->ssd, e->bytes);
+    uint32_t bytes = kvf_cold_copy_bytes(core, e); /* room first: encoding for nothing is dear */
+    uint64_t offset = kvf_ssd_alloc(core->ssd, bytes);
     if (offset == KVF_ARENA_NONE)
         return false;
-    take(core, h);
+    bool made = kvf_cold_copy_make(core, e, &d->copy);
+    if (!made || d->copy.bytes != bytes) {
+        kvf_ssd_free(core->ssd, offset, bytes);
+        offset = made ? kvf_ssd_alloc(core->ssd, d->copy.bytes) : KVF_ARENA_NONE;
+        if (offset == KVF_ARENA_NONE)
+            return false; /* a copy of another size is the block itself: nothing to free */
+    }
+    take(core, h, &d->copy);
     sp->active++;
     d->state = DROP_WRITING;
     d->handle = h;
@@ -210,7 +229,7 @@ static bool drop_start(struct kvf_core *core, kvf_handle h)
     d->start_ns = kvf_now(core->env);
     d->request.done = drop_done;
     d->request.arg = d;
-    kvf_ssd_write(core->ssd, &d->request, offset, core->memory + kvf_entry_location(e), (e->bytes + 4095) / 4096 * 4096);
+    kvf_ssd_write(core->ssd, &d->request, offset, d->copy.data, (d->copy.bytes + 4095) / 4096 * 4096);
     return true;
 }
 
@@ -235,7 +254,7 @@ static void job_finish(struct job *j)
         struct kvf_entry *e = kvf_index_entry(core->index, j->handles[i]);
         bool removed = e->flags & KVF_FLAG_REMOVED;
         bool good = j->stored[i] && !removed && j->lender->up;
-        if (good && !kvf_entry_close(e, false)) {
+        if (good && in_use(core, j->handles[i], &j->copies[i])) {
             all = false;
             continue;
         }
@@ -244,7 +263,8 @@ static void job_finish(struct job *j)
         else if (!good)
             j->lender->reset = true; /* it may hold the slot: told when it is back */
         j->settled[i] = true;
-        give(core, j->handles[i], good ? KVF_TIER_REMOTE : KVF_TIER_COUNT, j->lender->number, j->offsets[i], j->start_ns);
+        give(core, j->handles[i], good ? KVF_TIER_REMOTE : KVF_TIER_COUNT, j->lender->number, j->offsets[i], j->start_ns,
+             &j->copies[i]);
     }
     if (!all)
         return;
@@ -280,11 +300,11 @@ static void job_commit(struct job *j)
     struct kvf_core *core = j->core;
     struct kvf_writer w = kvf_writer_of(j->commit, COMMIT_BYTES);
     for (unsigned i = 0; i < j->granted; i++) {
+        const struct kvf_cold_copy *copy = &j->copies[i];
         struct kvf_entry *e = kvf_index_entry(core->index, j->handles[i]);
-        struct kvf_commit_item item = {.key = e->key, .seed = kvf_block_seed_of(core, e), .offset = j->offsets[i],
-                                       .bytes = e->bytes, .chunk_bytes = kvf_block_chunk_bytes(core, e),
-                                       .chunks = kvf_entry_chunks(e)};
-        memcpy(item.sums, kvf_sums_at(core->sums, e->sums), kvf_entry_chunks(e) * sizeof *item.sums);
+        struct kvf_commit_item item = {.key = e->key, .seed = copy->seed, .offset = j->offsets[i], .bytes = copy->bytes,
+                                       .chunk_bytes = copy->chunk_bytes, .chunks = kvf_entry_chunks(e)};
+        memcpy(item.sums, copy->words, kvf_entry_chunks(e) * sizeof *item.sums);
         kvf_wire_commit(&w, &item);
     }
     assert(!w.bad);
@@ -318,13 +338,13 @@ static bool put_send(struct job *j, struct put *p)
     unsigned n = 0, at = j->at;
     uint32_t at_byte = j->at_byte;
     while (at < j->granted && n < KVF_FRAME_PARTS_MAX - 1 && room >= 4096) {
-        struct kvf_entry *e = kvf_index_entry(core->index, j->handles[at]);
-        uint32_t piece = e->bytes - at_byte < room ? e->bytes - at_byte : (uint32_t)(room / 4096 * 4096);
+        const struct kvf_cold_copy *copy = &j->copies[at];
+        uint32_t piece = copy->bytes - at_byte < room ? copy->bytes - at_byte : (uint32_t)(room / 4096 * 4096);
         items[n] = (struct kvf_put_item){.key = j->keys[at], .at = at_byte, .bytes = piece};
-        parts[1 + n++] = (struct iovec){.iov_base = core->memory + kvf_entry_location(e) + at_byte, .iov_len = piece};
+        parts[1 + n++] = (struct iovec){.iov_base = (void *)(uintptr_t)(copy->data + at_byte), .iov_len = piece};
         room -= piece;
         at_byte += piece;
-        if (at_byte == e->bytes) {
+        if (at_byte == copy->bytes) {
             at++;
             at_byte = 0;
         }
@@ -376,22 +396,39 @@ static void reserve_reply(void *arg, enum kvf_status status, const void *payload
     j->state = j->granted ? JOB_PUTTING : JOB_FINISHING;
 }
 
-/* false: the fabric is busy. */
+/* Copies of the first of `handles`, as many as can be had now. */
+static unsigned job_copies(struct kvf_core *core, struct job *j, const kvf_handle *handles, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        struct kvf_entry *e = kvf_index_entry(core->index, handles[i]);
+        if (!kvf_cold_copy_make(core, e, &j->copies[i]))
+            return i;
+        j->handles[i] = handles[i];
+        j->keys[i] = e->key;
+    }
+    return n;
+}
+
+/* Sends some of `handles` down, the first of them. false: the fabric is busy, or nothing can be encoded now. */
 static bool job_start(struct kvf_core *core, struct job *j, struct kvf_node_peer *lender, const kvf_handle *handles, unsigned n)
 {
     struct kvf_reserve_item items[KVF_BATCH_MAX];
     uint8_t payload[2 + KVF_BATCH_MAX * 20];
-    for (unsigned i = 0; i < n; i++) {
-        struct kvf_entry *e = kvf_index_entry(core->index, handles[i]);
-        items[i] = (struct kvf_reserve_item){.key = e->key, .bytes = e->bytes};
-    }
+    n = job_copies(core, j, handles, n);
+    if (n == 0)
+        return false;
+    for (unsigned i = 0; i < n; i++)
+        items[i] = (struct kvf_reserve_item){.key = j->keys[i], .bytes = j->copies[i].bytes};
     struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
     kvf_wire_reserve(&w, items, n);
     struct iovec part = {.iov_base = payload, .iov_len = kvf_writer_used(&w)};
     enum kvf_status st = kvf_fabric_call(lender->peer, KVF_MSG_RESERVE, &part, 1, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS),
                                          reserve_reply, j);
-    if (st != KVF_OK)
+    if (st != KVF_OK) {
+        for (unsigned i = 0; i < n; i++)
+            kvf_cold_copy_free(core, &j->copies[i]);
         return false;
+    }
     j->state = JOB_RESERVING;
     j->lender = lender;
     j->n = n;
@@ -401,11 +438,8 @@ static bool job_start(struct kvf_core *core, struct job *j, struct kvf_node_peer
     j->start_ns = kvf_now(core->env);
     memset(j->stored, 0, sizeof j->stored);
     memset(j->settled, 0, sizeof j->settled);
-    for (unsigned i = 0; i < n; i++) {
-        j->handles[i] = handles[i];
-        j->keys[i] = items[i].key;
-        take(core, handles[i]);
-    }
+    for (unsigned i = 0; i < n; i++)
+        take(core, handles[i], &j->copies[i]);
     core->spills->active++;
     return true;
 }
@@ -501,7 +535,7 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
             break;
         started = true;
         uint64_t sum = 0;
-        for (unsigned i = 0; i < n; i++)
+        for (unsigned i = 0; i < j->n; i++)
             sum += kvf_index_entry(core->index, handles[i])->bytes;
         if (sum >= bytes)
             return true;
@@ -519,13 +553,14 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
             started = true;
         }
     }
-    return started || any;
+    return started || any || core->cold_wait;
 }
 
 unsigned kvf_spills_poll(struct kvf_core *core)
 {
     struct kvf_spill *sp = core->spills;
     unsigned events = 0, before = sp->active;
+    kvf_cold_turn(core);
     for (unsigned i = 0; i < JOBS_MAX && sp->active; i++) {
         if (sp->jobs[i].state == JOB_PUTTING)
             job_put(&sp->jobs[i]);
@@ -559,7 +594,7 @@ unsigned kvf_spills_poll(struct kvf_core *core)
         kvf_core_changed(core);
     }
     core->spill_urgent = false; /* whoever still waits asks again */
-    return events + (before != sp->active);
+    return events + (before != sp->active) + (core->cold_left == 0);
 }
 
 /* When the budget lets more go, if more should. */

@@ -178,6 +178,7 @@ static uint32_t stage_new(struct kvf_core *core, kvf_handle handle, bool prefetc
     s->orphan = false;
     s->prefetched = false;
     s->ahead = NULL;
+    s->format = (uint8_t)kvf_cold_format_of(e);
     s->seed = kvf_block_seed_of(core, e);
     s->location = kvf_entry_location(e);
     core->stage_of[handle] = n;
@@ -264,6 +265,12 @@ void kvf_stage_unpin(struct kvf_core *core, uint32_t stage)
     assert(s->pins > 0);
     s->pins--;
     settle(core, stage);
+}
+
+bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle)
+{
+    uint32_t n = core->stage_of[handle];
+    return n != KVF_STAGE_NONE && core->stages[n].pins > 0;
 }
 
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle)

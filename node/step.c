@@ -236,7 +236,8 @@ static void seal_one(struct kvf_sess *s, uint32_t layer, uint32_t head, uint32_t
     kvf_block_sum(core->dev, seed, core->memory + slot, m->block_bytes, m->chunk_bytes, UINT64_MAX, sums);
     kvf_sess_summarise(s, layer, head, index, core->memory + slot);
     kvf_core_lock(core);
-    uint32_t sums_at = kvf_sums_alloc(core->sums, m->chunks);
+    uint8_t wide;
+    uint32_t sums_at = kvf_cold_words_new(core, s->model, core->cold_format, &wide);
     kvf_handle handle = KVF_HANDLE_NONE;
     enum kvf_status st = kvf_index_add(core->index, key, &handle);
     assert(sums_at != KVF_SUMS_NONE && st == KVF_OK);
@@ -247,7 +248,7 @@ static void seal_one(struct kvf_sess *s, uint32_t layer, uint32_t head, uint32_t
     e->sums = sums_at;
     kvf_entry_set_shape(e, m->number, m->chunks);
     e->bytes = m->block_bytes;
-    e->flags = KVF_FLAG_SUMMARY;
+    e->flags = KVF_FLAG_SUMMARY | wide;
     e->state = KVF_BLOCK_WRITING;
     kvf_block_place(core, handle, KVF_TIER_DRAM, KVF_PEER_NONE, slot);
     kvf_count(&core->counters.blocks_sealed, 1);

@@ -9,7 +9,7 @@ struct kvf_want {
     kvf_handle handle;   /* KVF_HANDLE_NONE: an open block of the tail */
     uint32_t stage;      /* pinned, or KVF_STAGE_NONE */
     const uint8_t *data; /* pinned DRAM or the stage's slot; NULL: not there yet */
-    const uint64_t *sums; /* the block's checksums: read without the lock, unchanged while the session holds the block */
+    const uint64_t *sums; /* the block's words: read without the lock, unchanged while the stage is pinned */
     uint64_t mask;       /* chunks to attend to */
     bool dram_pinned;
     _Atomic bool bad; /* did not verify */

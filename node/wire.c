@@ -291,27 +291,38 @@ bool kvf_wire_offer_read(struct kvf_reader *r, struct kvf_move_offer *o)
     return o->sealed_blocks == o->n_tokens / o->desc.block_tokens;
 }
 
-void kvf_wire_block(struct kvf_writer *w, const struct kvf_move_block *b, unsigned chunks)
+static unsigned block_words(const struct kvf_move_block *b, unsigned chunks, unsigned scale_words)
+{
+    return b->format == KVF_COLD_EXACT ? chunks : chunks + scale_words;
+}
+
+void kvf_wire_block(struct kvf_writer *w, const struct kvf_move_block *b, unsigned chunks, unsigned scale_words)
 {
     kvf_write_u16(w, b->layer);
     kvf_write_u16(w, b->head);
     kvf_write_u32(w, b->index);
     kvf_write_u8(w, b->tier);
     kvf_write_u8(w, b->lender);
+    kvf_write_u8(w, b->format);
     kvf_write_u64(w, b->location);
-    for (unsigned c = 0; c < chunks; c++)
-        kvf_write_u64(w, b->sums[c]);
+    for (unsigned i = 0; i < block_words(b, chunks, scale_words); i++)
+        kvf_write_u64(w, b->words[i]);
 }
 
-bool kvf_wire_block_read(struct kvf_reader *r, struct kvf_move_block *b, unsigned chunks)
+bool kvf_wire_block_read(struct kvf_reader *r, struct kvf_move_block *b, unsigned chunks, unsigned scale_words)
 {
     b->layer = kvf_read_u16(r);
     b->head = kvf_read_u16(r);
     b->index = kvf_read_u32(r);
     b->tier = kvf_read_u8(r);
     b->lender = kvf_read_u8(r);
+    b->format = kvf_read_u8(r);
     b->location = kvf_read_u64(r);
-    for (unsigned c = 0; c < chunks; c++)
-        b->sums[c] = kvf_read_u64(r);
-    return !r->bad && (b->tier == KVF_TIER_REMOTE || b->tier == KVF_TIER_PEER || b->tier == KVF_TIER_COUNT);
+    if (r->bad || b->format > KVF_COLD_FP8 || (b->format != KVF_COLD_EXACT && b->tier == KVF_TIER_COUNT))
+        return false;
+    unsigned words = block_words(b, chunks, scale_words);
+    for (unsigned i = 0; i < words && words <= KVF_SUMS_MAX; i++)
+        b->words[i] = kvf_read_u64(r);
+    return !r->bad && words <= KVF_SUMS_MAX &&
+           (b->tier == KVF_TIER_REMOTE || b->tier == KVF_TIER_PEER || b->tier == KVF_TIER_COUNT);
 }

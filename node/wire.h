@@ -49,7 +49,8 @@ struct kvf_move_block {
     uint8_t tier;     /* REMOTE (at lender number `lender`), PEER (at the old home); KVF_TIER_COUNT: lost */
     uint8_t lender;
     uint64_t location;
-    uint64_t sums[64]; /* model->chunks of them */
+    uint8_t format;    /* enum kvf_cold_format, as it lies there */
+    uint64_t words[KVF_SUMS_MAX]; /* a checksum per chunk; unless it lies exact, the scales behind them */
 };
 #define KVF_LENDERS_MAX 32
 struct kvf_move_offer {
@@ -85,7 +86,7 @@ void kvf_wire_statuses(struct kvf_writer *w, const uint8_t *statuses, unsigned n
 bool kvf_wire_statuses_read(struct kvf_reader *r, uint8_t *statuses, unsigned *n);
 void kvf_wire_offer(struct kvf_writer *w, const struct kvf_move_offer *offer);
 bool kvf_wire_offer_read(struct kvf_reader *r, struct kvf_move_offer *offer);
-void kvf_wire_block(struct kvf_writer *w, const struct kvf_move_block *block, unsigned chunks);
-bool kvf_wire_block_read(struct kvf_reader *r, struct kvf_move_block *block, unsigned chunks);
+void kvf_wire_block(struct kvf_writer *w, const struct kvf_move_block *block, unsigned chunks, unsigned scale_words);
+bool kvf_wire_block_read(struct kvf_reader *r, struct kvf_move_block *block, unsigned chunks, unsigned scale_words);
 bool kvf_model_desc_valid(const struct kvf_model_desc *desc);
 #endif

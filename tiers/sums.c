@@ -1,6 +1,6 @@
 /* Chunk checksums: an arena of 8-byte units, so that an array of n words takes n words. A handle is its offset in words.
  * Pages are small (1024 words), so that blocks with few and with many chunks can live side by side; the slack at creation
- * pays for one page begun in each of the 64 sizes and for the ends of pages, so that words_max really fit. */
+ * pays for one page begun in each of the sizes and for the ends of pages, so that words_max really fit. */
 #include "tiers/sums.h"
 #include "tiers/arena.h"
 
@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#define COUNT_MAX 64u
-#define PAGE_WORDS 1024u
+#define COUNT_MAX ((uint32_t)KVF_SUMS_MAX)
+#define PAGE_WORDS ((uint32_t)KVF_SUMS_PAGE)
 #define WORD_BYTES 8u
 
 struct kvf_sums {
@@ -20,7 +20,8 @@ struct kvf_sums {
 
 enum kvf_status kvf_sums_create(uint64_t words_max, struct kvf_sums **out)
 {
-    /* The worst size, 57 words, fills 969 words of a page: one sixteenth more is enough for any. */
+    /* The worst size up to 64, 57 words, fills 969 words of a page: one sixteenth more is enough for any of those. Who takes more
+     * counts them as what they leave of a page. */
     uint64_t pages = words_max / PAGE_WORDS + words_max / PAGE_WORDS / 16 + 1 + COUNT_MAX;
     if (!out || words_max == 0 || words_max > UINT32_MAX || pages * PAGE_WORDS > UINT32_MAX)
         return KVF_ERR_INVALID;

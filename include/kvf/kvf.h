@@ -328,7 +328,10 @@ struct kvf_attend_options {
 
 /* Causal attention of the step's queries q [n][q_heads][dim_k] over everything before and in the step; out is
  * [n][q_heads][dim_v]. The result does not depend on which tier a block came from nor on n: partial results are merged
- * in the order of the blocks (bit for bit the same as kernels over plain memory with the same blocks).
+ * in the order of the blocks (bit for bit the same as kernels over plain memory with the same blocks). Not so where
+ * cold.format is int8 or fp8, here or at an earlier home: then a block that went below DRAM has lost some precision since,
+ * as kernels/dev.h states, and the result differs a little with where the blocks are and were. It loses once: going up and
+ * down again in one format changes nothing more.
  * `options` may be NULL. KVF_LOST: some blocks are lost (kvf_session_lost lists them); abort the step and refill.
  * ERR_DEADLINE: not all blocks came in time; the step may be tried again from this call. */
 KVF_API enum kvf_status kvf_step_attend(struct kvf_session *session, uint32_t layer, const float *q, float *out,

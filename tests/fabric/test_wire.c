@@ -40,7 +40,7 @@ static void a_header_has_the_bytes_of_the_protocol(void **state)
     struct kvf_wire_header h = sample_header(), back;
     uint8_t bytes[KVF_WIRE_HEADER_BYTES];
     kvf_wire_header_encode(&h, bytes);
-    assert_memory_equal(bytes, "KVFB\1\0\50\0", 8);
+    assert_memory_equal(bytes, "KVFB\2\0\50\0", 8);
     assert_int_equal(bytes[16], 0x88); /* little-endian, at the offsets of the table in wire.h */
     assert_int_equal(bytes[24], 9);
     assert_int_equal(bytes[32], 10);
@@ -81,7 +81,7 @@ static void another_magic_or_version_is_refused(void **state)
     struct kvf_wire_header h = sample_header(), back;
     uint8_t bytes[KVF_WIRE_HEADER_BYTES];
     kvf_wire_header_encode(&h, bytes);
-    bytes[4] = 2;
+    bytes[4] = KVF_WIRE_VERSION + 1;
     assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_ERR_PEER_VERSION);
     assert_int_equal(kvf_wire_header_decode(bytes, 40, &back), KVF_ERR_PEER_VERSION);
     bytes[0] = 'X';

@@ -130,13 +130,13 @@ static void offer(const uint8_t *data, size_t size)
 static void block(const uint8_t *data, size_t size)
 {
     struct kvf_move_block b;
-    unsigned chunks = size > 0 ? 1 + data[0] % 64 : 1;
+    unsigned chunks = size > 0 ? 1 + data[0] % 64 : 1, scales = size > 1 ? data[1] : 0;
     struct kvf_reader r = kvf_reader_of(data, size);
     struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
     while (kvf_reader_left(&r) > 0) {
-        if (!kvf_wire_block_read(&r, &b, chunks))
+        if (!kvf_wire_block_read(&r, &b, chunks, scales))
             return;
-        kvf_wire_block(&w, &b, chunks);
+        kvf_wire_block(&w, &b, chunks, scales);
     }
     same(&w, data, size);
 }

@@ -25,6 +25,7 @@ union message {
 };
 enum kind { RESERVE, GRANTED, PUT, COMMIT, KEYS, READS, STATUSES, OFFER, BLOCK, KINDS };
 #define CHUNKS 8 /* of a moving block here */
+#define SCALES 10 /* words of its scales */
 
 static bool decode(enum kind kind, const uint8_t *bytes, size_t size, union message *m, unsigned *n)
 {
@@ -39,7 +40,7 @@ static bool decode(enum kind kind, const uint8_t *bytes, size_t size, union mess
     case READS: return kvf_wire_reads_read(&r, m->reads, n);
     case STATUSES: return kvf_wire_statuses_read(&r, m->statuses, n) && kvf_reader_left(&r) == 0;
     case OFFER: return kvf_wire_offer_read(&r, &m->offer);
-    default: return kvf_wire_block_read(&r, &m->block, CHUNKS) && kvf_reader_left(&r) == 0;
+    default: return kvf_wire_block_read(&r, &m->block, CHUNKS, SCALES) && kvf_reader_left(&r) == 0;
     }
 }
 
@@ -60,7 +61,7 @@ static size_t encode(enum kind kind, const union message *m, unsigned n, uint8_t
     case READS: kvf_wire_reads(&w, m->reads, n); break;
     case STATUSES: kvf_wire_statuses(&w, m->statuses, n); break;
     case OFFER: kvf_wire_offer(&w, &m->offer); break;
-    default: kvf_wire_block(&w, &m->block, CHUNKS);
+    default: kvf_wire_block(&w, &m->block, CHUNKS, SCALES);
     }
     assert_false(w.bad);
     return kvf_writer_used(&w);
@@ -123,8 +124,10 @@ static unsigned make(struct sim_env *rng, enum kind kind, union message *m)
         static const uint8_t tiers[] = {KVF_TIER_REMOTE, KVF_TIER_PEER, KVF_TIER_COUNT};
         m->block = (struct kvf_move_block){
             .layer = 1, .head = 2, .index = 3, .tier = tiers[sim_env_random(rng, 3)], .lender = 4, .location = 5};
-        for (unsigned c = 0; c < CHUNKS; c++)
-            m->block.sums[c] = sim_env_random(rng, UINT64_MAX);
+        if (m->block.tier != KVF_TIER_COUNT)
+            m->block.format = (uint8_t)sim_env_random(rng, 3);
+        for (unsigned c = 0; c < CHUNKS + (m->block.format ? SCALES : 0); c++)
+            m->block.words[c] = sim_env_random(rng, UINT64_MAX);
     }
     return n;
 }
@@ -232,6 +235,13 @@ static void shapes_outside_their_bounds_are_refused(void **state)
     assert_false(decode(COMMIT, bytes, encode(COMMIT, &m, 1, bytes, sizeof bytes), &back, &n));
     make(&rng, BLOCK, &m);
     m.block.tier = KVF_TIER_SSD;
+    assert_false(decode(BLOCK, bytes, encode(BLOCK, &m, 1, bytes, sizeof bytes), &back, &n));
+    make(&rng, BLOCK, &m);
+    m.block.format = KVF_COLD_FP8 + 1;
+    assert_false(decode(BLOCK, bytes, encode(BLOCK, &m, 1, bytes, sizeof bytes), &back, &n));
+    make(&rng, BLOCK, &m);
+    m.block.tier = KVF_TIER_COUNT; /* what is lost has no format */
+    m.block.format = KVF_COLD_INT8;
     assert_false(decode(BLOCK, bytes, encode(BLOCK, &m, 1, bytes, sizeof bytes), &back, &n));
     make(&rng, READS, &m);
     m.reads[0].mask = 0;

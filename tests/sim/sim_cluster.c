@@ -52,6 +52,7 @@ static void settings_of(const struct sim_node_config *config, struct kvf_setting
     snprintf(out->log_level, sizeof out->log_level, "info");
     out->dram_bytes = config->dram;
     out->lend_bytes = config->lend;
+    snprintf(out->cold_format, sizeof out->cold_format, "%s", config->cold ? config->cold : "exact");
     out->borrow = !config->no_borrow;
     out->staging_bytes = config->staging ? config->staging : 256 << 10;
     out->block_bytes_max = config->block_max ? config->block_max : 64 << 10;

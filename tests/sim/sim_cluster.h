@@ -28,6 +28,7 @@ struct sim_node_config {
     enum kvf_way way;             /* how this node reads others */
     bool alone;                   /* no network and no etcd */
     bool no_borrow;
+    const char *cold;             /* cold.format; NULL: exact */
     uint64_t block_max;           /* 0: 64 KiB */
     uint64_t blocks_max;          /* entries of the index; 0: 4096 */
     uint64_t scrub_rate, down_budget, up_budget; /* bytes per second; 0: no scrub, no limit */

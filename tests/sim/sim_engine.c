@@ -36,6 +36,14 @@ int32_t sim_engine_token(const struct sim_engine *e, uint64_t position)
     return (int32_t)(kvf_mix(e->seed, position) & 0xffff);
 }
 
+static void compare(struct sim_engine *e, const float *expect, const float *got, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        e->error2 += ((double)got[i] - expect[i]) * ((double)got[i] - expect[i]);
+        e->norm2 += (double)expect[i] * expect[i];
+    }
+}
+
 /* The layers of an open step. */
 static enum kvf_status layers_run(struct sim_engine *e, struct kvf_session *s, uint64_t first, uint32_t n, bool record)
 {
@@ -56,6 +64,7 @@ static enum kvf_status layers_run(struct sim_engine *e, struct kvf_session *s, u
         if (e->options && e->options->budget > 0 && e->options->budget < 1)
             continue;
         for (uint32_t t = 0; t < n; t++) {
+            compare(e, reference + t * width, e->out + t * width, width);
             e->compared++;
             e->different += memcmp(reference + t * width, e->out + t * width, width * sizeof *reference) != 0;
         }
@@ -155,6 +164,7 @@ static void reference_build(struct sim_engine *e)
     demand(kvf_session_drop(s) == KVF_OK, "kvf_session_drop");
     sim_cluster_destroy(c);
     e->compared = 0;
+    e->error2 = e->norm2 = 0;
 }
 
 struct sim_engine *sim_engine_create(uint64_t seed, uint32_t dim, enum kvf_dtype dtype, uint32_t chunk_tokens,

@@ -13,6 +13,7 @@ struct sim_engine {
     float *k, *v, *q, *out; /* of one step */
     uint64_t compared;  /* rows that were compared, */
     uint64_t different; /* ... and differed */
+    double error2, norm2; /* of what was compared: the squares of the differences, and of the twin's numbers */
     uint64_t refills;   /* ranges that were recomputed */
     struct kvf_attend_options *options; /* of every attend; NULL: none. With a budget nothing is compared */
 };
