@@ -120,7 +120,7 @@ static void one_request(struct kvf_policy *p, const uint32_t *ids, uint32_t n, u
     }
     for (uint32_t i = n; i-- > 0;)
         if (kvf_policy_has(p, ids[i]))
-            kvf_policy_touch(p, ids[i]);
+            kvf_policy_mark(p, ids[i]); /* as the node says it, without its lock */
     for (uint32_t i = n; i-- > 0;) {
         if (kvf_policy_has(p, ids[i]))
             continue;

@@ -1,10 +1,9 @@
 #include "tiers/policy.h"
 #include <assert.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #define NONE KVF_POLICY_NONE
-#define NO_LIST UINT8_MAX
-
 enum {
     COUNT_MAX = 63,    /* LFU: uses that are told apart */
     LISTS = COUNT_MAX + 1,
@@ -15,11 +14,13 @@ enum {
     S3_COUNT_MAX = 3,
 };
 
-/* Of an id: its neighbours in its list, and the policy's count of its uses. */
+/* Of an id: its neighbours in its list, and the policy's count of its uses. All zero when free, so that memory for ids that never
+ * hold a block is never touched. */
 struct link {
     uint32_t older, newer;
-    uint8_t list; /* NO_LIST: free */
+    uint8_t place; /* its list + 1; 0: free */
     uint8_t count;
+    _Atomic uint8_t marked; /* used since victim last looked at it; the only field that is not the owner's alone */
 };
 
 struct list {
@@ -29,7 +30,7 @@ struct list {
 /* A block that left, in the list of those that left the same queue. */
 struct ghost {
     uint64_t fingerprint;
-    uint32_t older, newer, chain; /* chain: the next of its bucket; also of the free ones */
+    uint32_t older, newer, chain; /* chain: the next of its bucket, + 1; the next free one */
     uint8_t list;
 };
 
@@ -39,9 +40,9 @@ struct kvf_policy {
     struct link *links; /* [ids] */
     struct list lists[LISTS];
     /* ghosts */
-    uint32_t n_ghosts, free_ghost, mask;
+    uint32_t n_ghosts, free_ghost, fresh, mask; /* fresh: the first that was never used */
     struct ghost *ghosts; /* [n_ghosts] */
-    uint32_t *buckets;    /* [mask + 1] */
+    uint32_t *buckets;    /* [mask + 1] ghost + 1; 0: none */
     struct list left[2];  /* of FIRST and AGAIN */
     double balance;       /* ARC: how many FIRST should hold (p of the paper) */
 };
@@ -58,21 +59,15 @@ enum kvf_status kvf_policy_create(enum kvf_policy_kind kind, uint32_t ids, uint3
     *p = (struct kvf_policy){.kind = kind, .ids = ids, .n_ghosts = learns ? ghosts : 0, .free_ghost = NONE};
     while (p->mask < p->n_ghosts)
         p->mask = p->mask * 2 + 1;
-    p->links = calloc(ids ? ids : 1, sizeof *p->links);
-    p->ghosts = calloc(p->n_ghosts + 1, sizeof *p->ghosts);
-    p->buckets = malloc(((size_t)p->mask + 1) * sizeof *p->buckets);
+    p->links = calloc((size_t)ids + 1, sizeof *p->links);
+    p->ghosts = calloc((size_t)p->n_ghosts + 1, sizeof *p->ghosts);
+    p->buckets = calloc((size_t)p->mask + 1, sizeof *p->buckets);
     if (!p->links || !p->ghosts || !p->buckets) {
         kvf_policy_destroy(p);
         return KVF_ERR_NO_MEMORY;
     }
     for (uint32_t i = 0; i < LISTS; i++)
         p->lists[i] = (struct list){NONE, NONE, 0};
-    for (uint32_t i = 0; i < ids; i++)
-        p->links[i].list = NO_LIST;
-    for (uint32_t i = 0; i <= p->mask; i++)
-        p->buckets[i] = NONE;
-    for (uint32_t i = p->n_ghosts; i-- > 0; p->free_ghost = i)
-        p->ghosts[i].chain = p->free_ghost;
     p->left[FIRST] = p->left[AGAIN] = (struct list){NONE, NONE, 0};
     *out = p;
     return KVF_OK;
@@ -95,7 +90,7 @@ static void push(struct kvf_policy *p, unsigned list, uint32_t id)
     struct list *l = &p->lists[list];
     p->links[id].older = l->newest;
     p->links[id].newer = NONE;
-    p->links[id].list = (uint8_t)list;
+    p->links[id].place = (uint8_t)(list + 1);
     if (l->newest != NONE)
         p->links[l->newest].newer = id;
     else
@@ -107,7 +102,7 @@ static void push(struct kvf_policy *p, unsigned list, uint32_t id)
 static void take(struct kvf_policy *p, uint32_t id)
 {
     struct link *k = &p->links[id];
-    struct list *l = &p->lists[k->list];
+    struct list *l = &p->lists[k->place - 1];
     if (k->older != NONE)
         p->links[k->older].newer = k->newer;
     else
@@ -117,7 +112,7 @@ static void take(struct kvf_policy *p, uint32_t id)
     else
         l->newest = k->older;
     l->count--;
-    k->list = NO_LIST;
+    k->place = 0;
 }
 
 static void move(struct kvf_policy *p, unsigned list, uint32_t id)
@@ -135,10 +130,10 @@ static uint32_t *bucket_of(struct kvf_policy *p, uint64_t fingerprint)
 
 static uint32_t ghost_find(struct kvf_policy *p, uint64_t fingerprint)
 {
-    uint32_t g = p->n_ghosts ? *bucket_of(p, fingerprint) : NONE;
-    while (g != NONE && p->ghosts[g].fingerprint != fingerprint)
-        g = p->ghosts[g].chain;
-    return g;
+    uint32_t at = p->n_ghosts ? *bucket_of(p, fingerprint) : 0;
+    while (at && p->ghosts[at - 1].fingerprint != fingerprint)
+        at = p->ghosts[at - 1].chain;
+    return at ? at - 1 : NONE;
 }
 
 static void ghost_forget(struct kvf_policy *p, uint32_t g)
@@ -146,8 +141,8 @@ static void ghost_forget(struct kvf_policy *p, uint32_t g)
     struct ghost *x = &p->ghosts[g];
     struct list *l = &p->left[x->list];
     uint32_t *at = bucket_of(p, x->fingerprint);
-    while (*at != g)
-        at = &p->ghosts[*at].chain;
+    while (*at != g + 1)
+        at = &p->ghosts[*at - 1].chain;
     *at = x->chain;
     if (x->older != NONE)
         p->ghosts[x->older].newer = x->newer;
@@ -169,14 +164,15 @@ static void ghost_remember(struct kvf_policy *p, unsigned list, uint64_t fingerp
     uint32_t known = ghost_find(p, fingerprint);
     if (known != NONE)
         ghost_forget(p, known);
-    if (p->free_ghost == NONE) /* the longer list gives one up */
+    if (p->left[FIRST].count + p->left[AGAIN].count == p->n_ghosts) /* the longer list gives one up */
         ghost_forget(p, p->left[p->left[AGAIN].count > p->left[FIRST].count ? AGAIN : FIRST].oldest);
-    uint32_t g = p->free_ghost, *bucket = bucket_of(p, fingerprint);
+    uint32_t g = p->free_ghost != NONE ? p->free_ghost : p->fresh++, *bucket = bucket_of(p, fingerprint);
     struct list *l = &p->left[list];
-    p->free_ghost = p->ghosts[g].chain;
+    if (g == p->free_ghost)
+        p->free_ghost = p->ghosts[g].chain;
     p->ghosts[g] = (struct ghost){.fingerprint = fingerprint, .older = l->newest, .newer = NONE, .chain = *bucket,
                                   .list = (uint8_t)list};
-    *bucket = g;
+    *bucket = g + 1;
     if (l->newest != NONE)
         p->ghosts[l->newest].newer = g;
     else
@@ -205,8 +201,9 @@ static unsigned welcome(struct kvf_policy *p, uint64_t fingerprint)
 
 void kvf_policy_insert(struct kvf_policy *p, uint32_t id, uint64_t fingerprint)
 {
-    assert(id < p->ids && p->links[id].list == NO_LIST);
+    assert(id < p->ids && p->links[id].place == 0);
     p->links[id].count = 0;
+    atomic_store_explicit(&p->links[id].marked, 0, memory_order_relaxed);
     push(p, welcome(p, fingerprint), id);
     p->count++;
 }
@@ -231,6 +228,14 @@ void kvf_policy_touch(struct kvf_policy *p, uint32_t id)
     }
 }
 
+void kvf_policy_mark(struct kvf_policy *p, uint32_t id)
+{
+    assert(id < p->ids);
+    /* Read first: a block that everybody uses is written to once. */
+    if (!atomic_load_explicit(&p->links[id].marked, memory_order_relaxed))
+        atomic_store_explicit(&p->links[id].marked, 1, memory_order_relaxed);
+}
+
 void kvf_policy_removed(struct kvf_policy *p, uint32_t id)
 {
     assert(kvf_policy_has(p, id));
@@ -241,7 +246,7 @@ void kvf_policy_removed(struct kvf_policy *p, uint32_t id)
 void kvf_policy_evicted(struct kvf_policy *p, uint32_t id, uint64_t fingerprint)
 {
     assert(kvf_policy_has(p, id));
-    unsigned list = p->links[id].list;
+    unsigned list = p->links[id].place - 1u;
     uint32_t size = p->count;
     kvf_policy_removed(p, id);
     if (p->kind == KVF_POLICY_S3FIFO && list == FIRST) {
@@ -259,7 +264,7 @@ void kvf_policy_evicted(struct kvf_policy *p, uint32_t id, uint64_t fingerprint)
 
 bool kvf_policy_has(const struct kvf_policy *p, uint32_t id)
 {
-    return id < p->ids && p->links[id].list != NO_LIST;
+    return id < p->ids && p->links[id].place != 0;
 }
 
 uint32_t kvf_policy_count(const struct kvf_policy *p)
@@ -276,14 +281,22 @@ struct search {
     uint32_t looked;
 };
 
-/* The oldest of a list that may leave. */
+/* The oldest of a list that may leave. What was marked is touched on the way. */
 static uint32_t oldest_that_may(struct search *s, unsigned list)
 {
-    uint32_t id = s->p->lists[list].oldest;
-    while (id != NONE && s->looked++ < KVF_POLICY_LOOK_MAX) {
+    struct kvf_policy *p = s->p;
+    uint32_t id = p->lists[list].oldest, next;
+    for (; id != NONE && s->looked++ < KVF_POLICY_LOOK_MAX; id = next) {
+        next = p->links[id].newer;
+        if (atomic_exchange_explicit(&p->links[id].marked, 0, memory_order_relaxed)) {
+            kvf_policy_touch(p, id);
+            if (p->kind != KVF_POLICY_S3FIFO) { /* it moved, perhaps to the newest end of this list */
+                next = next != NONE ? next : p->lists[list].oldest;
+                continue;
+            }
+        }
         if (!s->may || s->may(s->arg, id))
             return id;
-        id = s->p->links[id].newer;
     }
     return NONE;
 }
@@ -303,7 +316,7 @@ static uint32_t s3fifo_victim(struct search *s)
         if (id == NONE || p->links[id].count == 0)
             return id;
         /* Used since it came or since its last round. */
-        p->links[id].count = p->links[id].list == FIRST ? 0 : p->links[id].count - 1;
+        p->links[id].count = p->links[id].place == FIRST + 1 ? 0 : p->links[id].count - 1;
         move(p, AGAIN, id);
     }
 }
@@ -332,7 +345,7 @@ void kvf_policy_check(const struct kvf_policy *p)
     for (unsigned list = 0; list < LISTS; list++) {
         uint32_t before = NONE, n = 0;
         for (uint32_t id = p->lists[list].oldest; id != NONE; before = id, id = p->links[id].newer, n++)
-            assert(p->links[id].list == list && p->links[id].older == before && n < p->ids);
+            assert(p->links[id].place == list + 1 && p->links[id].older == before && n < p->ids);
         assert(p->lists[list].newest == before && p->lists[list].count == n);
         total += n;
     }

@@ -27,7 +27,8 @@ extern const char *const kvf_policy_names[KVF_POLICY_KINDS];
 
 struct kvf_policy;
 
-/* About 12 bytes per id and 24 per ghost. `ghosts` 0 forgets at once; as many as blocks fit is what the papers have.
+/* 12 bytes of address space per id, touched where ids are used, and 32 per ghost. `ghosts` 0 forgets at once; as many as blocks
+ * fit is what the papers have.
  * ERR_NO_MEMORY. */
 enum kvf_status kvf_policy_create(enum kvf_policy_kind kind, uint32_t ids, uint32_t ghosts, struct kvf_policy **out);
 void kvf_policy_destroy(struct kvf_policy *p);
@@ -36,6 +37,8 @@ void kvf_policy_destroy(struct kvf_policy *p);
 void kvf_policy_insert(struct kvf_policy *p, uint32_t id, uint64_t fingerprint);
 /* It was used. */
 void kvf_policy_touch(struct kvf_policy *p, uint32_t id);
+/* It was used, said by any thread at any time, without a lock: victim counts it as one touch when it next meets the block. */
+void kvf_policy_mark(struct kvf_policy *p, uint32_t id);
 /* It left for want of room (a ghost may stay), or for any other reason (no ghost). */
 void kvf_policy_evicted(struct kvf_policy *p, uint32_t id, uint64_t fingerprint);
 void kvf_policy_removed(struct kvf_policy *p, uint32_t id);

@@ -22,6 +22,7 @@ struct twin {
     enum kvf_policy_kind kind;
     struct row queue[64], ghosts[2];
     unsigned uses[IDS];
+    bool marked[IDS];
     double balance;
 };
 
@@ -80,6 +81,7 @@ static void twin_insert(struct twin *t, uint32_t id, uint64_t key)
     cut(&t->ghosts[0], key);
     cut(&t->ghosts[1], key);
     t->uses[id] = 0;
+    t->marked[id] = false;
     put(&t->queue[to], id);
 }
 
@@ -124,18 +126,31 @@ static bool may(void *arg, uint32_t id)
     return *(uint64_t *)arg >> id & 1;
 }
 
-static uint32_t oldest(const struct row *r, uint64_t which)
+static uint32_t oldest(struct twin *t, unsigned queue, uint64_t which)
 {
-    for (unsigned i = 0; i < r->n; i++)
-        if (which >> r->at[i] & 1)
-            return (uint32_t)r->at[i];
+    struct row *r = &t->queue[queue];
+    for (unsigned i = 0; i < r->n;) {
+        uint32_t id = (uint32_t)r->at[i];
+        bool last = i + 1 == r->n;
+        if (t->marked[id]) {
+            t->marked[id] = false;
+            twin_touch(t, id);
+            if (t->kind != KVF_POLICY_S3FIFO) { /* it moved: the next one stands here now */
+                i = last ? 0 : i;
+                continue;
+            }
+        }
+        if (which >> id & 1)
+            return id;
+        i++;
+    }
     return KVF_POLICY_NONE;
 }
 
-static uint32_t either(const struct twin *t, unsigned first, uint64_t which)
+static uint32_t either(struct twin *t, unsigned first, uint64_t which)
 {
-    uint32_t id = oldest(&t->queue[first], which);
-    return id != KVF_POLICY_NONE ? id : oldest(&t->queue[!first], which);
+    uint32_t id = oldest(t, first, which);
+    return id != KVF_POLICY_NONE ? id : oldest(t, !first, which);
 }
 
 static uint32_t twin_victim(struct twin *t, uint64_t which)
@@ -148,13 +163,14 @@ static uint32_t twin_victim(struct twin *t, uint64_t which)
             id = either(t, !(t->queue[0].n && t->queue[0].n * 2 >= total(t)), which);
             if (id == KVF_POLICY_NONE || t->uses[id] == 0)
                 return id;
-            t->uses[id] = queue_of(t, id) == 0 ? 0 : t->uses[id] - 1;
-            cut(&t->queue[queue_of(t, id)], id);
+            unsigned q = queue_of(t, id);
+            t->uses[id] = q == 0 ? 0 : t->uses[id] - 1;
+            cut(&t->queue[q], id);
             put(&t->queue[1], id);
         }
     }
     for (unsigned q = 0; q < 64 && id == KVF_POLICY_NONE; q++)
-        id = oldest(&t->queue[q], which);
+        id = oldest(t, q, which);
     return id;
 }
 
@@ -177,7 +193,10 @@ static void random_use(enum kvf_policy_kind kind)
     for (uint32_t step = 0; step < STEPS; step++) {
         uint64_t random = kvf_mix(SEED + kind, step), key = 1 + (random % 3 ? random >> 8 & 31 : (random >> 8) % KEYS);
         uint32_t id = place_of(keys, key), room = ROOM - (step / 5000) % 8; /* the room changes now and then */
-        if (id != KVF_POLICY_NONE && random >> 40 & 15) {
+        if (id != KVF_POLICY_NONE && (random >> 40 & 15) < 6) {
+            kvf_policy_mark(p, id);
+            t->marked[id] = true;
+        } else if (id != KVF_POLICY_NONE && (random >> 40 & 15) < 15) {
             kvf_policy_touch(p, id);
             twin_touch(t, id);
         } else if (id != KVF_POLICY_NONE) {
