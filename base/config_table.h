@@ -4,6 +4,8 @@ KVF_SETTING(TEXT, node_name, "node.name", "", 0, 0, "",
     "The node's stable name, unique in the cluster: letters, digits, . _ -. Empty: the host's name.")
 KVF_SETTING(SIZE, dram_bytes, "dram.bytes", "256M", 1 << 20, 1ull << 43, "",
     "DRAM arena for this node's own blocks.")
+KVF_SETTING(LIST, dram_policy, "dram.policy", "s3fifo", 0, 0, "lru|lfu|s3fifo|arc",
+    "Which opaque block leaves DRAM first when room is short: down to a lender or the SSD, or dropped where nothing takes it.")
 KVF_SETTING(SIZE, lend_bytes, "lend.bytes", "0", 0, 1ull << 42, "",
     "DRAM beside it that is lent to other nodes' sessions. 0: this node lends nothing.")
 KVF_SETTING(BOOL, borrow, "lend.borrow", "true", 0, 0, "",

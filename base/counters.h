@@ -28,6 +28,8 @@
     X(cold_refused, "of these, blocks with NaN or infinity, which went down exact") \
     X(cold_chunks_decoded, "chunks decoded for attention and rising blocks")      \
     X(spill_failed, "blocks whose write to a lower tier failed")                  \
+    X(evicted_blocks, "opaque blocks dropped because nothing had room for them")  \
+    X(evicted_bytes, "bytes of these")                                            \
     X(ssd_read_failed, "reads from SSD that failed or came short")                 \
     X(ssd_degraded, "times that a failed write made the SSD tier take no blocks") \
     X(ssd_recovered, "times that it took blocks again")                           \

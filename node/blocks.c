@@ -152,7 +152,7 @@ static enum kvf_status put_try(struct kvf_core *core, const struct kvf_request *
     kvf_handle standing = kvf_index_find(core->index, key);
     if (standing != KVF_HANDLE_NONE) /* one that was removed goes when its copying or its pins end */
         return kvf_index_entry(core->index, standing)->flags & KVF_FLAG_REMOVED ? KVF_IN_PROGRESS : KVF_ERR_EXISTS;
-    if (!kvf_block_reserve(core, 1))
+    if (!kvf_block_reserve(core, 1) && !(kvf_evict_entry(core) && kvf_block_reserve(core, 1)))
         return KVF_ERR_FULL;
     core->entries_reserved--;
     uint64_t slot = kvf_block_memory(core, bytes);
@@ -220,6 +220,8 @@ static void get_dram(struct kvf_queue *q, const struct kvf_request *r, struct kv
     uint32_t chunk = kvf_block_chunk_bytes(core, e);
     kvf_core_unlock(core);
     memcpy(r->data, from, r->length);
+    if (r->offset == 0)
+        kvf_evict_used(core, e);
     kvf_core_lock(core);
     kvf_block_let_go(core, h);
     kvf_count(&core->counters.dram_chunks_read, chunk_count((uint32_t)r->length, chunk));
@@ -279,6 +281,7 @@ static bool get_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t
         get_dram(q, r, e, h);
         return true;
     }
+    e->flags |= KVF_FLAG_USED;
     struct pending *p = pending_new(q, r, start_ns, deadline_ns, PENDING_STAGED);
     p->handle = h;
     p->mask = mask_of(core, e, r->offset, r->length);
@@ -521,6 +524,8 @@ static uint64_t gets_at_once(struct kvf_core *core, const struct kvf_request *re
             served |= 1ull << i;
             chunks += chunk_count((uint32_t)r->length, kvf_block_opaque_chunk_bytes(e->bytes));
             bytes += r->length;
+            if (r->offset == 0) /* of a block that is read in pieces the first counts */
+                kvf_evict_used(core, e);
         }
         kvf_index_unpin(core->index, handles[i]);
     }
@@ -642,6 +647,7 @@ enum kvf_status kvf_block_pin(struct kvf_node *node, struct kvf_key key, const v
     const struct kvf_entry *e = kvf_index_pinned(core->index, h);
     *data = core->memory + kvf_entry_location(e);
     *length = e->bytes;
+    kvf_evict_used(core, e);
     return KVF_OK;
 }
 

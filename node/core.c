@@ -167,6 +167,7 @@ void kvf_block_place_as(struct kvf_core *core, kvf_handle handle, enum kvf_tier 
     if (booked(e)) {
         book(core, e, -1);
         kvf_block_unlist(core, handle);
+        kvf_evict_left(core, e, true);
     }
     assert(!kvf_entry_is_open(e) && kvf_entry_pins(e) == 0);
     kvf_cold_become(core, handle, format, words);
@@ -178,6 +179,7 @@ void kvf_block_place_as(struct kvf_core *core, kvf_handle handle, enum kvf_tier 
     if (tier != KVF_TIER_DRAM)
         return;
     kvf_block_list(core, handle);
+    kvf_evict_came(core, e);
     if (!(e->flags & KVF_FLAG_REMOVED))
         kvf_entry_open(e);
 }
@@ -245,14 +247,17 @@ void kvf_block_remove(struct kvf_core *core, kvf_handle handle)
     bool held = !kvf_entry_close(e, true);
     if (held || e->state == KVF_BLOCK_SPILLING || e->state == KVF_BLOCK_RISING || e->state == KVF_BLOCK_WRITING) {
         e->flags |= KVF_FLAG_REMOVED;
-        if (e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM)
+        if (e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM) {
             kvf_block_unlist(core, handle);
+            kvf_evict_left(core, e, false);
+        }
         return;
     }
     if (e->state == KVF_BLOCK_READY) {
         book(core, e, -1);
         if (e->tier == KVF_TIER_DRAM)
             kvf_block_unlist(core, handle);
+        kvf_evict_left(core, e, false);
         kvf_block_release_copy(core, e->tier, e->peer, kvf_entry_location(e), e->bytes, e->key);
     } else {
         struct kvf_sess *sess = kvf_block_session(core, e);
@@ -387,7 +392,7 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
 static enum kvf_status machines_create(struct kvf_core *core)
 {
     enum kvf_status (*const makers[])(struct kvf_core *) = {
-        kvf_reads_create, kvf_staging_create, kvf_spills_create, kvf_rises_create,
+        kvf_evict_create, kvf_reads_create, kvf_staging_create, kvf_spills_create, kvf_rises_create,
         kvf_scrub_create, kvf_lend_create,  kvf_serves_create,  kvf_moves_create,  kvf_blocks_create,
     };
     for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
@@ -527,6 +532,7 @@ void kvf_core_destroy(struct kvf_core *core)
     kvf_arena_destroy(core->lent);
     kvf_arena_destroy(core->staging);
     kvf_dramlist_destroy(core->dram_blocks);
+    kvf_evict_destroy(core);
     kvf_index_destroy(core->index);
     kvf_sums_destroy(core->sums);
     kvf_workers_destroy(core->workers);
@@ -606,6 +612,7 @@ void kvf_core_check(struct kvf_core *core)
     }
     assert(listed == kvf_dramlist_count(core->dram_blocks));
     kvf_dramlist_check(core->dram_blocks);
+    kvf_evict_check(core);
     kvf_arena_check(core->dram);
     kvf_arena_check(core->staging);
     kvf_index_check(core->index);

@@ -29,6 +29,7 @@
 #include "kernels/dev.h"
 #include "tiers/arena.h"
 #include "tiers/dramlist.h"
+#include "tiers/policy.h"
 #include "tiers/index.h"
 #include "tiers/ssd.h"
 #include "tiers/sums.h"
@@ -54,6 +55,7 @@ enum kvf_block_state { KVF_BLOCK_WRITING, KVF_BLOCK_READY, KVF_BLOCK_SPILLING, K
 #define KVF_FLAG_DEPARTED 1 /* of a session that moved away: goes down to SSD only, freed when the new home says so */
 #define KVF_FLAG_SUMMARY 4  /* its chunks' summaries are known here */
 #define KVF_FLAG_FETCHED 8  /* the new home has it already, though we have not heard yet that the session is its own */
+#define KVF_FLAG_USED 16    /* opaque, below DRAM: read since the hand that evicts from the SSD last came by */
 #define KVF_FLAG_REMOVED 2  /* to be removed when its spill, rise or pins end */
 #define KVF_FLAG_WIDE 16    /* its words have room for scales (cold.c); set when the entry is made */
 #define KVF_FLAG_INT8 32    /* it lies in 8 bits an element: bytes, chunks and checksums are of these */
@@ -256,6 +258,7 @@ struct kvf_core {
     uint64_t words_excess, words_excess_max; /* of `sums`: beyond 64 words a block */
     uint64_t entries_reserved;   /* of the index, promised to commits that must not fail half-way */
     struct kvf_dramlist *dram_blocks; /* READY in DRAM */
+    struct kvf_evict *evict;
     uint64_t tier_blocks[KVF_TIER_COUNT], tier_bytes[KVF_TIER_COUNT];
 
     struct kvf_fabric *fabric; /* NULL: no peers */
@@ -356,6 +359,24 @@ bool kvf_block_reserve(struct kvf_core *core, uint64_t n);
 /* DRAM for a block, or KVF_ARENA_NONE (then spilling was asked to make room). */
 uint64_t kvf_block_memory(struct kvf_core *core, uint32_t bytes);
 void kvf_core_check(struct kvf_core *core); /* every invariant, by assert: for tests */
+
+/* evict.c: under the lock but for kvf_evict_used */
+enum kvf_status kvf_evict_create(struct kvf_core *core);
+void kvf_evict_destroy(struct kvf_core *core);
+/* A block came to DRAM, or leaves it: to make room, or for another reason. Of sessions' blocks they do nothing. */
+void kvf_evict_came(struct kvf_core *core, const struct kvf_entry *entry);
+void kvf_evict_left(struct kvf_core *core, const struct kvf_entry *entry, bool for_room);
+/* It was used. Any thread that holds a pin of it or the lock. */
+void kvf_evict_used(struct kvf_core *core, const struct kvf_entry *entry);
+/* The opaque block that should leave DRAM next, but for these n; KVF_HANDLE_NONE: none may. */
+kvf_handle kvf_evict_next(struct kvf_core *core, const kvf_handle *not_these, unsigned n);
+/* Drop opaque blocks in DRAM or on the SSD until so many bytes are free; the bytes dropped, less when there were no more (or, of
+ * the SSD, none among those looked at). */
+uint64_t kvf_evict_dram(struct kvf_core *core, uint64_t bytes);
+uint64_t kvf_evict_ssd(struct kvf_core *core, uint64_t bytes);
+/* Drops one, wherever: the index has no room. */
+bool kvf_evict_entry(struct kvf_core *core);
+void kvf_evict_check(const struct kvf_core *core);
 
 /* area.c */
 /* Opens the area's file. OK with *out unset: ssd.path is empty. `error` gets one line. */

@@ -13,6 +13,7 @@
 
 #define JOBS_MAX 8
 #define DROPS_MAX 64
+#define LOOK_MAX 4096 /* blocks looked at in one choice */
 #define PUTS_MAX 4 /* messages of one job under way */
 #define CALL_TIMEOUT_NS (5 * KVF_SEC)
 #define LENDER_FULL_NS (5 * KVF_SEC)
@@ -202,8 +203,8 @@ static struct drop *drop_free(struct kvf_core *core)
     return NULL;
 }
 
-/* false: SSD takes no more now. */
-static bool drop_start(struct kvf_core *core, kvf_handle h)
+/* false: SSD takes no more now; *full: for want of room. */
+static bool drop_start(struct kvf_core *core, kvf_handle h, bool *full)
 {
     struct kvf_spill *sp = core->spills;
     struct kvf_entry *e = kvf_index_entry(core->index, h);
@@ -212,7 +213,8 @@ static bool drop_start(struct kvf_core *core, kvf_handle h)
         return false;
     uint32_t bytes = kvf_cold_copy_bytes(core, e); /* room first: encoding for nothing is dear */
     uint64_t offset = kvf_ssd_alloc(core->ssd, bytes);
-    if (offset == KVF_ARENA_NONE)
+    *full = offset == KVF_ARENA_NONE;
+    if (*full)
         return false;
     bool made = kvf_cold_copy_make(core, e, &d->copy);
     if (!made || d->copy.bytes != bytes) {
@@ -490,21 +492,31 @@ static bool may_go(struct kvf_core *core, const struct kvf_entry *e, bool only_p
     return !only_parking || (sess && sess->parking);
 }
 
-/* The oldest blocks that may go, at most `max` (and no more than `bytes`). */
+/* The oldest blocks that may go, at most `max` (and no more than `bytes`). When it is an opaque block's turn, the one that the policy
+ * chooses takes its place: so the two kinds share the way down as they came. */
 static unsigned pick(struct kvf_core *core, bool only_parking, bool departed, uint64_t bytes, kvf_handle *out, unsigned max)
 {
-    unsigned n = 0, looked = 0;
-    uint64_t sum = 0;
-    const struct kvf_dramlist *list = core->dram_blocks;
-    uint32_t slot = kvf_dramlist_oldest(list);
-    for (; slot != KVF_DRAMSLOT_NONE && n < max && sum < bytes && looked < 4096; looked++) {
+    unsigned n = 0;
+    uint64_t sum = 0, left = kvf_dramlist_count(core->dram_blocks);
+    struct kvf_dramlist *list = core->dram_blocks;
+    uint32_t slot = kvf_dramlist_oldest(list), next;
+    left = left < LOOK_MAX ? left : LOOK_MAX;
+    for (; left > 0 && n < max && sum < bytes; left--, slot = next) {
         kvf_handle h = kvf_dramlist_handle(list, slot);
         struct kvf_entry *e = kvf_index_entry(core->index, h);
-        if (may_go(core, e, only_parking) && (departed || !(e->flags & KVF_FLAG_DEPARTED))) {
+        bool goes = may_go(core, e, only_parking) && (departed || !(e->flags & KVF_FLAG_DEPARTED));
+        if (kvf_entry_model(e) == KVF_ENTRY_OPAQUE && !only_parking) {
+            h = kvf_evict_next(core, out, n);
+            goes = h != KVF_HANDLE_NONE;
+            e = goes ? kvf_index_entry(core->index, h) : e;
+            kvf_dramlist_swap(list, slot, goes ? e->location4k : slot);
+            slot = goes ? e->location4k : slot;
+        }
+        next = kvf_dramlist_newer(list, slot);
+        if (goes) {
             out[n++] = h;
             sum += e->bytes;
         }
-        slot = kvf_dramlist_newer(list, slot);
     }
     return n;
 }
@@ -517,6 +529,15 @@ static uint64_t excess(const struct kvf_core *core)
     if (!core->spill_urgent && !core->spills->emptying && staying < capacity / 16 * 15)
         return 0;
     return staying > capacity / 8 * 7 ? staying - capacity / 8 * 7 : core->spill_urgent && going == 0 ? 1 : 0;
+}
+
+/* Nothing takes blocks: opaque ones are dropped, those on the SSD first when it is full, those in DRAM only when somebody waits. */
+static bool drop_some(struct kvf_core *core, uint64_t bytes, bool ssd_full)
+{
+    if (ssd_full && kvf_evict_ssd(core, bytes))
+        return true;
+    uint64_t some = kvf_arena_bytes(core->dram) / 64;
+    return core->spill_urgent && kvf_evict_dram(core, some < bytes ? some : bytes) > 0;
 }
 
 /* Starts what can be started for `bytes`; true when something is or will be under way. */
@@ -541,18 +562,21 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
             return true;
         bytes -= sum;
     }
-    if (core->ssd && !kvf_ssd_degraded(core->ssd) && drop_free(core)) {
+    bool ssd = core->ssd && !kvf_ssd_degraded(core->ssd), full = false;
+    if (ssd && drop_free(core)) {
         /* Departed blocks go to SSD whatever the lenders say; the others only when no lender has room. */
         unsigned n = pick(core, only_parking, true, bytes, handles, KVF_BATCH_MAX);
         for (unsigned i = 0; i < n; i++) {
             struct kvf_entry *e = kvf_index_entry(core->index, handles[i]);
             if (any && !(e->flags & KVF_FLAG_DEPARTED))
                 continue;
-            if (!drop_start(core, handles[i]))
+            if (!drop_start(core, handles[i], &full))
                 break;
             started = true;
         }
     }
+    if (!started && !any && !only_parking && (full || !ssd))
+        started = drop_some(core, bytes, full);
     return started || any || core->cold_wait;
 }
 

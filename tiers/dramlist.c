@@ -47,16 +47,44 @@ bool kvf_dramlist_has(const struct kvf_dramlist *l, uint32_t slot)
     return l->links[slot].number != 0;
 }
 
+/* Behind `older`, or as the oldest when that is NONE. */
+static void insert(struct kvf_dramlist *l, uint32_t slot, uint32_t older, uint32_t number)
+{
+    uint32_t newer = older != KVF_DRAMSLOT_NONE ? l->links[older].newer : l->oldest;
+    l->links[slot] = (struct link){.older = older, .newer = newer, .number = number};
+    if (older != KVF_DRAMSLOT_NONE)
+        l->links[older].newer = slot;
+    else
+        l->oldest = slot;
+    if (newer != KVF_DRAMSLOT_NONE)
+        l->links[newer].older = slot;
+    else
+        l->newest = slot;
+    l->count++;
+}
+
 void kvf_dramlist_push(struct kvf_dramlist *l, uint32_t slot, kvf_handle handle)
 {
     assert(!kvf_dramlist_has(l, slot) && handle != KVF_HANDLE_NONE);
-    l->links[slot] = (struct link){.older = l->newest, .newer = KVF_DRAMSLOT_NONE, .number = handle + 1};
-    if (l->newest != KVF_DRAMSLOT_NONE)
-        l->links[l->newest].newer = slot;
-    else
-        l->oldest = slot;
-    l->newest = slot;
-    l->count++;
+    insert(l, slot, l->newest, handle + 1);
+}
+
+void kvf_dramlist_swap(struct kvf_dramlist *l, uint32_t a, uint32_t b)
+{
+    assert(kvf_dramlist_has(l, a) && kvf_dramlist_has(l, b));
+    struct link at_a = l->links[a], at_b = l->links[b];
+    if (a == b)
+        return;
+    kvf_dramlist_remove(l, a);
+    if (at_b.older == a) {
+        insert(l, a, b, at_a.number);
+    } else if (at_a.older == b) {
+        insert(l, a, at_b.older, at_a.number);
+    } else {
+        kvf_dramlist_remove(l, b);
+        insert(l, b, at_a.older, at_b.number);
+        insert(l, a, at_b.older, at_a.number);
+    }
 }
 
 void kvf_dramlist_remove(struct kvf_dramlist *l, uint32_t slot)

@@ -16,6 +16,8 @@ void kvf_dramlist_destroy(struct kvf_dramlist *list);
 /* At the newest end. The slot is not in the list. */
 void kvf_dramlist_push(struct kvf_dramlist *list, uint32_t slot, kvf_handle handle);
 void kvf_dramlist_remove(struct kvf_dramlist *list, uint32_t slot); /* it is in the list */
+/* Two of the list change places in it. */
+void kvf_dramlist_swap(struct kvf_dramlist *list, uint32_t a, uint32_t b);
 bool kvf_dramlist_has(const struct kvf_dramlist *list, uint32_t slot);
 uint64_t kvf_dramlist_count(const struct kvf_dramlist *list);
 

@@ -59,6 +59,16 @@ static void random_use_agrees_with_the_twin(void **state)
             t.handles[t.n++] = n;
         }
         assert_true(t.n <= SLOTS);
+        if (t.n && random >> 40 & 1) {
+            uint32_t a = (uint32_t)(random >> 41) % t.n, b = random >> 58 & 1 ? (a + 1) % t.n : (uint32_t)(random >> 50) % t.n;
+            kvf_handle handle = t.handles[a];
+            kvf_dramlist_swap(l, t.slots[a], t.slots[b]);
+            slot = t.slots[a];
+            t.slots[a] = t.slots[b];
+            t.handles[a] = t.handles[b];
+            t.slots[b] = slot;
+            t.handles[b] = handle;
+        }
         compare(l, &t);
     }
     kvf_dramlist_destroy(l);

@@ -1,0 +1,174 @@
+/* The node as a cache of opaque blocks: who leaves DRAM, who is dropped when nothing has room, and that sessions lose nothing. */
+#include "tests/node/store.h"
+
+/* How many of the keys from `first` on are there; each that is, is whole. */
+static uint64_t there(struct store *t, uint64_t first, uint64_t n, size_t bytes)
+{
+    uint64_t found = 0;
+    for (uint64_t key = first; key < first + n; key++) {
+        struct kvf_completion c = op(t, KVF_OP_EXISTS, key);
+        assert_true(c.status == KVF_OK || c.status == KVF_MISS);
+        if (c.status != KVF_OK)
+            continue;
+        found++;
+        assert_range(t, key, 0, bytes, 0, bytes);
+    }
+    return found;
+}
+
+static void remove_all(struct store *t, uint64_t n)
+{
+    for (uint64_t key = 0; key < n; key++)
+        op(t, KVF_OP_REMOVE, key);
+}
+
+static void without_room_the_oldest_unused_is_dropped(void **state)
+{
+    struct store t = store_make(128 * KIB, 0, 0, 8);
+    uint8_t byte;
+    for (uint64_t i = 0; i < 32; i++)
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+    for (uint64_t i = 0; i < 8; i++) /* by get, and by pin */
+        assert_int_equal(get(&t, i, 0, 1, &byte).status, KVF_OK);
+    for (uint64_t i = 8; i < 12; i++) {
+        const void *data;
+        uint64_t length;
+        assert_int_equal(kvf_block_pin(&t.n->node, key_at(i), &data, &length), KVF_OK);
+        kvf_block_unpin(&t.n->node, key_at(i));
+    }
+    assert_int_equal(COUNTED(t.n, evicted_blocks), 0);
+    for (uint64_t i = 32; i < 48; i++) {
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+        sim_cluster_check(t.c);
+    }
+    assert_true(COUNTED(t.n, evicted_blocks) >= 16);
+    assert_int_equal(COUNTED(t.n, evicted_bytes), COUNTED(t.n, evicted_blocks) * 4096);
+    assert_int_equal(COUNTED(t.n, blocks_lost), 0);
+    assert_int_equal(there(&t, 0, 12, 4096), 12);
+    assert_int_equal(there(&t, 0, 48, 4096), 48 - COUNTED(t.n, evicted_blocks));
+    assert_int_equal(op(&t, KVF_OP_EXISTS, 12).status, KVF_MISS); /* the first that nobody used */
+    assert_int_equal(put(&t, 12, 0, 4096), KVF_OK);               /* and it may come back */
+    remove_all(&t, 48);
+    store_end(&t);
+}
+
+/* Used blocks stay in DRAM, the others go down: nothing is dropped while the SSD has room. */
+static void what_is_used_stays_in_dram(void **state)
+{
+    struct store t = store_make(128 * KIB, 0, 4096 * KIB, 8);
+    uint8_t byte;
+    for (uint64_t i = 0; i < 24; i++)
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+    for (uint64_t i = 0; i < 8; i++)
+        assert_int_equal(get(&t, i, 0, 1, &byte).status, KVF_OK);
+    for (uint64_t i = 24; i < 300; i++) {
+        assert_int_equal(get(&t, i % 8, 0, 1, &byte).status, KVF_OK);
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+    }
+    for (uint64_t i = 0; i < 8; i++)
+        assert_int_equal(op(&t, KVF_OP_EXISTS, i).tier, KVF_TIER_DRAM);
+    assert_int_equal(COUNTED(t.n, evicted_blocks), 0);
+    assert_int_equal(there(&t, 0, 300, 4096), 300);
+    remove_all(&t, 300);
+    store_end(&t);
+}
+
+static void a_full_ssd_drops_what_is_not_read(void **state)
+{
+    struct store t = store_make(128 * KIB, 0, 3072 * KIB, 8); /* 2 MiB of slots */
+    uint8_t byte;
+    uint64_t n = 0, hot = 0, cold = 0;
+    for (; COUNTED(t.n, evicted_blocks) == 0 && n < 2000; n++)
+        assert_int_equal(put(&t, n, 0, 4096), KVF_OK);
+    assert_true(n >= 512);
+    for (uint64_t i = n; i < n + 400; i++) {
+        for (uint64_t key = 40; key < 60; key++) /* long since on the SSD */
+            if (op(&t, KVF_OP_EXISTS, key).status == KVF_OK)
+                assert_int_equal(get(&t, key, 0, 1, &byte).status, KVF_OK);
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+    }
+    hot = there(&t, 40, 20, 4096);
+    cold = there(&t, 60, 200, 4096);
+    print_message("of the read ones %u of 20 are there, of the others %u of 200\n", (unsigned)hot, (unsigned)cold);
+    assert_true(hot >= 18 && cold < 150);
+    assert_int_equal(there(&t, 0, n + 400, 4096), n + 400 - COUNTED(t.n, evicted_blocks));
+    assert_int_equal(COUNTED(t.n, blocks_lost), 0);
+    remove_all(&t, n + 400);
+    store_end(&t);
+}
+
+static void a_full_index_drops_a_block(void **state)
+{
+    struct store t = {.c = sim_cluster_create(SEED)};
+    struct sim_node_config config = {.name = "n", .dram = 256 * KIB, .alone = true, .blocks_max = 40};
+    t.n = sim_cluster_add(t.c, &config);
+    assert_int_equal(kvf_queue_create(&t.n->node, 8, &t.q), KVF_OK);
+    for (uint64_t i = 0; i < 60; i++)
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+    assert_int_equal(COUNTED(t.n, evicted_blocks), 20);
+    assert_int_equal(there(&t, 20, 40, 4096), 40);
+    kvf_queue_destroy(t.q);
+    sim_cluster_destroy(t.c);
+}
+
+/* A session needs memory that opaque blocks hold, and nothing takes them: they are dropped, and the session has all of it. */
+static void sessions_push_opaque_blocks_out(void **state)
+{
+    struct store t = store_make(128 * KIB, 0, 0, 8);
+    for (uint64_t i = 0; i < 32; i++)
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+    struct kvf_session *s = session_on(t.n, 7);
+    assert_int_equal(sim_engine_run(engine, s, 300, 20), KVF_OK); /* 16 sealed blocks and 4 open ones */
+    assert_same_bits(engine);
+    assert_true(there(&t, 0, 32, 4096) <= 12);
+    assert_true(COUNTED(t.n, evicted_blocks) >= 20);
+    for (uint64_t i = 100; i < 200; i++) { /* a flood of puts costs the session nothing */
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+        sim_cluster_check(t.c);
+    }
+    assert_int_equal(sim_engine_run(engine, s, 340, 20), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(COUNTED(t.n, blocks_lost), 0);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    remove_all(&t, 200);
+    store_end(&t);
+}
+
+/* Both kinds go down as they came: neither pushes the other out. */
+static void the_two_kinds_share_the_way_down(void **state)
+{
+    struct store t = store_make(256 * KIB, 0, 8192 * KIB, 8);
+    struct kvf_session *s = session_on(t.n, 7);
+    uint8_t byte;
+    for (uint64_t i = 0; i < 16; i++)
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+    for (uint64_t step = 1; step <= 50; step++) {
+        assert_int_equal(sim_engine_run(engine, s, step * 32, 32), KVF_OK);
+        assert_int_equal(put(&t, 15 + step, 0, 4096), KVF_OK);
+        for (uint64_t i = 0; i < 16; i++)
+            assert_int_equal(get(&t, i, 0, 1, &byte).status, KVF_OK);
+        sim_cluster_check(t.c);
+    }
+    uint64_t session_blocks = blocks_in(s, KVF_TIER_DRAM), used = 0;
+    for (uint64_t i = 0; i < 16; i++)
+        used += op(&t, KVF_OP_EXISTS, i).tier == KVF_TIER_DRAM;
+    print_message("in DRAM %u blocks of the session, %u of 16 used ones\n", (unsigned)session_blocks, (unsigned)used);
+    assert_true(session_blocks >= 8 && used >= 4);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    remove_all(&t, 66);
+    store_end(&t);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(without_room_the_oldest_unused_is_dropped),
+        cmocka_unit_test(what_is_used_stays_in_dram),
+        cmocka_unit_test(a_full_ssd_drops_what_is_not_read),
+        cmocka_unit_test(a_full_index_drops_a_block),
+        cmocka_unit_test(sessions_push_opaque_blocks_out),
+        cmocka_unit_test(the_two_kinds_share_the_way_down),
+    };
+    return cmocka_run_group_tests(tests, engine_make, engine_free);
+}
