@@ -220,6 +220,7 @@ static bool drop_start(struct kvf_core *core, kvf_handle h, bool *full)
     if (!made || d->copy.bytes != bytes) {
         kvf_ssd_free(core->ssd, offset, bytes);
         offset = made ? kvf_ssd_alloc(core->ssd, d->copy.bytes) : KVF_ARENA_NONE;
+        *full = made && offset == KVF_ARENA_NONE;
         if (offset == KVF_ARENA_NONE)
             return false; /* a copy of another size is the block itself: nothing to free */
     }
@@ -492,11 +493,12 @@ static bool may_go(struct kvf_core *core, const struct kvf_entry *e, bool only_p
     return !only_parking || (sess && sess->parking);
 }
 
-/* The oldest blocks that may go, at most `max` (and no more than `bytes`). When it is an opaque block's turn, the one that the policy
- * chooses takes its place: so the two kinds share the way down as they came. */
+/* The oldest blocks that may go, at most `max` (and no more than `bytes`). When it is an opaque block's turn, the one that the
+ * policy chooses takes its place: so the two kinds share the way down as they came. */
 static unsigned pick(struct kvf_core *core, bool only_parking, bool departed, uint64_t bytes, kvf_handle *out, unsigned max)
 {
     unsigned n = 0;
+    bool none = false; /* no opaque block may go */
     uint64_t sum = 0, left = kvf_dramlist_count(core->dram_blocks);
     struct kvf_dramlist *list = core->dram_blocks;
     uint32_t slot = kvf_dramlist_oldest(list), next;
@@ -506,8 +508,9 @@ static unsigned pick(struct kvf_core *core, bool only_parking, bool departed, ui
         struct kvf_entry *e = kvf_index_entry(core->index, h);
         bool goes = may_go(core, e, only_parking) && (departed || !(e->flags & KVF_FLAG_DEPARTED));
         if (kvf_entry_model(e) == KVF_ENTRY_OPAQUE && !only_parking) {
-            h = kvf_evict_next(core, out, n);
-            goes = h != KVF_HANDLE_NONE;
+            h = none ? KVF_HANDLE_NONE : kvf_evict_next(core, out, n);
+            none = h == KVF_HANDLE_NONE;
+            goes = !none;
             e = goes ? kvf_index_entry(core->index, h) : e;
             kvf_dramlist_swap(list, slot, goes ? e->location4k : slot);
             slot = goes ? e->location4k : slot;

@@ -363,7 +363,9 @@ KVF_API enum kvf_status kvf_step_commit(struct kvf_session *session);
 KVF_API void kvf_step_abort(struct kvf_session *session);
 
 /* ------------------------------------------------------------------------------------------------- blocks
- * For prefix caches: a block is opaque bytes under a 128-bit key (a content hash that includes model and layout).
+ * For prefix caches: a block is opaque bytes under a 128-bit key (a content hash that includes model and layout). They share
+ * memory, lenders and SSD with the sessions' blocks. Where none of these has room the node drops opaque blocks (dram.policy and
+ * counters evicted_blocks, evicted_bytes): a later get is KVF_MISS. It never drops a session's.
  * Requests are submitted in batches and complete in any order; wait on the event fd or poll, then drain. */
 struct kvf_key {
     uint64_t hi, lo;
@@ -382,7 +384,7 @@ struct kvf_request {
 
 struct kvf_completion {
     uint64_t user;
-    enum kvf_status status; /* GET, EXISTS, REMOVE: KVF_MISS when there is no such block; PUT: ERR_EXISTS, ERR_FULL */
+    enum kvf_status status; /* GET, EXISTS, REMOVE: KVF_MISS when there is no such block; PUT: ERR_EXISTS, ERR_FULL (none may go) */
     enum kvf_tier tier;     /* GET, EXISTS: where it lay */
     uint64_t length;        /* EXISTS: the block's size; GET: bytes written */
 };
