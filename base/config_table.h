@@ -19,7 +19,7 @@ KVF_SETTING(COUNT, prefetch_layers, "fetch.prefetch_layers", "2", 0, 64, "",
 KVF_SETTING(SIZE, block_bytes_max, "block.bytes_max", "1M", 4096, 16 << 20, "",
     "Largest block that is accepted, of sessions and of put.")
 KVF_SETTING(COUNT, blocks_max, "block.count_max", "1000000", 1024, 60000000, "",
-    "Blocks that the index can hold, over all tiers. About 50 bytes of memory each, and 8 for each of their chunks.")
+    "Blocks that the index can hold, over all tiers. About 46 bytes of memory each, and 8 for each of their chunks.")
 KVF_SETTING(COUNT, sessions_max, "session.count_max", "1024", 1, 1 << 20, "",
     "Sessions that may have their home here.")
 KVF_SETTING(LIST, cold_format, "cold.format", "exact", 0, 0, "exact|int8|fp8",

@@ -199,6 +199,7 @@ struct kvf_stage {
     uint32_t ahead_layer;
     uint8_t format;             /* enum kvf_cold_format: of the bytes in the slot */
     uint64_t seed, location;    /* of the block when it was asked for: a mismatch after a move down or up is no damage */
+    uint32_t chain;             /* the next in its bucket of the hash table by handle */
     uint32_t next, prev;        /* LRU of those at rest; or the list of those with a read ahead under way */
 };
 #define KVF_STAGE_NONE UINT32_MAX
@@ -279,7 +280,8 @@ struct kvf_core {
     unsigned reads_max, reads_queued; /* queued: not yet posted */
     struct kvf_stage *stages;   /* [stages_max] */
     uint32_t stages_max;
-    uint32_t *stage_of;         /* [blocks_max] by entry handle: its stage, KVF_STAGE_NONE */
+    uint32_t *stage_table;         /* hash table by entry handle: stages, linked by their `chain` */
+    uint32_t stage_buckets;
     struct kvf_list stage_free, stage_lru, stage_ahead;
 
     struct kvf_spill *spills;

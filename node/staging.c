@@ -8,12 +8,15 @@ enum kvf_status kvf_staging_create(struct kvf_core *core)
     uint64_t most = core->settings.staging_bytes / 4096;
     core->stages_max = (uint32_t)(most < 65536 ? most : 65536);
     core->stages = calloc(core->stages_max, sizeof *core->stages);
-    core->stage_of = malloc(core->settings.blocks_max * sizeof *core->stage_of);
+    core->stage_buckets = 1;
+    while (core->stage_buckets < core->stages_max)
+        core->stage_buckets *= 2;
+    core->stage_table = malloc(core->stage_buckets * sizeof *core->stage_table);
     core->stage_free = core->stage_lru = core->stage_ahead = (struct kvf_list){KVF_STAGE_NONE, KVF_STAGE_NONE, 0};
-    if (!core->stages || !core->stage_of)
+    if (!core->stages || !core->stage_table)
         return KVF_ERR_NO_MEMORY;
-    for (uint64_t i = 0; i < core->settings.blocks_max; i++)
-        core->stage_of[i] = KVF_STAGE_NONE;
+    for (uint32_t i = 0; i < core->stage_buckets; i++)
+        core->stage_table[i] = KVF_STAGE_NONE;
     for (uint32_t i = 0; i < core->stages_max; i++) {
         core->stages[i].handle = KVF_HANDLE_NONE;
         core->stages[i].next = core->stage_free.head;
@@ -26,9 +29,24 @@ enum kvf_status kvf_staging_create(struct kvf_core *core)
 void kvf_staging_destroy(struct kvf_core *core)
 {
     free(core->stages);
-    free(core->stage_of);
+    free(core->stage_table);
     core->stages = NULL;
-    core->stage_of = NULL;
+    core->stage_table = NULL;
+}
+
+/* Where in the hash table the stage of a block is linked, or would be: KVF_STAGE_NONE stands there then. */
+static uint32_t *place_of(const struct kvf_core *core, kvf_handle handle)
+{
+    uint32_t *at = &core->stage_table[handle * 0x9e3779b1u & (core->stage_buckets - 1)];
+    while (*at != KVF_STAGE_NONE && core->stages[*at].handle != handle)
+        at = &core->stages[*at].chain;
+    return at;
+}
+
+static void forget(struct kvf_core *core, kvf_handle handle)
+{
+    uint32_t *at = place_of(core, handle);
+    *at = core->stages[*at].chain;
 }
 
 static void list_push(struct kvf_core *core, struct kvf_list *list, uint32_t n)
@@ -69,7 +87,7 @@ static void stage_free(struct kvf_core *core, uint32_t n)
     assert(at_rest(s));
     kvf_arena_free(core->staging, (uint64_t)(s->slot - core->memory) - core->staging_at, s->bytes);
     if (!s->orphan)
-        core->stage_of[s->handle] = KVF_STAGE_NONE;
+        forget(core, s->handle);
     s->handle = KVF_HANDLE_NONE;
     s->next = core->stage_free.head;
     core->stage_free.head = n;
@@ -181,13 +199,14 @@ static uint32_t stage_new(struct kvf_core *core, kvf_handle handle, bool prefetc
     s->format = (uint8_t)kvf_cold_format_of(e);
     s->seed = kvf_block_seed_of(core, e);
     s->location = kvf_entry_location(e);
-    core->stage_of[handle] = n;
+    s->chain = KVF_STAGE_NONE;
+    *place_of(core, handle) = n;
     return n;
 }
 
 uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns)
 {
-    uint32_t n = core->stage_of[handle];
+    uint32_t n = *place_of(core, handle);
     bool fresh = n == KVF_STAGE_NONE;
     if (fresh)
         n = stage_new(core, handle, false);
@@ -209,7 +228,7 @@ uint32_t kvf_stage_get(struct kvf_core *core, kvf_handle handle, uint64_t mask, 
 bool kvf_stage_ahead(struct kvf_core *core, kvf_handle handle, uint64_t mask, uint64_t deadline_ns, uint64_t session,
                      uint32_t layer)
 {
-    uint32_t n = core->stage_of[handle];
+    uint32_t n = *place_of(core, handle);
     bool fresh = n == KVF_STAGE_NONE;
     if (fresh)
         n = stage_new(core, handle, true);
@@ -269,17 +288,17 @@ void kvf_stage_unpin(struct kvf_core *core, uint32_t stage)
 
 bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle)
 {
-    uint32_t n = core->stage_of[handle];
+    uint32_t n = *place_of(core, handle);
     return n != KVF_STAGE_NONE && core->stages[n].pins > 0;
 }
 
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle)
 {
-    uint32_t n = core->stage_of[handle];
+    uint32_t n = *place_of(core, handle);
     if (n == KVF_STAGE_NONE)
         return;
     struct kvf_stage *s = &core->stages[n];
-    core->stage_of[handle] = KVF_STAGE_NONE;
+    forget(core, handle);
     bool resting = at_rest(s);
     if (resting)
         list_remove(core, &core->stage_lru, n);
