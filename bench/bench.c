@@ -14,6 +14,8 @@
 
 static const struct kvf_bench_entry benches[] = {
     {"kernels", "every operation of every CPU table, beside the reference and beside memcpy", kvf_bench_kernels_run},
+    {"movement", "demand reads from SSD while blocks go down, are scrubbed and read ahead, beside the device alone",
+     kvf_bench_movement_run},
     {"index", "look-up, pin and unpin of blocks in DRAM, beside a plain array, at 1 M and 32 M blocks", kvf_bench_index_run},
     {"policy", "miss curves of the device cache's rules on recorded selections (--log)", kvf_bench_policy_run},
     {"trace", "hit rates of the block policies on a trace of requests (--trace)", kvf_bench_trace_run},
@@ -153,6 +155,7 @@ static void usage(FILE *out)
                  "  --table NAME     this device table alone: plain, avx2 or avx512 (default: all of this machine)\n"
                  "  --log FILE       policy: a selection log that llm --record wrote; may be repeated, at most 16 times\n"
                  "  --trace FILE     trace: JSON lines with hash_ids (default ../shared/traces/conversation_trace.jsonl)\n"
+                 "  --path FOLDER    movement: a folder on the disk to measure; what it makes there goes again (default .)\n"
                  "  --capacity N     trace: percent of all blocks that fit; may be repeated (default 1 2 5 10 20 30 50 100)\n"
                  "  --help           this text\n"
                  "\nexit codes: 0 done, 1 a result was wrong or could not be written, 2 wrong usage\n"
@@ -206,6 +209,9 @@ static bool parse(struct kvf_bench *bench, int argc, char **argv)
             good = bench->n_logs < KVF_BENCH_LOGS_MAX;
             if (good)
                 bench->logs[bench->n_logs++] = value;
+        } else if (!strcmp(argv[i], "--path")) {
+            bench->path = value;
+            good = *value;
         } else if (!strcmp(argv[i], "--trace")) {
             bench->trace = value;
             good = *value;

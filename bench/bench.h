@@ -23,6 +23,7 @@ struct kvf_bench {
     const char *logs[KVF_BENCH_LOGS_MAX]; /* --log, in the order given */
     unsigned n_logs;
     const char *trace; /* --trace, or NULL */
+    const char *path;  /* --path, or NULL: a folder on the disk to measure */
     double capacities[KVF_BENCH_CAPACITIES_MAX]; /* --capacity, percent */
     unsigned n_capacities;
     /* filled by the bench */
@@ -66,6 +67,7 @@ double kvf_bench_rate(const struct kvf_bench_case *one, double percent);
 double kvf_bench_now(void);
 
 bool kvf_bench_kernels_run(struct kvf_bench *bench);
+bool kvf_bench_movement_run(struct kvf_bench *bench);
 bool kvf_bench_index_run(struct kvf_bench *bench);
 bool kvf_bench_policy_run(struct kvf_bench *bench);
 bool kvf_bench_trace_run(struct kvf_bench *bench);

@@ -518,6 +518,8 @@ uint64_t kvf_rises_bytes(const struct kvf_core *core); /* on their way up */
 enum kvf_status kvf_scrub_create(struct kvf_core *core);
 void kvf_scrub_destroy(struct kvf_core *core);
 unsigned kvf_scrub_poll(struct kvf_core *core);
+/* Another rate from now on, and a pass that begins now; for benches. Takes the lock. Nothing where the scrub is off. */
+void kvf_scrub_set_rate(struct kvf_core *core, uint64_t rate);
 uint64_t kvf_scrub_next_timer(const struct kvf_core *core, uint64_t now_ns);
 struct kvf_scrub_progress {
     uint64_t rate;                    /* bytes per second; 0: off */

@@ -262,3 +262,16 @@ void kvf_scrub_progress(const struct kvf_core *core, struct kvf_scrub_progress *
     out->passes = s->passes;
     out->since_ns = s->passes ? kvf_now(core->env) - s->ended_ns : 0;
 }
+
+void kvf_scrub_set_rate(struct kvf_core *core, uint64_t rate)
+{
+    struct kvf_scrub *s = core->scrub;
+    if (!s || rate == 0)
+        return;
+    kvf_core_lock(core);
+    core->settings.scrub_rate = rate;
+    kvf_bucket_init(&s->budget, rate, kvf_now(core->env));
+    s->next_ns = 0;
+    kvf_core_unlock(core);
+    kvf_core_wake(core);
+}

@@ -27,17 +27,22 @@ static bool any(const struct kvf_order *o, const struct kvf_order_waiting *w, en
     return w[p].bytes || o->in_flight[p];
 }
 
+/* Demand is there, or was a moment ago and may be again. */
+static bool demanded(const struct kvf_order *o, const struct kvf_order_waiting *w, uint64_t now)
+{
+    return any(o, w, KVF_PRIORITY_DEMAND) || (o->read_ns && now - o->read_ns < KVF_ORDER_BURST_NS);
+}
+
 /* Reads come in a row: writes keep out of their way. */
 static bool burst(const struct kvf_order *o, const struct kvf_order_waiting *w, uint64_t now)
 {
-    return any(o, w, KVF_PRIORITY_DEMAND) || any(o, w, KVF_PRIORITY_AHEAD) ||
-           (o->read_ns && now - o->read_ns < KVF_ORDER_BURST_NS);
+    return demanded(o, w, now) || any(o, w, KVF_PRIORITY_AHEAD);
 }
 
-/* Has waited for its turn, and the last one is as long ago. */
-static bool aged(const struct kvf_order *o, const struct kvf_order_waiting *w, enum kvf_priority p, uint64_t turn_ns, uint64_t now)
+/* Whether a piece is within what the class may have in this turn. */
+static bool in_turn(const struct kvf_order *o, enum kvf_priority p, uint32_t piece, uint64_t most, uint64_t now)
 {
-    return now - w[p].since_ns >= turn_ns && now - o->given_ns[p] >= turn_ns;
+    return now - o->turn_ns[p] >= KVF_ORDER_TURN_NS || o->turn_bytes[p] + piece <= most;
 }
 
 /* A piece of the class beside what of it is in flight; one may always go. */
@@ -50,10 +55,13 @@ static uint32_t beside(const struct kvf_order *o, enum kvf_priority p, uint32_t 
 
 static uint32_t ahead(const struct kvf_order *o, const struct kvf_order_waiting *w, uint64_t now)
 {
-    uint32_t piece = least(w[KVF_PRIORITY_AHEAD].bytes, KVF_ORDER_PIECE_BYTES);
-    if (w[KVF_PRIORITY_DEMAND].bytes && !aged(o, w, KVF_PRIORITY_AHEAD, KVF_ORDER_AHEAD_TURN_NS, now))
+    const struct kvf_order_waiting *first = &w[KVF_PRIORITY_AHEAD];
+    if (!demanded(o, w, now))
+        return beside(o, KVF_PRIORITY_AHEAD, least(first->bytes, KVF_ORDER_PIECE_BYTES), KVF_ORDER_AHEAD_BYTES);
+    bool aged = now - first->since_ns >= KVF_ORDER_AHEAD_TURN_NS;
+    if (w[KVF_PRIORITY_DEMAND].bytes && !(aged && now - o->given_ns[KVF_PRIORITY_AHEAD] >= KVF_ORDER_AHEAD_TURN_NS))
         return 0;
-    return beside(o, KVF_PRIORITY_AHEAD, piece, KVF_ORDER_AHEAD_BYTES);
+    return beside(o, KVF_PRIORITY_AHEAD, least(first->bytes, KVF_ORDER_TURN_BYTES), 2 * KVF_ORDER_TURN_BYTES);
 }
 
 static uint32_t write_back(const struct kvf_order *o, const struct kvf_order_waiting *w, uint64_t now)
@@ -61,20 +69,22 @@ static uint32_t write_back(const struct kvf_order *o, const struct kvf_order_wai
     const struct kvf_order_waiting *first = &w[KVF_PRIORITY_WRITE_BACK];
     if (!burst(o, w, now))
         return beside(o, KVF_PRIORITY_WRITE_BACK, least(first->bytes, KVF_ORDER_PIECE_BYTES), KVF_ORDER_WRITE_BYTES);
-    uint32_t piece = least(first->bytes, KVF_ORDER_TURN_BYTES);
-    if (o->in_flight[KVF_PRIORITY_WRITE_BACK] && o->bytes[KVF_PRIORITY_WRITE_BACK] + piece > KVF_ORDER_TURN_BYTES)
-        return 0;
-    bool fits = now - o->turn_ns >= KVF_ORDER_TURN_NS || o->turn_bytes + piece <= KVF_ORDER_TURN_BYTES;
-    return o->hurry || (fits && now - first->since_ns >= KVF_ORDER_TURN_NS) ? piece : 0;
+    uint32_t piece = beside(o, KVF_PRIORITY_WRITE_BACK, least(first->bytes, KVF_ORDER_TURN_BYTES), KVF_ORDER_TURN_BYTES);
+    bool turn = now - first->since_ns >= KVF_ORDER_TURN_NS && in_turn(o, KVF_PRIORITY_WRITE_BACK, piece, KVF_ORDER_TURN_BYTES, now);
+    return o->hurry || turn ? piece : 0;
 }
 
 static uint32_t scrub(const struct kvf_order *o, const struct kvf_order_waiting *w, uint64_t now)
 {
-    if (o->in_flight[KVF_PRIORITY_SCRUB])
+    uint32_t bytes = w[KVF_PRIORITY_SCRUB].bytes;
+    bool aged = now - w[KVF_PRIORITY_SCRUB].since_ns >= KVF_ORDER_TURN_NS;
+    bool others = w[KVF_PRIORITY_DEMAND].bytes || w[KVF_PRIORITY_AHEAD].bytes || w[KVF_PRIORITY_WRITE_BACK].bytes;
+    if (o->in_flight[KVF_PRIORITY_SCRUB] || (others && !aged))
         return 0;
-    bool quiet = !burst(o, w, now) && !any(o, w, KVF_PRIORITY_WRITE_BACK);
-    bool turn = quiet || aged(o, w, KVF_PRIORITY_SCRUB, KVF_ORDER_SCRUB_TURN_NS, now);
-    return turn ? least(w[KVF_PRIORITY_SCRUB].bytes, KVF_ORDER_TURN_BYTES) : 0;
+    if (!burst(o, w, now) && !any(o, w, KVF_PRIORITY_WRITE_BACK))
+        return least(bytes, KVF_ORDER_TURN_BYTES);
+    bytes = least(bytes, KVF_ORDER_SCRUB_BYTES);
+    return in_turn(o, KVF_PRIORITY_SCRUB, bytes, KVF_ORDER_SCRUB_BYTES, now) ? bytes : 0;
 }
 
 bool kvf_order_next(const struct kvf_order *o, const struct kvf_order_waiting w[KVF_PRIORITY_COUNT], uint64_t now,
@@ -108,11 +118,9 @@ void kvf_order_given(struct kvf_order *o, enum kvf_priority p, uint32_t bytes, u
     o->in_flight[p]++;
     o->bytes[p] += bytes;
     o->given_ns[p] = now;
-    if (p == KVF_PRIORITY_WRITE_BACK) {
-        bool new_turn = now - o->turn_ns >= KVF_ORDER_TURN_NS;
-        o->turn_ns = new_turn ? now : o->turn_ns;
-        o->turn_bytes = new_turn ? bytes : o->turn_bytes + bytes;
-    }
+    bool new_turn = now - o->turn_ns[p] >= KVF_ORDER_TURN_NS;
+    o->turn_ns[p] = new_turn ? now : o->turn_ns[p];
+    o->turn_bytes[p] = new_turn ? bytes : o->turn_bytes[p] + bytes;
     if (p == KVF_PRIORITY_DEMAND)
         o->read_ns = now;
 }

@@ -2,14 +2,16 @@
  * may hand over how many bytes now. The order is that of enum kvf_priority:
  *
  *   demand      at once, while fewer than `depth` requests are in flight
- *   ahead       when no demand waits; at most half of the depth and AHEAD_BYTES at a time
+ *   ahead       when no demand waits (or once in AHEAD_TURN_NS); pieces of at most PIECE_BYTES, half of the depth and
+ *               AHEAD_BYTES at a time; while demand is or was there less than BURST_NS ago: pieces of TURN_BYTES, two at a time
  *   write-back  quiet: pieces of at most PIECE_BYTES, half of the depth and WRITE_BYTES at a time.
  *               while reads wait, are in flight or ended less than BURST_NS ago: of what has waited TURN_NS, TURN_BYTES in
  *               every TURN_NS; or, when somebody waits for the room that writes make (hurry), TURN_BYTES at a time
- *   scrub       when nothing else waits or is in flight, one piece at a time; else one every SCRUB_TURN_NS
+ *   scrub       one piece at a time: quiet, when nothing else waits or is in flight; else SCRUB_BYTES in every TURN_NS, once it
+ *               has waited TURN_NS if others wait
  *
- * So a demand read never finds more than AHEAD_BYTES + TURN_BYTES + one scrub piece ahead of it at the disk while reads come
- * in a row, and WRITE_BYTES more when it is the first after a pause; and no class starves. */
+ * So a demand read finds at most three times TURN_BYTES and one piece of the scrub before it at the disk while demand comes in a
+ * row, AHEAD_BYTES or WRITE_BYTES when it is the first after a pause; and no class starves. */
 #ifndef KVF_TIERS_ORDER_H
 #define KVF_TIERS_ORDER_H
 
@@ -24,7 +26,7 @@
 #define KVF_ORDER_TURN_BYTES (256u << 10)
 #define KVF_ORDER_TURN_NS (4 * KVF_MS)
 #define KVF_ORDER_AHEAD_TURN_NS (20 * KVF_MS)
-#define KVF_ORDER_SCRUB_TURN_NS (250 * KVF_MS)
+#define KVF_ORDER_SCRUB_BYTES (64u << 10)
 #define KVF_ORDER_BURST_NS (2 * KVF_MS)
 
 struct kvf_order {
@@ -34,7 +36,7 @@ struct kvf_order {
     uint64_t bytes[KVF_PRIORITY_COUNT];    /* in flight */
     uint64_t given_ns[KVF_PRIORITY_COUNT]; /* when a class was last given anything */
     uint64_t read_ns;                      /* when a demand read was last seen */
-    uint64_t turn_ns, turn_bytes;          /* since when, and how much: the writes of this turn */
+    uint64_t turn_ns[KVF_PRIORITY_COUNT], turn_bytes[KVF_PRIORITY_COUNT]; /* since when, and how much: given in this turn */
 };
 
 /* The first that waits of a class; bytes 0: none waits. */
