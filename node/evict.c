@@ -71,7 +71,7 @@ void kvf_evict_left(struct kvf_core *core, const struct kvf_entry *e, bool for_r
 
 void kvf_evict_used(struct kvf_core *core, const struct kvf_entry *e)
 {
-    if (opaque(e) && e->tier == KVF_TIER_DRAM)
+    if (opaque(e)) /* not a look at its tier: that shares a byte with its state, which may change under a pin */
         kvf_policy_mark(core->evict->policy, e->location4k);
 }
 

@@ -368,7 +368,7 @@ void kvf_evict_destroy(struct kvf_core *core);
 /* A block came to DRAM, or leaves it: to make room, or for another reason. Of sessions' blocks they do nothing. */
 void kvf_evict_came(struct kvf_core *core, const struct kvf_entry *entry);
 void kvf_evict_left(struct kvf_core *core, const struct kvf_entry *entry, bool for_room);
-/* It was used. Any thread that holds a pin of it or the lock. */
+/* A block in DRAM was used. Any thread that holds a pin of it. */
 void kvf_evict_used(struct kvf_core *core, const struct kvf_entry *entry);
 /* The opaque block that should leave DRAM next, but for these n; KVF_HANDLE_NONE: none may. */
 kvf_handle kvf_evict_next(struct kvf_core *core, const kvf_handle *not_these, unsigned n);
