@@ -197,10 +197,39 @@ enum kvf_status kvf_disk_open(const char *path, uint64_t bytes, const char *engi
     return st;
 }
 
+static bool piece_valid(const struct iovec *v)
+{
+    return v->iov_base && v->iov_len > 0 && (uintptr_t)v->iov_base % KVF_DISK_ALIGN == 0 && v->iov_len % KVF_DISK_ALIGN == 0;
+}
+
 bool kvf_disk_request_valid(const struct kvf_disk_request *r)
 {
-    return r->data && r->bytes > 0 && (uintptr_t)r->data % KVF_DISK_ALIGN == 0 && r->offset % KVF_DISK_ALIGN == 0 &&
-           r->bytes % KVF_DISK_ALIGN == 0 && r->offset <= (uint64_t)INT64_MAX - r->bytes;
+    if (r->sync)
+        return true;
+    struct iovec one = {.iov_base = r->data, .iov_len = r->bytes};
+    uint64_t sum = 0;
+    unsigned count = r->iov ? r->iov_count : 1;
+    for (unsigned i = 0; i < count && i < KVF_DISK_PIECES_MAX; i++) {
+        const struct iovec *v = r->iov ? &r->iov[i] : &one;
+        if (!piece_valid(v))
+            return false;
+        sum += v->iov_len;
+    }
+    return sum == r->bytes && r->bytes > 0 && count <= KVF_DISK_PIECES_MAX && r->offset % KVF_DISK_ALIGN == 0 &&
+           r->offset <= (uint64_t)INT64_MAX - r->bytes;
+}
+
+struct iovec kvf_disk_request_rest(const struct kvf_disk_request *r)
+{
+    size_t skip = r->transferred;
+    if (!r->iov)
+        return (struct iovec){.iov_base = (uint8_t *)r->data + skip, .iov_len = r->bytes - skip};
+    unsigned i = 0;
+    for (; skip >= r->iov[i].iov_len; i++) {
+        assert(i + 1 < r->iov_count);
+        skip -= r->iov[i].iov_len;
+    }
+    return (struct iovec){.iov_base = (uint8_t *)r->iov[i].iov_base + skip, .iov_len = r->iov[i].iov_len - skip};
 }
 
 enum kvf_status kvf_disk_request_step(struct kvf_disk_request *r, int64_t result, unsigned *tries)
@@ -211,6 +240,8 @@ enum kvf_status kvf_disk_request_step(struct kvf_disk_request *r, int64_t result
         return ++*tries < KVF_DISK_TRIES_MAX ? KVF_IN_PROGRESS : KVF_ERR_IO;
     if (result == -ENOSPC || result == -EDQUOT || result == -EFBIG)
         return KVF_ERR_DISK_FULL;
+    if (r->sync)
+        return result == 0 ? KVF_OK : KVF_ERR_IO;
     if (result <= 0 || result > (int64_t)(r->bytes - r->transferred))
         return KVF_ERR_IO;
     r->transferred += (uint32_t)result;
@@ -225,7 +256,8 @@ void kvf_disk_log_failure(const struct kvf_log *log, const char *engine, const s
 {
     if (++*logged > FAILURES_LOGGED_MAX)
         return;
-    kvf_log_error(log, "SSD %s of %u bytes at %llu failed after %u (%s): %s%s", r->write ? "write" : "read", r->bytes,
+    kvf_log_error(log, "SSD %s of %u bytes at %llu failed after %u (%s): %s%s",
+                  r->sync ? "fdatasync" : r->write ? "write" : "read", r->bytes,
                   (unsigned long long)r->offset, r->transferred, engine, result < 0 ? strerror((int)-result) : "end of the file",
                   *logged == FAILURES_LOGGED_MAX ? "; further failures are not logged" : "");
 }

@@ -1,4 +1,4 @@
-/* The disk seam: asynchronous reads and writes of one file or device, O_DIRECT. The real ones are io_uring (disk_uring.c)
+/* The disk seam: asynchronous reads, writes and syncs of one file or device, O_DIRECT. The real ones are io_uring (disk_uring.c)
  * and POSIX calls in a few threads (disk_posix.c); tests have one that fails, tears and flips (tests/sim).
  * One thread at a time; callbacks run inside poll. */
 #ifndef KVF_TIERS_DISK_H
@@ -6,15 +6,23 @@
 
 #include "base/log.h"
 #include <kvf/kvf.h>
+#include <sys/uio.h>
+
+#define KVF_DISK_PIECES_MAX 64u
 
 struct kvf_disk;
 
-/* The caller's, until done is called. Buffers, offsets and lengths are multiples of 4096. */
+/* The caller's, until done is called, as are its pieces. Buffers, offsets and lengths are multiples of 4096. */
 struct kvf_disk_request {
     bool write;
-    void *data;
+    /* fdatasync: what was written by requests that had called back when this one was submitted survives power loss once it
+     * calls back OK. Nothing else of the request is looked at. */
+    bool sync;
+    void *data; /* one piece of memory, or */
+    const struct iovec *iov; /* ... when not NULL: pieces that lie one behind the other on the disk */
+    unsigned iov_count;      /* 1..KVF_DISK_PIECES_MAX */
     uint64_t offset;
-    uint32_t bytes;
+    uint32_t bytes; /* of all pieces */
     /* OK, ERR_IO (also a short read), ERR_DISK_FULL; `error` says more. */
     void (*done)(void *arg, enum kvf_status status);
     void *arg;

@@ -9,8 +9,12 @@
 /* Transient refusals (EINTR, EAGAIN, ECANCELED) of one request that are tried again before it fails. */
 #define KVF_DISK_TRIES_MAX 64u
 
-/* Data, offset and length are whole units of 4096, the length is not 0 and the end can be written as an off_t. */
+/* A sync; or data, offset and length are whole units of 4096, the length is not 0 (and the sum of the pieces) and the end
+ * can be written as an off_t. */
 bool kvf_disk_request_valid(const struct kvf_disk_request *request);
+
+/* The memory from `transferred` on: to the end of its piece. */
+struct iovec kvf_disk_request_rest(const struct kvf_disk_request *request);
 
 /* What the request's next piece gave: `result` is bytes, 0 at the end of the file, or -errno. Returns IN_PROGRESS when
  * more is to be done (`transferred` is updated), OK when it is whole, or the failure; *tries counts transient refusals. */

@@ -1,4 +1,4 @@
-/* The disk by pread and pwrite in a few threads: for machines, containers and builds without io_uring.
+/* The disk by preadv, pwritev and fdatasync in a few threads: for machines, containers and builds without io_uring.
  *
  *   submit --> work list --> a thread --> done list --> poll --> callback
  *
@@ -72,6 +72,16 @@ static struct slot *list_pop(struct list *l)
     return s;
 }
 
+/* All pieces at once; after a short transfer the rest piece by piece. */
+static ssize_t move_bytes(int fd, const struct kvf_disk_request *r)
+{
+    off_t offset = (off_t)(r->offset + r->transferred);
+    struct iovec rest = kvf_disk_request_rest(r);
+    const struct iovec *v = r->iov && !r->transferred ? r->iov : &rest;
+    int count = r->iov && !r->transferred ? (int)r->iov_count : 1;
+    return r->write ? pwritev(fd, v, count, offset) : preadv(fd, v, count, offset);
+}
+
 /* Does one request to its end. */
 static void perform(const struct posix *p, struct slot *s)
 {
@@ -80,10 +90,7 @@ static void perform(const struct posix *p, struct slot *s)
     do {
         if (tries)
             nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
-        uint8_t *at = (uint8_t *)r->data + r->transferred;
-        size_t left = r->bytes - r->transferred;
-        off_t offset = (off_t)(r->offset + r->transferred);
-        ssize_t n = r->write ? pwrite(p->fd, at, left, offset) : pread(p->fd, at, left, offset);
+        ssize_t n = r->sync ? fdatasync(p->fd) : move_bytes(p->fd, r);
         s->result = n < 0 ? -errno : n;
         s->status = kvf_disk_request_step(r, s->result, &tries);
     } while (s->status == KVF_IN_PROGRESS);

@@ -97,21 +97,36 @@ static int buffer_of(const struct uring *u, const uint8_t *data, size_t bytes)
     return -1;
 }
 
+/* One piece of memory. */
+static void fill_piece(const struct uring *u, struct slot *s, int fd)
+{
+    struct kvf_disk_request *r = s->request;
+    struct iovec v = kvf_disk_request_rest(r);
+    unsigned left = (unsigned)v.iov_len;
+    uint64_t offset = r->offset + r->transferred;
+    int buffer = buffer_of(u, v.iov_base, left);
+    if (buffer >= 0 && r->write)
+        io_uring_prep_write_fixed(s->sqe, fd, v.iov_base, left, offset, buffer);
+    else if (buffer >= 0)
+        io_uring_prep_read_fixed(s->sqe, fd, v.iov_base, left, offset, buffer);
+    else if (r->write)
+        io_uring_prep_write(s->sqe, fd, v.iov_base, left, offset);
+    else
+        io_uring_prep_read(s->sqe, fd, v.iov_base, left, offset);
+}
+
 static void fill_sqe(const struct uring *u, struct slot *s)
 {
     struct kvf_disk_request *r = s->request;
-    uint8_t *at = (uint8_t *)r->data + r->transferred;
-    unsigned left = r->bytes - r->transferred;
-    uint64_t offset = r->offset + r->transferred;
-    int fd = u->fixed_file ? 0 : u->fd, buffer = buffer_of(u, at, left);
-    if (buffer >= 0 && r->write)
-        io_uring_prep_write_fixed(s->sqe, fd, at, left, offset, buffer);
-    else if (buffer >= 0)
-        io_uring_prep_read_fixed(s->sqe, fd, at, left, offset, buffer);
-    else if (r->write)
-        io_uring_prep_write(s->sqe, fd, at, left, offset);
+    int fd = u->fixed_file ? 0 : u->fd;
+    if (r->sync)
+        io_uring_prep_fsync(s->sqe, fd, IORING_FSYNC_DATASYNC);
+    else if (r->iov && !r->transferred && r->write)
+        io_uring_prep_writev(s->sqe, fd, r->iov, r->iov_count, r->offset);
+    else if (r->iov && !r->transferred)
+        io_uring_prep_readv(s->sqe, fd, r->iov, r->iov_count, r->offset);
     else
-        io_uring_prep_read(s->sqe, fd, at, left, offset);
+        fill_piece(u, s, fd); /* also what a short transfer left, piece by piece */
     if (u->fixed_file)
         io_uring_sqe_set_flags(s->sqe, IOSQE_FIXED_FILE);
     io_uring_sqe_set_data(s->sqe, s);

@@ -1,5 +1,6 @@
 /* The disk double. Effects on media and buffers happen at completion, as with a real disk that was asked and not yet done. */
 #include "tests/sim/sim_disk.h"
+#include "base/hash.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -10,11 +11,19 @@
 #include <unistd.h>
 
 #define UNIT 4096u
+#define SECTOR 512u
+
+struct sim_unsynced {
+    uint64_t offset;
+    uint32_t bytes;
+    uint8_t *data;
+};
 
 struct pending {
     struct kvf_disk_request *request;
     enum sim_fault fault;
     unsigned polls_left;
+    uint64_t mark; /* sync: writes that had completed when it was submitted */
     bool released;
 };
 
@@ -29,7 +38,7 @@ struct sim_disk {
     unsigned depth, count, slow;
     struct pending *pending; /* [depth], oldest first */
     struct plan plans[2];    /* reads, writes */
-    bool hold, closing;
+    bool hold, closing, dead;
     int event_fd;
     uint64_t reads, writes, syncs, most_write_bytes;
     unsigned most_pending;
@@ -54,8 +63,98 @@ void sim_media_destroy(struct sim_media *m)
 {
     if (!m)
         return;
+    for (unsigned i = 0; i < m->n_unsynced; i++)
+        free(m->unsynced[i].data);
+    free(m->unsynced);
+    if (m->durable)
+        munmap(m->durable, m->size);
     munmap(m->bytes, m->size);
     free(m);
+}
+
+enum kvf_status sim_media_track(struct sim_media *m)
+{
+    m->durable = mmap(NULL, m->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (m->durable == MAP_FAILED) {
+        m->durable = NULL;
+        return KVF_ERR_NO_MEMORY;
+    }
+    return KVF_OK;
+}
+
+/* The first `mark` writes ever are safe. */
+static void media_sync(struct sim_media *m, uint64_t mark)
+{
+    unsigned count = mark > m->synced ? (unsigned)(mark - m->synced) : 0;
+    assert(count <= m->n_unsynced);
+    for (unsigned i = 0; i < count; i++) {
+        memcpy(m->durable + m->unsynced[i].offset, m->unsynced[i].data, m->unsynced[i].bytes);
+        free(m->unsynced[i].data);
+    }
+    m->n_unsynced -= count;
+    m->synced += count;
+    if (count)
+        memmove(m->unsynced, m->unsynced + count, m->n_unsynced * sizeof *m->unsynced);
+}
+
+static void remember(struct sim_media *m, uint64_t offset, const uint8_t *data, uint32_t bytes)
+{
+    if (m->n_unsynced == m->unsynced_room) {
+        m->unsynced_room = m->unsynced_room ? 2 * m->unsynced_room : 64;
+        m->unsynced = realloc(m->unsynced, m->unsynced_room * sizeof *m->unsynced);
+        assert(m->unsynced);
+    }
+    struct sim_unsynced *u = &m->unsynced[m->n_unsynced++];
+    *u = (struct sim_unsynced){.offset = offset, .bytes = bytes, .data = malloc(bytes)};
+    assert(u->data);
+    memcpy(u->data, data, bytes);
+}
+
+static void media_write(struct sim_disk *d, uint64_t offset, const uint8_t *data, uint32_t bytes)
+{
+    memcpy(d->media->bytes + offset, data, bytes);
+    if (d->media->durable)
+        remember(d->media, offset, data, bytes);
+}
+
+/* One write after a power cut: what of it is found on the media. */
+static void survive(struct sim_media *m, const struct sim_unsynced *u, uint64_t *random, unsigned misdirect)
+{
+    uint64_t fate = *random = kvf_mix(*random, u->offset), offset = u->offset;
+    if (misdirect && fate % misdirect == 0 && u->bytes < m->size)
+        offset = fate / misdirect % ((m->size - u->bytes) / UNIT + 1) * UNIT;
+    else if (fate % 3 == 0)
+        return;
+    for (uint32_t at = 0; at < u->bytes; at += SECTOR) {
+        if (fate % 3 == 1 && ((*random = kvf_mix(*random, at)) & 1))
+            continue; /* torn */
+        memcpy(m->durable + offset + at, u->data + at, SECTOR);
+    }
+}
+
+void sim_disk_cut(struct sim_disk *d, uint64_t seed, unsigned misdirect)
+{
+    struct sim_media *m = d->media;
+    uint64_t random = seed;
+    assert(m->durable);
+    for (unsigned i = 0; i < d->count; i++) {
+        const struct kvf_disk_request *r = d->pending[i].request;
+        struct iovec one = {.iov_base = r->data, .iov_len = r->bytes};
+        uint64_t offset = r->offset;
+        for (unsigned v = 0; r->write && !r->sync && v < (r->iov ? r->iov_count : 1); v++) {
+            const struct iovec *piece = r->iov ? &r->iov[v] : &one;
+            remember(m, offset, piece->iov_base, (uint32_t)piece->iov_len);
+            offset += piece->iov_len;
+        }
+    }
+    for (unsigned i = 0; i < m->n_unsynced; i++) {
+        survive(m, &m->unsynced[i], &random, misdirect);
+        free(m->unsynced[i].data);
+    }
+    m->synced += m->n_unsynced;
+    m->n_unsynced = 0;
+    memcpy(m->bytes, m->durable, m->size);
+    d->dead = true;
 }
 
 /* The event fd is readable while something may complete at the next poll. */
@@ -77,17 +176,31 @@ static enum sim_fault next_fault(struct sim_disk *d, bool write)
     return p->fault;
 }
 
+static bool pieces_valid(const struct kvf_disk_request *r)
+{
+    struct iovec one = {.iov_base = r->data, .iov_len = r->bytes};
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < (r->iov ? r->iov_count : 1); i++) {
+        const struct iovec *v = r->iov ? &r->iov[i] : &one;
+        if ((uintptr_t)v->iov_base % UNIT || v->iov_len % UNIT || !v->iov_len)
+            return false;
+        sum += v->iov_len;
+    }
+    return sum == r->bytes;
+}
+
 static enum kvf_status sim_submit(struct kvf_disk *disk, struct kvf_disk_request *r)
 {
     struct sim_disk *d = (struct sim_disk *)disk;
-    if ((uintptr_t)r->data % UNIT || r->offset % UNIT || r->bytes % UNIT || !r->bytes)
+    if (!r->sync && (!r->bytes || r->offset % UNIT || r->bytes % UNIT || !pieces_valid(r)))
         return KVF_ERR_INVALID;
     if (d->count == d->depth || d->closing)
         return KVF_ERR_BUSY;
-    d->pending[d->count++] = (struct pending){.request = r, .fault = next_fault(d, r->write), .polls_left = d->slow};
+    d->pending[d->count++] = (struct pending){.request = r, .fault = r->sync ? SIM_FAULT_NONE : next_fault(d, r->write),
+                                              .polls_left = d->slow, .mark = d->media->synced + d->media->n_unsynced};
     uint64_t write_bytes = 0;
     for (unsigned i = 0; i < d->count; i++)
-        write_bytes += d->pending[i].request->write ? d->pending[i].request->bytes : 0;
+        write_bytes += d->pending[i].request->write && !d->pending[i].request->sync ? d->pending[i].request->bytes : 0;
     if (write_bytes > d->most_write_bytes)
         d->most_write_bytes = write_bytes;
     if (d->count > d->most_pending)
@@ -102,10 +215,17 @@ static bool transfer(struct sim_disk *d, const struct kvf_disk_request *r, uint6
 {
     if (offset > d->media->size || bytes > d->media->size - offset)
         return false;
-    if (r->write)
-        memcpy(d->media->bytes + offset, r->data, bytes);
-    else
-        memcpy(r->data, d->media->bytes + offset, bytes);
+    struct iovec one = {.iov_base = r->data, .iov_len = r->bytes};
+    for (unsigned i = 0; bytes > 0; i++) {
+        const struct iovec *v = r->iov ? &r->iov[i] : &one;
+        uint32_t n = bytes < v->iov_len ? bytes : (uint32_t)v->iov_len;
+        if (r->write)
+            media_write(d, offset, v->iov_base, n);
+        else
+            memcpy(v->iov_base, d->media->bytes + offset, n);
+        offset += n;
+        bytes -= n;
+    }
     return true;
 }
 
@@ -115,6 +235,14 @@ static enum kvf_status perform(struct sim_disk *d, const struct pending *p)
     uint64_t offset = r->offset;
     uint32_t bytes = r->bytes;
     r->error = 0;
+    if (d->dead) {
+        r->error = EIO;
+        return KVF_ERR_IO;
+    }
+    if (r->sync) {
+        media_sync(d->media, p->mark);
+        return KVF_OK;
+    }
     switch (p->fault) {
     case SIM_FAULT_IO:
         r->error = EIO;
@@ -138,7 +266,7 @@ static enum kvf_status perform(struct sim_disk *d, const struct pending *p)
     if (!transfer(d, r, offset, bytes))
         return KVF_ERR_IO;
     if (p->fault == SIM_FAULT_FLIP) {
-        uint8_t *where = r->write ? d->media->bytes + offset : r->data;
+        uint8_t *where = r->write ? d->media->bytes + offset : r->iov ? r->iov[0].iov_base : r->data;
         where[bytes / 2] ^= 0x10;
     }
     return KVF_OK;
@@ -162,8 +290,9 @@ static unsigned sim_poll(struct kvf_disk *disk)
         struct pending taken = *p;
         memmove(p, p + 1, (--d->count - i) * sizeof *p);
         enum kvf_status status = perform(d, &taken);
-        d->reads += !taken.request->write;
-        d->writes += taken.request->write;
+        d->syncs += taken.request->sync;
+        d->reads += !taken.request->sync && !taken.request->write;
+        d->writes += !taken.request->sync && taken.request->write;
         handled++;
         taken.request->done(taken.request->arg, status);
     }
@@ -183,7 +312,11 @@ static void sim_register_memory(struct kvf_disk *disk, void *base, size_t bytes)
 
 static enum kvf_status sim_sync(struct kvf_disk *disk)
 {
-    ((struct sim_disk *)disk)->syncs++;
+    struct sim_disk *d = (struct sim_disk *)disk;
+    if (d->dead)
+        return KVF_ERR_IO;
+    d->syncs++;
+    media_sync(d->media, d->media->synced + d->media->n_unsynced);
     return KVF_OK;
 }
 

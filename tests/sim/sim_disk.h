@@ -7,13 +7,20 @@
 #include "tiers/disk.h"
 
 struct sim_media {
-    uint8_t *bytes;
+    uint8_t *bytes; /* as reads see it now */
     uint64_t size;
+    /* what a power cut would leave for certain, and the writes since, oldest first; only when tracked */
+    uint8_t *durable;
+    struct sim_unsynced *unsynced;
+    unsigned n_unsynced, unsynced_room;
+    uint64_t synced; /* writes that left the list */
 };
 
 /* Zeros, touched as written. ERR_NO_MEMORY. */
 enum kvf_status sim_media_create(uint64_t size, struct sim_media **out);
 void sim_media_destroy(struct sim_media *media);
+/* From now on writes are remembered until a sync, for sim_disk_cut. ERR_NO_MEMORY. */
+enum kvf_status sim_media_track(struct sim_media *media);
 
 enum sim_fault {
     SIM_FAULT_NONE,
@@ -44,6 +51,11 @@ void sim_disk_release_all(struct sim_disk *disk);
 
 /* Of the reads (or writes) submitted from now on, `after` pass and the next `count` meet the fault. Replaces the plan. */
 void sim_disk_fail(struct sim_disk *disk, bool write, enum sim_fault fault, unsigned after, unsigned count);
+
+/* The power goes. Of the writes that no sync covered, and of those still pending, each is kept, lost, torn (some of its
+ * sectors of 512 bytes) or misdirected (to another multiple of 4096), as `seed` says; misdirect: one in so many, 0 for
+ * none. Everything pending and all that follows on this disk fails with ERR_IO and reaches nothing. */
+void sim_disk_cut(struct sim_disk *disk, uint64_t seed, unsigned misdirect);
 
 /* Completed since creation. */
 uint64_t sim_disk_reads(const struct sim_disk *disk);
