@@ -18,6 +18,8 @@
 #include <sys/mman.h>
 
 #define NO_PAGE UINT32_MAX
+/* Pages that the search for a run looks at before it takes a new page. */
+#define RUN_PAGES 4u
 #define WORD_BITS 64u
 /* Two levels with at most 64 summary words: the search of a page has a fixed bound. */
 #define PAGE_SLOTS_MAX (WORD_BITS * WORD_BITS * 64u)
@@ -25,7 +27,7 @@
 struct page {
     uint32_t units; /* slot size in units of align; 0 while the page belongs to no size */
     uint32_t slots, free;
-    uint32_t next, prev; /* partial list of the size, or spare list (next only) */
+    uint32_t next, prev; /* partial list of the size, or spare list */
 };
 
 struct size_class {
@@ -149,19 +151,31 @@ static void unlink_partial(struct kvf_arena *a, uint32_t number)
     c->free_slots -= p->free;
 }
 
-/* Gives the size a page with every slot free. */
-static bool claim_page(struct kvf_arena *a, uint32_t units)
+static void push_spare(struct kvf_arena *a, uint32_t number)
 {
-    uint32_t number;
-    if (a->spare != NO_PAGE) {
-        number = a->spare;
-        a->spare = a->page[number].next;
-        a->spares--;
-    } else if (a->fresh < a->pages) {
-        number = a->fresh++;
-    } else {
-        return false;
-    }
+    struct page *p = &a->page[number];
+    p->prev = NO_PAGE;
+    p->next = a->spare;
+    if (a->spare != NO_PAGE)
+        a->page[a->spare].prev = number;
+    a->spare = number;
+    a->spares++;
+}
+
+static void unlink_spare(struct kvf_arena *a, uint32_t number)
+{
+    struct page *p = &a->page[number];
+    if (p->prev == NO_PAGE)
+        a->spare = p->next;
+    else
+        a->page[p->prev].next = p->next;
+    if (p->next != NO_PAGE)
+        a->page[p->next].prev = p->prev;
+    a->spares--;
+}
+
+static void give_page(struct kvf_arena *a, uint32_t number, uint32_t units)
+{
     struct page *p = &a->page[number];
     assert(p->units == 0);
     p->units = units;
@@ -169,6 +183,19 @@ static bool claim_page(struct kvf_arena *a, uint32_t units)
     fill_bits(slots_of(a, number), a->slot_words, p->slots);
     fill_bits(summary_of(a, number), a->summary_words, (p->slots + WORD_BITS - 1) / WORD_BITS);
     link_partial(a, number);
+}
+
+/* Gives the size a page with every slot free. */
+static bool claim_page(struct kvf_arena *a, uint32_t units)
+{
+    uint32_t number = a->spare;
+    if (number != NO_PAGE)
+        unlink_spare(a, number);
+    else if (a->fresh < a->pages)
+        number = a->fresh++;
+    else
+        return false;
+    give_page(a, number, units);
     return true;
 }
 
@@ -177,10 +204,28 @@ static void release_page(struct kvf_arena *a, uint32_t number)
     struct page *p = &a->page[number];
     assert(p->free == p->slots);
     p->units = p->slots = p->free = 0;
-    p->prev = NO_PAGE;
-    p->next = a->spare;
-    a->spare = number;
-    a->spares++;
+    push_spare(a, number);
+}
+
+/* Slots first..first+n-1, all free, are given out. */
+static void mark_taken(struct kvf_arena *a, uint32_t number, uint32_t first, uint32_t n)
+{
+    struct page *p = &a->page[number];
+    uint64_t *summary = summary_of(a, number), *slots = slots_of(a, number);
+    assert(n > 0 && n <= p->free);
+    for (uint32_t slot = first; slot < first + n; slot++) {
+        uint32_t w = slot / WORD_BITS;
+        assert(slots[w] >> slot % WORD_BITS & 1);
+        slots[w] &= ~(1ull << slot % WORD_BITS);
+        if (!slots[w])
+            summary[w / WORD_BITS] &= ~(1ull << w % WORD_BITS);
+    }
+    if (p->free == n)
+        unlink_partial(a, number);
+    else
+        a->classes[p->units].free_slots -= n;
+    p->free -= n;
+    a->used_bytes += (uint64_t)n * p->units * a->align;
 }
 
 uint64_t kvf_arena_alloc(struct kvf_arena *a, uint32_t bytes)
@@ -188,30 +233,90 @@ uint64_t kvf_arena_alloc(struct kvf_arena *a, uint32_t bytes)
     uint32_t units = units_of(a, bytes);
     if (units == 0 || units > a->units_max)
         return KVF_ARENA_NONE;
-    struct size_class *c = &a->classes[units];
+    const struct size_class *c = &a->classes[units];
     if (!c->head && !claim_page(a, units))
         return KVF_ARENA_NONE;
     uint32_t number = c->head - 1;
-    struct page *p = &a->page[number];
-    assert(p->units == units && p->free > 0);
+    assert(a->page[number].units == units && a->page[number].free > 0);
 
-    uint64_t *summary = summary_of(a, number), *slots = slots_of(a, number);
+    const uint64_t *summary = summary_of(a, number), *slots = slots_of(a, number);
     uint32_t s = 0;
     while (!summary[s])
         s++;
     assert(s < a->summary_words);
     uint32_t w = s * WORD_BITS + (uint32_t)__builtin_ctzll(summary[s]);
     uint32_t slot = w * WORD_BITS + (uint32_t)__builtin_ctzll(slots[w]);
-    slots[w] &= slots[w] - 1;
-    if (!slots[w])
-        summary[s] &= summary[s] - 1;
-    if (p->free == 1)
-        unlink_partial(a, number);
-    else
-        c->free_slots--;
-    p->free--;
-    a->used_bytes += (uint64_t)units * a->align;
+    mark_taken(a, number, slot, 1);
     return (uint64_t)number * a->page_bytes + (uint64_t)slot * units * a->align;
+}
+
+/* The longest run of free slots of a page, up to n. */
+static uint32_t longest_run(const struct kvf_arena *a, uint32_t number, uint32_t n, uint32_t *first)
+{
+    const uint64_t *slots = slots_of(a, number);
+    uint32_t best = 0, run = 0;
+    for (uint32_t slot = 0; slot < a->page[number].slots && best < n; slot++) {
+        if (slot % WORD_BITS == 0 && !slots[slot / WORD_BITS]) {
+            slot += WORD_BITS - 1;
+            run = 0;
+            continue;
+        }
+        run = slots[slot / WORD_BITS] >> slot % WORD_BITS & 1 ? run + 1 : 0;
+        if (run > best) {
+            best = run;
+            *first = slot + 1 - run;
+        }
+    }
+    return best;
+}
+
+uint64_t kvf_arena_alloc_run(struct kvf_arena *a, uint32_t bytes, uint32_t n, uint32_t *got)
+{
+    uint32_t units = units_of(a, bytes);
+    if (units == 0 || units > a->units_max || n == 0)
+        return KVF_ARENA_NONE;
+    uint32_t best = 0, page = NO_PAGE, first = 0, at = a->classes[units].head - 1;
+    if (n > a->units_max / units)
+        n = a->units_max / units;
+    for (uint32_t looked = 0; at != NO_PAGE && looked < RUN_PAGES && best < n; looked++, at = a->page[at].next) {
+        uint32_t where = 0, run = longest_run(a, at, n, &where);
+        if (run > best) {
+            best = run;
+            page = at;
+            first = where;
+        }
+    }
+    if (best < n && claim_page(a, units)) {
+        page = a->classes[units].head - 1;
+        first = 0;
+        best = n;
+    }
+    if (page == NO_PAGE)
+        return KVF_ARENA_NONE;
+    mark_taken(a, page, first, best);
+    *got = best;
+    return (uint64_t)page * a->page_bytes + (uint64_t)first * units * a->align;
+}
+
+bool kvf_arena_take(struct kvf_arena *a, uint64_t offset, uint32_t bytes)
+{
+    uint32_t units = units_of(a, bytes);
+    if (units == 0 || units > a->units_max || offset >= a->bytes)
+        return false;
+    uint32_t number = (uint32_t)(offset / a->page_bytes), inside = (uint32_t)(offset % a->page_bytes);
+    uint32_t slot = inside / (units * a->align);
+    if (inside % (units * a->align) || slot >= a->units_max / units)
+        return false;
+    for (; a->fresh <= number; a->fresh++)
+        push_spare(a, a->fresh);
+    if (a->page[number].units == 0) {
+        unlink_spare(a, number);
+        give_page(a, number, units);
+    }
+    if (a->page[number].units != units || !(slots_of(a, number)[slot / WORD_BITS] >> slot % WORD_BITS & 1))
+        return false;
+    mark_taken(a, number, slot, 1);
+    return true;
 }
 
 void kvf_arena_free(struct kvf_arena *a, uint64_t offset, uint32_t bytes)
@@ -295,8 +400,8 @@ void kvf_arena_check(const struct kvf_arena *a)
         partial += p->free > 0;
         used += (uint64_t)(p->slots - p->free) * p->units * a->align;
     }
-    for (uint32_t n = a->spare; n != NO_PAGE; n = a->page[n].next, spares++)
-        assert(n < a->fresh && a->page[n].units == 0 && spares < a->spares);
+    for (uint32_t n = a->spare, before = NO_PAGE; n != NO_PAGE; before = n, n = a->page[n].next, spares++)
+        assert(n < a->fresh && a->page[n].units == 0 && a->page[n].prev == before && spares < a->spares);
     for (uint32_t u = 1; u <= a->units_max; u++) {
         uint64_t free_slots = 0;
         uint32_t before = NO_PAGE;
