@@ -50,8 +50,10 @@ enum kvf_status kvf_area_create(struct kvf_core *core, char *error, size_t error
     const struct kvf_settings *s = &core->settings;
     if (!core->disk)
         return KVF_OK;
-    enum kvf_status st = kvf_ssd_create(core->disk, s->ssd_bytes, core->name, core->incarnation, (uint32_t)s->block_bytes_max,
-                                        (unsigned)s->ssd_depth, core->env, &core->ssd);
+    const struct kvf_ssd_options options = {.bytes = s->ssd_bytes, .node = core->name, .incarnation = core->incarnation,
+                                            .block_max = (uint32_t)s->block_bytes_max, .depth = (unsigned)s->ssd_depth,
+                                            .env = core->env, .log = &core->log};
+    enum kvf_status st = kvf_ssd_create(core->disk, &options, &core->ssd);
     if (st == KVF_OK) {
         kvf_ssd_observe(core->ssd, &core->latencies);
         return st;

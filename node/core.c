@@ -185,7 +185,7 @@ void kvf_block_place_as(struct kvf_core *core, kvf_handle handle, enum kvf_tier 
 }
 
 void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes,
-                            struct kvf_key key)
+                            unsigned chunks, struct kvf_key key)
 {
     core->spill_stuck = false;
     switch (tier) {
@@ -195,7 +195,7 @@ void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t 
         break;
     case KVF_TIER_SSD:
         if (core->ssd)
-            kvf_ssd_free(core->ssd, location, bytes);
+            kvf_ssd_free(core->ssd, location, bytes, chunks);
         break;
     case KVF_TIER_REMOTE:
     case KVF_TIER_PEER:
@@ -233,7 +233,7 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
     }
     book(core, e, -1);
     /* One that is RISING: its rise finds it LOST and gives up. */
-    kvf_block_release_copy(core, e->tier, e->peer, kvf_entry_location(e), e->bytes, e->key);
+    kvf_block_release_copy(core, e->tier, e->peer, kvf_entry_location(e), e->bytes, kvf_entry_chunks(e), e->key);
     e->state = KVF_BLOCK_LOST;
     kvf_stage_drop(core, handle);
     kvf_cold_become(core, handle, KVF_COLD_EXACT, NULL); /* as it will be refilled */
@@ -258,7 +258,7 @@ void kvf_block_remove(struct kvf_core *core, kvf_handle handle)
         if (e->tier == KVF_TIER_DRAM)
             kvf_block_unlist(core, handle);
         kvf_evict_left(core, e, false);
-        kvf_block_release_copy(core, e->tier, e->peer, kvf_entry_location(e), e->bytes, e->key);
+        kvf_block_release_copy(core, e->tier, e->peer, kvf_entry_location(e), e->bytes, kvf_entry_chunks(e), e->key);
     } else {
         struct kvf_sess *sess = kvf_block_session(core, e);
         if (sess && sess->lost > 0)

@@ -351,7 +351,7 @@ void kvf_block_disown(struct kvf_core *core, kvf_handle handle);
 /* Ends a pin; a block marked REMOVED goes with its last one. */
 void kvf_block_let_go(struct kvf_core *core, kvf_handle handle);
 void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes,
-                            struct kvf_key key);
+                            unsigned chunks, struct kvf_key key);
 /* Takes a DRAM block out of the list of blocks that may be spilled, and back. */
 void kvf_block_unlist(struct kvf_core *core, kvf_handle handle);
 void kvf_block_list(struct kvf_core *core, kvf_handle handle);

@@ -186,7 +186,7 @@ static bool drop_finish(struct drop *d)
     if (!kept && in_use(core, d->handle, &d->copy))
         return false;
     if (kept)
-        kvf_ssd_free(core->ssd, d->offset, d->copy.bytes);
+        kvf_ssd_free(core->ssd, d->offset, d->copy.bytes, kvf_entry_chunks(e));
     if (d->status != KVF_OK)
         kvf_log_error(&core->log, "writing a block to SSD: %s (%s)", kvf_status_text(d->status), kvf_status_name(d->status));
     give(core, d->handle, kept ? KVF_TIER_COUNT : KVF_TIER_SSD, KVF_PEER_NONE, d->offset, d->start_ns, &d->copy);
@@ -212,14 +212,14 @@ static bool drop_start(struct kvf_core *core, kvf_handle h, bool *full)
     if (!d)
         return false;
     uint32_t bytes = kvf_cold_copy_bytes(core, e); /* room first: encoding for nothing is dear */
-    uint64_t offset = kvf_ssd_alloc(core->ssd, bytes);
+    uint64_t offset = kvf_ssd_alloc(core->ssd, bytes, kvf_entry_chunks(e));
     *full = offset == KVF_ARENA_NONE;
     if (*full)
         return false;
     bool made = kvf_cold_copy_make(core, e, &d->copy);
     if (!made || d->copy.bytes != bytes) {
-        kvf_ssd_free(core->ssd, offset, bytes);
-        offset = made ? kvf_ssd_alloc(core->ssd, d->copy.bytes) : KVF_ARENA_NONE;
+        kvf_ssd_free(core->ssd, offset, bytes, kvf_entry_chunks(e));
+        offset = made ? kvf_ssd_alloc(core->ssd, d->copy.bytes, kvf_entry_chunks(e)) : KVF_ARENA_NONE;
         *full = made && offset == KVF_ARENA_NONE;
         if (offset == KVF_ARENA_NONE)
             return false; /* a copy of another size is the block itself: nothing to free */

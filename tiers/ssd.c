@@ -1,219 +1,130 @@
-/* The SSD tier's queues: one per priority, in order of arrival. order.c says which goes next and how much of it; a request
- * that is larger goes in pieces, one after the other, and stands at the head of its queue between them. */
-#include "tiers/ssd.h"
-#include "tiers/arena.h"
-#include "tiers/order.h"
-#include "tiers/superblock.h"
+/* The SSD tier's queues: one per priority, in order of arrival. order.c says which goes next and how much of it.
+ *
+ * What goes to the disk is a *flight*: the first request of a queue, whole or (when it is large) a piece of it; or it and
+ * those behind it, within LOOK_AHEAD of each other, whose places continue it on the disk. A joined flight that fails is
+ * taken apart, so that one bad place fails one request. */
+#include "tiers/ssd_internal.h"
 
 #include <assert.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define UNIT 4096u
-#define SLOTS_START (1ull << 20)
-#define PAGE_BYTES_MIN (1u << 20)
+#define UNIT KVF_SSD_UNIT
+#define JOIN_BYTES_MAX (1u << 20)
+#define LOOK_AHEAD 16u
+/* The journal may be written this long when the tier is closed. */
+#define FLUSH_NAPS_MAX 200u
 /* A degraded area is tried with one page, first after PROBE_NS, then after twice as long each time. An area that fails
  * again soon after it worked goes on from there. */
 #define PROBE_NS (1 * KVF_SEC)
 #define PROBE_MAX_NS (60 * KVF_SEC)
-/* The superblock is read and written before the node serves, so this is the one place that waits. */
-#define START_NAP_MS 10
-#define START_NAPS_MAX 3000u
 
-struct queue {
-    struct kvf_ssd_request *head, **tail;
-    unsigned count;
-};
+/* ------------------------------------------------------------------------------------------------- life */
 
-struct kvf_ssd {
-    struct kvf_disk *disk;
-    const struct kvf_env *env;
-    struct kvf_arena *arena;
-    struct kvf_latencies *latencies;
-
-    struct queue queues[KVF_PRIORITY_COUNT];
-    struct kvf_order order;
-    bool degraded, closing;
-
-    int degraded_error;
-    uint64_t degraded_ns, recovered_ns;
-    struct kvf_ssd_request probe;
-    uint8_t *probe_page;
-    bool probing;
-    uint64_t probe_offset, probe_due_ns, probe_wait_ns;
-
-    uint64_t reads_done, writes_done, read_bytes, written_bytes, errors;
-};
-
-static void queue_clear(struct queue *q)
+static enum kvf_status make_flights(struct kvf_ssd *s)
 {
-    q->head = NULL;
-    q->tail = &q->head;
-    q->count = 0;
-}
-
-static void queue_push(struct queue *q, struct kvf_ssd_request *r)
-{
-    r->next = NULL;
-    *q->tail = r;
-    q->tail = &r->next;
-    q->count++;
-}
-
-/* Back to where it came from: its next piece. */
-static void queue_push_front(struct queue *q, struct kvf_ssd_request *r)
-{
-    r->next = q->head;
-    if (!q->head)
-        q->tail = &r->next;
-    q->head = r;
-    q->count++;
-}
-
-static void queue_remove(struct queue *q, struct kvf_ssd_request **at)
-{
-    struct kvf_ssd_request *r = *at;
-    if (!(*at = r->next))
-        q->tail = at;
-    q->count--;
-}
-
-/* ------------------------------------------------------------------------------------------------- start */
-
-/* One synchronous request. On the heap, because a disk that never answers keeps it (and its buffer) for ever. */
-struct start_io {
-    struct kvf_disk_request request;
-    bool done, abandoned;
-    enum kvf_status status;
-    uint8_t *page;
-};
-
-static void start_io_free(struct start_io *io)
-{
-    if (io)
-        free(io->page);
-    free(io);
-}
-
-static void start_done(void *arg, enum kvf_status status)
-{
-    struct start_io *io = arg;
-    if (io->abandoned) {
-        start_io_free(io);
-        return;
-    }
-    io->done = true;
-    io->status = status;
-}
-
-/* Reads or writes the superblock's page; `page` is copied in or out. Waits at most half a minute: ERR_DEADLINE. */
-static enum kvf_status transfer_page(struct kvf_disk *disk, bool write, uint8_t page[KVF_SUPERBLOCK_BYTES])
-{
-    struct start_io *io = calloc(1, sizeof *io);
-    if (io)
-        io->page = aligned_alloc(UNIT, KVF_SUPERBLOCK_BYTES);
-    if (!io || !io->page) {
-        start_io_free(io);
+    s->flights = calloc(s->depth, sizeof *s->flights);
+    s->probe_page = aligned_alloc(UNIT, UNIT);
+    if (!s->flights || !s->probe_page)
         return KVF_ERR_NO_MEMORY;
+    memset(s->probe_page, 0, UNIT);
+    for (unsigned i = s->depth; i-- > 0; s->free_flight = &s->flights[i]) {
+        s->flights[i].next = s->free_flight;
+        s->flights[i].ssd = s;
     }
-    memcpy(io->page, page, KVF_SUPERBLOCK_BYTES);
-    io->request = (struct kvf_disk_request){
-        .write = write, .data = io->page, .offset = 0, .bytes = KVF_SUPERBLOCK_BYTES, .done = start_done, .arg = io};
-    enum kvf_status st = disk->ops->submit(disk, &io->request);
-    if (st != KVF_OK) {
-        start_io_free(io);
-        return st;
-    }
-    for (unsigned naps = 0; naps < START_NAPS_MAX && !io->done; naps++) {
-        struct pollfd wait = {.fd = disk->ops->event_fd(disk), .events = POLLIN};
-        disk->ops->poll(disk);
-        if (!io->done)
-            (void)poll(&wait, 1, START_NAP_MS);
-    }
-    if (!io->done) {
-        io->abandoned = true;
-        return KVF_ERR_DEADLINE;
-    }
-    st = io->status;
-    if (st == KVF_OK && !write)
-        memcpy(page, io->page, KVF_SUPERBLOCK_BYTES);
-    start_io_free(io);
-    return st;
+    return KVF_OK;
 }
 
-/* Looks at what stands there, then claims the area. */
-static enum kvf_status write_superblock(struct kvf_disk *disk, const struct kvf_superblock *ours)
+static void free_all(struct kvf_ssd *s)
 {
-    uint8_t page[KVF_SUPERBLOCK_BYTES] = {0};
-    struct kvf_superblock theirs;
-    enum kvf_status st = transfer_page(disk, false, page);
-    if (st != KVF_OK)
-        return st;
-    st = kvf_superblock_decode(page, sizeof page, &theirs);
-    if (st == KVF_ERR_UNSUPPORTED)
-        return st;
-    if (st == KVF_OK && strcmp(theirs.node, ours->node) != 0)
-        return KVF_ERR_CONFIG;
-    kvf_superblock_encode(ours, page);
-    st = transfer_page(disk, true, page);
-    return st == KVF_OK ? disk->ops->sync(disk) : st;
+    kvf_journal_fini(&s->journal);
+    kvf_arena_destroy(s->arena);
+    free(s->flights);
+    free(s->probe_page);
+    free(s);
 }
 
-enum kvf_status kvf_ssd_create(struct kvf_disk *disk, uint64_t bytes, const char *node_name, uint64_t incarnation,
-                               uint32_t block_max, unsigned depth, const struct kvf_env *env, struct kvf_ssd **out)
+enum kvf_status kvf_ssd_create(struct kvf_disk *disk, const struct kvf_ssd_options *o, struct kvf_ssd **out)
 {
-    assert(disk && env && out);
-    struct kvf_superblock superblock = {.version = KVF_SUPERBLOCK_VERSION, .align = UNIT, .slots_start = SLOTS_START,
-                                        .area_bytes = bytes - bytes % UNIT, .incarnation = incarnation};
-    if (!node_name || !node_name[0] || strlen(node_name) >= sizeof superblock.node || depth == 0 || block_max == 0 ||
-        block_max > UINT32_MAX - UNIT)
-        return KVF_ERR_INVALID;
-    memcpy(superblock.node, node_name, strlen(node_name) + 1);
-    uint32_t largest = (block_max + UNIT - 1) / UNIT * UNIT;
-    superblock.page_bytes = largest > PAGE_BYTES_MIN ? largest : PAGE_BYTES_MIN;
-    if (superblock.area_bytes < SLOTS_START + superblock.page_bytes)
+    assert(disk && o && o->env && o->log && out);
+    if (!o->node || !o->node[0] || strlen(o->node) >= KVF_SUPERBLOCK_NAME_MAX || o->depth == 0 || o->block_max == 0 ||
+        o->block_max > UINT32_MAX - UNIT)
         return KVF_ERR_INVALID;
     struct kvf_ssd *s = calloc(1, sizeof *s);
     if (!s)
         return KVF_ERR_NO_MEMORY;
     s->disk = disk;
-    s->env = env;
-    kvf_order_init(&s->order, depth);
+    s->env = o->env;
+    s->log = o->log;
+    s->owner = o->owner;
+    s->depth = o->depth;
+    kvf_order_init(&s->order, o->depth);
     for (int p = 0; p < KVF_PRIORITY_COUNT; p++)
-        queue_clear(&s->queues[p]);
-    s->probe_page = aligned_alloc(UNIT, UNIT);
-    enum kvf_status st = KVF_ERR_NO_MEMORY;
-    if (!s->probe_page)
-        goto free_ssd;
-    memset(s->probe_page, 0, UNIT);
-    st = kvf_arena_create(NULL, superblock.area_bytes - SLOTS_START, UNIT, superblock.page_bytes, &s->arena);
-    if (st != KVF_OK)
-        goto free_ssd;
-    st = write_superblock(disk, &superblock);
-    if (st != KVF_OK)
-        goto destroy_arena;
-    *out = s;
-    return KVF_OK;
-
-destroy_arena:
-    kvf_arena_destroy(s->arena);
-free_ssd:
-    free(s->probe_page);
-    free(s);
+        kvf_ssd_queue_clear(&s->queues[p]);
+    kvf_ssd_queue_clear(&s->unrecorded);
+    kvf_ssd_queue_clear(&s->waiting);
+    enum kvf_status st = make_flights(s);
+    if (st == KVF_OK)
+        st = kvf_ssd_start(s, o);
+    if (st == KVF_OK)
+        *out = s;
+    else
+        free_all(s);
     return st;
 }
 
-/* ------------------------------------------------------------------------------------------------- the queues */
+static void cancel_queue(struct kvf_ssd_queue *q)
+{
+    struct kvf_ssd_request *r = q->head, *next;
+    kvf_ssd_queue_clear(q);
+    for (; r; r = next) {
+        next = r->next;
+        r->done(r->arg, KVF_CANCELLED);
+    }
+}
 
-static void degrade(struct kvf_ssd *s, int error)
+static void cancel_queues(struct kvf_ssd *s)
+{
+    for (int p = 0; p < KVF_PRIORITY_COUNT; p++)
+        cancel_queue(&s->queues[p]);
+}
+
+static bool any_queued(const struct kvf_ssd *s)
+{
+    for (int p = 0; p < KVF_PRIORITY_COUNT; p++)
+        if (s->queues[p].head)
+            return true;
+    return false;
+}
+
+void kvf_ssd_destroy(struct kvf_ssd *s)
+{
+    if (!s)
+        return;
+    s->closing = true;
+    cancel_queues(s);
+    if (!kvf_ssd_commit_flush(s, FLUSH_NAPS_MAX))
+        kvf_log_warn(s->log, "SSD: the journal's last records could not be written; their blocks may not be found again");
+    s->disk->ops->close(s->disk);
+    while (any_queued(s) || !kvf_ssd_commit_idle(s)) { /* what callbacks queued meanwhile */
+        cancel_queues(s);
+        cancel_queue(&s->unrecorded);
+        cancel_queue(&s->waiting);
+    }
+    assert(kvf_order_in_flight(&s->order) == 0);
+    free_all(s);
+}
+
+/* ------------------------------------------------------------------------------------------------- flights */
+
+void kvf_ssd_degrade(struct kvf_ssd *s, int error)
 {
     uint64_t now = kvf_now(s->env);
     if (s->degraded)
         return;
     s->degraded = true;
-    s->degraded_error = error;
-    s->degraded_ns = now;
+    s->stats.degraded_error = error;
+    s->stats.degraded_ns = now;
     if (s->probe_wait_ns == 0 || now - s->recovered_ns > PROBE_MAX_NS)
         s->probe_wait_ns = PROBE_NS;
     s->probe_due_ns = now + s->probe_wait_ns;
@@ -225,67 +136,161 @@ static void observe(struct kvf_ssd *s, enum kvf_latency first, const struct kvf_
         kvf_latency_add(s->latencies, (enum kvf_latency)(first + r->stands), now - since_ns);
 }
 
-static void count_done(struct kvf_ssd *s, const struct kvf_ssd_request *r, enum kvf_status status)
+/* All of it is on the disk or in memory, or it failed with `error`. */
+static void end_request(struct kvf_ssd *s, struct kvf_ssd_request *r, enum kvf_status status, int error)
 {
-    bool write = r->disk.write, good = status == KVF_OK;
-    s->errors += !good;
-    if (write && !good)
-        degrade(s, r->disk.error);
-    *(write ? &s->writes_done : &s->reads_done) += good;
-    *(write ? &s->written_bytes : &s->read_bytes) += good ? r->bytes : 0;
+    bool good = status == KVF_OK;
+    if (status != KVF_CANCELLED) {
+        s->stats.errors += !good;
+        if (r->write && !good)
+            kvf_ssd_degrade(s, error);
+        *(r->write ? &s->stats.writes : &s->stats.reads) += good;
+        *(r->write ? &s->stats.written_bytes : &s->stats.read_bytes) += good ? r->bytes : 0;
+    }
+    if (good && r->recorded)
+        kvf_ssd_commit_written(s, r);
+    else
+        r->done(r->arg, status);
 }
 
-static void request_done(void *arg, enum kvf_status status)
+/* A request of a flight that ended: on to its next piece, alone another time, or done. */
+static void member_done(struct kvf_ssd *s, struct kvf_ssd_request *r, uint32_t bytes, bool joined, enum kvf_status status, int error)
 {
-    struct kvf_ssd_request *r = arg;
-    struct kvf_ssd *s = r->ssd;
+    bool again = status != KVF_OK && joined;
+    if (status == KVF_OK)
+        r->at += bytes;
+    if (again)
+        r->alone = true;
+    if (!again && (status != KVF_OK || r->at == r->bytes))
+        end_request(s, r, status, error);
+    else if (s->closing)
+        end_request(s, r, KVF_CANCELLED, 0);
+    else
+        kvf_ssd_queue_push_front(&s->queues[r->stands], r);
+}
+
+static void flight_done(void *arg, enum kvf_status status)
+{
+    struct kvf_ssd_flight *f = arg;
+    struct kvf_ssd *s = f->ssd;
+    struct kvf_ssd_request *r = f->members.head, *next;
+    bool joined = r->next != NULL;
     uint64_t now = kvf_now(s->env);
-    kvf_order_ended(&s->order, r->stands, r->disk.bytes, now);
-    observe(s, KVF_LATENCY_SSD_DEVICE_DEMAND, r, r->given_ns, now);
-    if (status == KVF_OK && r->left) {
-        r->disk.data = (uint8_t *)r->disk.data + r->disk.bytes;
-        r->disk.offset += r->disk.bytes;
-        r->disk.bytes = r->left;
-        r->left = 0;
-        if (!s->closing) {
-            queue_push_front(&s->queues[r->stands], r);
-            return;
-        }
-        status = KVF_CANCELLED;
+    uint32_t bytes = f->disk.bytes;
+    int error = f->disk.error;
+    kvf_order_ended(&s->order, r->stands, bytes, now);
+    *(f->disk.write ? &s->stats.disk_writes : &s->stats.disk_reads) += 1;
+    *(f->disk.write ? &s->stats.disk_written_bytes : &s->stats.disk_read_bytes) += bytes;
+    f->next = s->free_flight;
+    s->free_flight = f;
+    for (; r; r = next) {
+        next = r->next;
+        observe(s, KVF_LATENCY_SSD_DEVICE_DEMAND, r, r->given_ns, now);
+        member_done(s, r, joined ? r->bytes : bytes, joined, status, error);
     }
-    if (status != KVF_CANCELLED)
-        count_done(s, r, status);
-    r->done(r->arg, status);
 }
 
-/* Hands at most `bytes` of the queue's first to the disk; false when the disk takes no more now. */
-static bool start_first(struct kvf_ssd *s, struct queue *q, uint32_t bytes, uint64_t now)
+/* Adds `bytes` of a request behind what the flight has. False: it has too many pieces of memory. */
+static bool add_member(struct kvf_ssd_flight *f, struct kvf_ssd_request *r, uint32_t bytes)
 {
-    struct kvf_ssd_request *r = q->head;
-    uint32_t whole = r->disk.bytes;
-    if (bytes < whole)
-        r->disk.bytes = bytes;
-    enum kvf_status st = s->disk->ops->submit(s->disk, &r->disk);
-    if (st != KVF_OK) {
-        assert(st == KVF_ERR_BUSY); /* alignment was tested when it was queued */
-        r->disk.bytes = whole;
+    struct iovec *last = f->disk.iov_count ? &f->pieces[f->disk.iov_count - 1] : NULL;
+    uint8_t *data = r->data + r->at;
+    if (last && (uint8_t *)last->iov_base + last->iov_len == data)
+        last->iov_len += bytes;
+    else if (f->disk.iov_count < KVF_DISK_PIECES_MAX)
+        f->pieces[f->disk.iov_count++] = (struct iovec){.iov_base = data, .iov_len = bytes};
+    else
         return false;
-    }
-    queue_remove(q, &q->head);
-    if (!r->given_ns)
-        observe(s, KVF_LATENCY_SSD_QUEUE_DEMAND, r, r->queued_ns, now);
-    r->given_ns = now;
-    r->left = whole - r->disk.bytes;
-    kvf_order_given(&s->order, r->stands, r->disk.bytes, now);
+    f->disk.bytes += bytes;
+    kvf_ssd_queue_push(&f->members, r);
     return true;
 }
 
-static bool any_queued(const struct kvf_ssd *s)
+/* Whether a request continues, whole, what ends at `end`. */
+static bool continues(const struct kvf_ssd_request *r, uint64_t end)
 {
-    for (int p = 0; p < KVF_PRIORITY_COUNT; p++)
-        if (s->queues[p].head)
-            return true;
-    return false;
+    return r->offset == end && !r->alone && r->at == 0;
+}
+
+/* Takes from the queue what continues the flight on the disk. */
+static void join(struct kvf_ssd_flight *f, struct kvf_ssd_queue *q, uint32_t bytes_max)
+{
+    struct kvf_ssd_request *r, **at = &q->head;
+    for (unsigned looked = 0; (r = *at) && looked < LOOK_AHEAD; looked++) {
+        struct kvf_ssd_request *next = r->next;
+        if (!continues(r, f->disk.offset + f->disk.bytes) || r->bytes > bytes_max - f->disk.bytes) {
+            at = &r->next;
+            continue;
+        }
+        if (!add_member(f, r, r->bytes))
+            return;
+        *at = next;
+        q->tail = next ? q->tail : at;
+        q->count--;
+        looked = 0;
+    }
+}
+
+/* Bytes that the next flight of the queue could have: what join will find, not more than it may take. */
+static uint32_t first_bytes(const struct kvf_ssd_queue *q)
+{
+    const struct kvf_ssd_request *r = q->head;
+    if (!r)
+        return 0;
+    uint32_t bytes = r->bytes - r->at;
+    uint64_t end = r->offset + r->bytes;
+    if (r->alone || r->stands == KVF_PRIORITY_DEMAND) /* which is never told to be shorter */
+        return bytes;
+    unsigned looked = 0;
+    for (r = r->next; r && looked < LOOK_AHEAD && bytes < JOIN_BYTES_MAX; r = r->next, looked++) {
+        if (!continues(r, end))
+            continue;
+        bytes += r->bytes;
+        end += r->bytes;
+        looked = 0;
+    }
+    return bytes;
+}
+
+static void give_back(struct kvf_ssd_queue *q, struct kvf_ssd_queue *members)
+{
+    *members->tail = q->head;
+    if (!q->head)
+        q->tail = members->tail;
+    q->head = members->head;
+    q->count += members->count;
+}
+
+/* Hands at most `bytes` of the queue's first, and what continues it, to the disk; false when the disk takes no more now. */
+static bool start_first(struct kvf_ssd *s, struct kvf_ssd_queue *q, uint32_t bytes, uint64_t now)
+{
+    struct kvf_ssd_flight *f = s->free_flight;
+    struct kvf_ssd_request *first = kvf_ssd_queue_pop(q);
+    assert(f); /* as many as the order lets fly */
+    uint32_t left = first->bytes - first->at, max = first->stands == KVF_PRIORITY_DEMAND ? JOIN_BYTES_MAX : bytes;
+    f->disk = (struct kvf_disk_request){.write = first->write, .offset = first->offset + first->at, .done = flight_done, .arg = f};
+    kvf_ssd_queue_clear(&f->members);
+    add_member(f, first, left < bytes ? left : bytes);
+    if (left < max && !first->alone && q->head)
+        join(f, q, max);
+    if (f->disk.iov_count == 1)
+        f->disk.data = f->pieces[0].iov_base;
+    else
+        f->disk.iov = f->pieces;
+    enum kvf_status st = s->disk->ops->submit(s->disk, &f->disk);
+    if (st != KVF_OK) {
+        assert(st == KVF_ERR_BUSY); /* alignment was tested when it was queued */
+        give_back(q, &f->members);
+        return false;
+    }
+    s->free_flight = f->next;
+    for (struct kvf_ssd_request *r = f->members.head; r; r = r->next) {
+        if (!r->given_ns)
+            observe(s, KVF_LATENCY_SSD_QUEUE_DEMAND, r, r->queued_ns, now);
+        r->given_ns = now;
+    }
+    kvf_order_given(&s->order, first->stands, f->disk.bytes, now);
+    return true;
 }
 
 static void start_requests(struct kvf_ssd *s)
@@ -299,27 +304,30 @@ static void start_requests(struct kvf_ssd *s)
         struct kvf_order_waiting waiting[KVF_PRIORITY_COUNT] = {{0}};
         for (int p = 0; p < KVF_PRIORITY_COUNT; p++)
             if (s->queues[p].head)
-                waiting[p] = (struct kvf_order_waiting){s->queues[p].head->disk.bytes, s->queues[p].head->queued_ns};
+                waiting[p] = (struct kvf_order_waiting){first_bytes(&s->queues[p]), s->queues[p].head->queued_ns};
         if (!kvf_order_next(&s->order, waiting, now, &next, &bytes) || !start_first(s, &s->queues[next], bytes, now))
             return;
     }
 }
 
+/* ------------------------------------------------------------------------------------------------- requests */
+
 static void enqueue(struct kvf_ssd *s, struct kvf_ssd_request *r, bool write, uint64_t offset, void *data, uint32_t bytes)
 {
     assert(r->done && data && (uintptr_t)data % UNIT == 0 && bytes > 0 && bytes % UNIT == 0);
-    assert(offset % UNIT == 0 && offset >= SLOTS_START && offset - SLOTS_START + bytes <= kvf_arena_bytes(s->arena));
+    assert(offset % UNIT == 0 && offset >= s->slots_start && offset - s->slots_start + bytes <= kvf_arena_bytes(s->arena));
     assert(r->priority < KVF_PRIORITY_COUNT && (write || r->priority != KVF_PRIORITY_WRITE_BACK));
     r->ssd = s;
     r->stands = write ? KVF_PRIORITY_WRITE_BACK : r->priority;
     r->queued_ns = kvf_now(s->env);
     r->given_ns = 0;
-    r->left = 0;
+    r->write = write;
+    r->alone = r->recorded = r->durable = false;
+    r->offset = offset;
+    r->data = data;
     r->bytes = bytes;
-    r->disk = (struct kvf_disk_request){
-        .write = write, .data = data, .offset = offset, .bytes = bytes, .done = request_done, .arg = r};
-    queue_push(&s->queues[r->stands], r);
-    start_requests(s);
+    r->at = 0;
+    kvf_ssd_queue_push(&s->queues[r->stands], r);
 }
 
 void kvf_ssd_read(struct kvf_ssd *s, struct kvf_ssd_request *r, uint64_t offset, void *data, uint32_t bytes)
@@ -333,18 +341,28 @@ void kvf_ssd_write(struct kvf_ssd *s, struct kvf_ssd_request *r, uint64_t offset
     enqueue(s, r, true, offset, (void *)(uintptr_t)data, bytes);
 }
 
+void kvf_ssd_put(struct kvf_ssd *s, struct kvf_ssd_request *r, const struct kvf_ssd_record *record, const void *data, bool durable)
+{
+    kvf_ssd_write(s, r, record->offset, data, (record->bytes + UNIT - 1) / UNIT * UNIT);
+    r->record = *record;
+    r->recorded = true;
+    r->durable = durable;
+}
+
 void kvf_ssd_promote(struct kvf_ssd *s, struct kvf_ssd_request *r)
 {
-    struct queue *q = &s->queues[r->stands];
+    struct kvf_ssd_queue *q = &s->queues[r->stands];
     assert(r->stands != KVF_PRIORITY_WRITE_BACK);
     if (r->stands == KVF_PRIORITY_DEMAND)
         return;
     for (struct kvf_ssd_request **at = &q->head; *at; at = &(*at)->next) {
         if (*at != r)
             continue;
-        queue_remove(q, at);
+        if (!(*at = r->next))
+            q->tail = at;
+        q->count--;
         r->stands = KVF_PRIORITY_DEMAND;
-        queue_push(&s->queues[KVF_PRIORITY_DEMAND], r);
+        kvf_ssd_queue_push(&s->queues[KVF_PRIORITY_DEMAND], r);
         return;
     }
 }
@@ -372,7 +390,7 @@ static void probe_done(void *arg, enum kvf_status status)
     uint64_t now = kvf_now(s->env);
     s->probe_wait_ns = s->probe_wait_ns < PROBE_MAX_NS / 2 ? 2 * s->probe_wait_ns : PROBE_MAX_NS;
     s->probe_due_ns = now + s->probe_wait_ns;
-    if (status != KVF_OK)
+    if (status != KVF_OK || !kvf_ssd_commit_revive(s))
         return;
     s->degraded = false;
     s->recovered_ns = now;
@@ -388,16 +406,18 @@ static void probe(struct kvf_ssd *s)
     s->probing = true;
     s->probe.done = probe_done;
     s->probe.arg = s;
-    kvf_ssd_write(s, &s->probe, s->probe_offset + SLOTS_START, s->probe_page, UNIT);
+    kvf_ssd_write(s, &s->probe, s->probe_offset + s->slots_start, s->probe_page, UNIT);
 }
 
 unsigned kvf_ssd_poll(struct kvf_ssd *s)
 {
     probe(s);
+    kvf_ssd_commit_step(s);
     start_requests(s);
     unsigned handled = s->disk->ops->poll(s->disk);
     /* What finished made room; the second poll hands the newcomers to the kernel instead of leaving them to the next. */
-    if (handled && any_queued(s)) {
+    if (handled) {
+        kvf_ssd_commit_step(s);
         start_requests(s);
         handled += s->disk->ops->poll(s->disk);
     }
@@ -411,34 +431,7 @@ int kvf_ssd_event_fd(const struct kvf_ssd *s)
 
 bool kvf_ssd_idle(const struct kvf_ssd *s)
 {
-    return !any_queued(s) && kvf_order_in_flight(&s->order) == 0;
-}
-
-static void cancel_queues(struct kvf_ssd *s)
-{
-    for (int p = 0; p < KVF_PRIORITY_COUNT; p++) {
-        struct kvf_ssd_request *r = s->queues[p].head, *next;
-        queue_clear(&s->queues[p]);
-        for (; r; r = next) {
-            next = r->next;
-            r->done(r->arg, KVF_CANCELLED);
-        }
-    }
-}
-
-void kvf_ssd_destroy(struct kvf_ssd *s)
-{
-    if (!s)
-        return;
-    s->closing = true;
-    cancel_queues(s);
-    s->disk->ops->close(s->disk);
-    while (any_queued(s)) /* what callbacks queued meanwhile */
-        cancel_queues(s);
-    assert(kvf_order_in_flight(&s->order) == 0);
-    kvf_arena_destroy(s->arena);
-    free(s->probe_page);
-    free(s);
+    return !any_queued(s) && kvf_order_in_flight(&s->order) == 0 && kvf_ssd_commit_idle(s);
 }
 
 /* ------------------------------------------------------------------------------------------------- slots */
@@ -448,33 +441,50 @@ bool kvf_ssd_degraded(const struct kvf_ssd *s)
     return s->degraded;
 }
 
-uint64_t kvf_ssd_alloc(struct kvf_ssd *s, uint32_t bytes)
+static bool record_fits(const struct kvf_ssd *s, uint32_t chunks)
 {
-    uint64_t offset = s->degraded ? KVF_ARENA_NONE : kvf_arena_alloc(s->arena, bytes);
-    return offset == KVF_ARENA_NONE ? offset : offset + SLOTS_START;
+    return !s->degraded && s->live_bytes + kvf_journal_record_bytes(chunks) <= s->live_max;
 }
 
-void kvf_ssd_free(struct kvf_ssd *s, uint64_t offset, uint32_t bytes)
+uint64_t kvf_ssd_alloc(struct kvf_ssd *s, uint32_t bytes, uint32_t chunks)
 {
-    assert(offset >= SLOTS_START);
-    kvf_arena_free(s->arena, offset - SLOTS_START, bytes);
+    uint64_t offset = record_fits(s, chunks) ? kvf_arena_alloc(s->arena, bytes) : KVF_ARENA_NONE;
+    if (offset == KVF_ARENA_NONE)
+        return offset;
+    s->live_bytes += kvf_journal_record_bytes(chunks);
+    return offset + s->slots_start;
+}
+
+uint64_t kvf_ssd_alloc_run(struct kvf_ssd *s, uint32_t bytes, uint32_t chunks, uint32_t n, uint32_t *got)
+{
+    uint32_t record = kvf_journal_record_bytes(chunks);
+    if (!record_fits(s, chunks))
+        return KVF_ARENA_NONE;
+    if (n > (s->live_max - s->live_bytes) / record)
+        n = (uint32_t)((s->live_max - s->live_bytes) / record);
+    uint64_t offset = kvf_arena_alloc_run(s->arena, bytes, n, got);
+    if (offset == KVF_ARENA_NONE)
+        return offset;
+    s->live_bytes += (uint64_t)*got * record;
+    return offset + s->slots_start;
+}
+
+void kvf_ssd_free(struct kvf_ssd *s, uint64_t offset, uint32_t bytes, uint32_t chunks)
+{
+    uint32_t record = kvf_journal_record_bytes(chunks);
+    assert(offset >= s->slots_start && s->live_bytes >= record);
+    kvf_arena_free(s->arena, offset - s->slots_start, bytes);
+    s->live_bytes -= record;
+    kvf_ssd_commit_freed(s, offset, bytes);
 }
 
 void kvf_ssd_stats(const struct kvf_ssd *s, struct kvf_ssd_stats *out)
 {
-    *out = (struct kvf_ssd_stats){
-        .capacity_bytes = kvf_arena_bytes(s->arena),
-        .used_bytes = kvf_arena_used(s->arena),
-        .reads = s->reads_done,
-        .writes = s->writes_done,
-        .read_bytes = s->read_bytes,
-        .written_bytes = s->written_bytes,
-        .errors = s->errors,
-        .degraded = s->degraded,
-        .degraded_error = s->degraded_error,
-        .degraded_ns = s->degraded_ns,
-        .engine = s->disk->ops->name,
-    };
+    *out = s->stats;
+    out->capacity_bytes = kvf_arena_bytes(s->arena);
+    out->used_bytes = kvf_arena_used(s->arena);
+    out->degraded = s->degraded;
+    out->engine = s->disk->ops->name;
     for (int p = 0; p < KVF_PRIORITY_COUNT; p++) {
         out->queued[p] = s->queues[p].count;
         out->in_flight[p] = s->order.in_flight[p];

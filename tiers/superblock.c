@@ -26,16 +26,28 @@ void kvf_superblock_encode(const struct kvf_superblock *s, uint8_t out[KVF_SUPER
     kvf_write_u32(&w, 0);
     kvf_write_u64(&w, s->incarnation);
     kvf_write_bytes(&w, name, sizeof name);
-    assert(!w.bad && kvf_writer_used(&w) == 112);
+    kvf_write_u64(&w, s->journal_start);
+    kvf_write_u64(&w, s->half_bytes);
+    assert(!w.bad && kvf_writer_used(&w) == 128);
     w = kvf_writer_of(out + CHECKSUM_AT, 8);
     kvf_write_u64(&w, kvf_hash(out, CHECKSUM_AT, 0));
     assert(!w.bad);
 }
 
-/* Sizes that no version 1 program wrote are damage that the checksum let through, or somebody's forgery. */
+/* Two halves of at least two blocks between the superblocks and the slots; none in version 1. */
+static bool plausible_journal(const struct kvf_superblock *s)
+{
+    if (s->version == 1)
+        return s->journal_start == 0 && s->half_bytes == 0;
+    return s->journal_start >= 2 * KVF_SUPERBLOCK_BYTES && s->journal_start < s->slots_start && s->half_bytes >= 8192 &&
+           s->half_bytes / 4096 < UINT32_MAX && s->half_bytes <= (s->slots_start - s->journal_start) / 2 &&
+           s->journal_start % 4096 == 0 && s->half_bytes % 4096 == 0;
+}
+
+/* Sizes that no program of its version wrote are damage that the checksum let through, or somebody's forgery. */
 static bool plausible(const struct kvf_superblock *s)
 {
-    return s->align >= 512 && !(s->align & (s->align - 1)) && s->slots_start >= KVF_SUPERBLOCK_BYTES &&
+    return plausible_journal(s) && s->align >= 512 && !(s->align & (s->align - 1)) && s->slots_start >= KVF_SUPERBLOCK_BYTES &&
            s->slots_start % s->align == 0 && s->page_bytes >= s->align && s->area_bytes >= s->slots_start &&
            s->area_bytes - s->slots_start >= s->page_bytes && s->node[0] && memchr(s->node, 0, sizeof s->node);
 }
@@ -64,6 +76,8 @@ enum kvf_status kvf_superblock_decode(const void *data, size_t bytes, struct kvf
     const uint8_t *name = kvf_read_bytes(&r, sizeof s.node);
     assert(name);
     memcpy(s.node, name, sizeof s.node);
+    s.journal_start = kvf_read_u64(&r);
+    s.half_bytes = kvf_read_u64(&r);
     if (s.version == 0 || !plausible(&s))
         return KVF_ERR_CORRUPT;
     *out = s;

@@ -25,9 +25,10 @@ static void check_page(const uint8_t *page, size_t bytes)
     require(st != KVF_ERR_UNSUPPORTED || s.version > KVF_SUPERBLOCK_VERSION);
     if (st != KVF_OK)
         return;
-    require(s.version == KVF_SUPERBLOCK_VERSION && s.node[0] && s.area_bytes > s.slots_start);
+    require((s.version == 1 || s.version == KVF_SUPERBLOCK_VERSION) && s.node[0] && s.area_bytes > s.slots_start);
     kvf_superblock_encode(&s, out);
     require(kvf_superblock_decode(out, sizeof out, &again) == KVF_OK);
+    require(again.journal_start == s.journal_start && again.half_bytes == s.half_bytes);
     require(again.area_bytes == s.area_bytes && again.slots_start == s.slots_start && again.align == s.align &&
             again.page_bytes == s.page_bytes && again.incarnation == s.incarnation && !strcmp(again.node, s.node));
 }

@@ -38,7 +38,9 @@ struct sim_disk {
     unsigned depth, count, slow;
     struct pending *pending; /* [depth], oldest first */
     struct plan plans[2];    /* reads, writes */
-    bool hold, closing, dead;
+    bool hold, closing, dead, cut_planned;
+    unsigned cut_after, cut_misdirect;
+    uint64_t cut_seed;
     int event_fd;
     uint64_t reads, writes, syncs, most_write_bytes;
     unsigned most_pending;
@@ -176,6 +178,19 @@ static enum sim_fault next_fault(struct sim_disk *d, bool write)
     return p->fault;
 }
 
+void sim_disk_cut_at_write(struct sim_disk *d, unsigned n, uint64_t seed, unsigned misdirect)
+{
+    d->cut_planned = true;
+    d->cut_after = n;
+    d->cut_seed = seed;
+    d->cut_misdirect = misdirect;
+}
+
+bool sim_disk_dead(const struct sim_disk *d)
+{
+    return d->dead;
+}
+
 static bool pieces_valid(const struct kvf_disk_request *r)
 {
     struct iovec one = {.iov_base = r->data, .iov_len = r->bytes};
@@ -198,6 +213,8 @@ static enum kvf_status sim_submit(struct kvf_disk *disk, struct kvf_disk_request
         return KVF_ERR_BUSY;
     d->pending[d->count++] = (struct pending){.request = r, .fault = r->sync ? SIM_FAULT_NONE : next_fault(d, r->write),
                                               .polls_left = d->slow, .mark = d->media->synced + d->media->n_unsynced};
+    if (r->write && !r->sync && d->cut_planned && !d->dead && d->cut_after-- == 0)
+        sim_disk_cut(d, d->cut_seed, d->cut_misdirect);
     uint64_t write_bytes = 0;
     for (unsigned i = 0; i < d->count; i++)
         write_bytes += d->pending[i].request->write && !d->pending[i].request->sync ? d->pending[i].request->bytes : 0;

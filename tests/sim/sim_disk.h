@@ -57,6 +57,10 @@ void sim_disk_fail(struct sim_disk *disk, bool write, enum sim_fault fault, unsi
  * none. Everything pending and all that follows on this disk fails with ERR_IO and reaches nothing. */
 void sim_disk_cut(struct sim_disk *disk, uint64_t seed, unsigned misdirect);
 
+/* The same, when the n-th write from now on (0: the next) is submitted. */
+void sim_disk_cut_at_write(struct sim_disk *disk, unsigned n, uint64_t seed, unsigned misdirect);
+bool sim_disk_dead(const struct sim_disk *disk);
+
 /* Completed since creation. */
 uint64_t sim_disk_reads(const struct sim_disk *disk);
 uint64_t sim_disk_writes(const struct sim_disk *disk);

@@ -19,6 +19,7 @@
 #define SEED 90210u
 #define AREA_BYTES (64u << 20)
 #define BLOCK 65536u
+#define SLOTS_START (2u << 20) /* of an area of this size */
 #define IO_MAX 256
 
 struct io {
@@ -33,8 +34,9 @@ struct fixture {
     struct sim_media *media;
     struct sim_disk *sim;
     struct kvf_ssd *ssd;
-    uint64_t now_ns;
+    uint64_t now_ns, random;
     struct kvf_env env;
+    struct kvf_log log; /* silent */
     unsigned finished;
     uint8_t *buffer; /* IO_MAX blocks */
     struct io io[IO_MAX];
@@ -45,10 +47,24 @@ static uint64_t fixture_now(void *arg)
     return ((struct fixture *)arg)->now_ns;
 }
 
+static uint64_t fixture_random(void *arg)
+{
+    struct fixture *f = arg;
+    return f->random = kvf_mix(f->random, 1);
+}
+
+static enum kvf_status create(struct fixture *f, struct kvf_disk *disk, uint64_t bytes, const char *node, uint32_t block_max,
+                              unsigned depth)
+{
+    const struct kvf_ssd_options options = {.bytes = bytes, .node = node, .incarnation = 7, .block_max = block_max,
+                                            .depth = depth, .env = &f->env, .log = &f->log};
+    return kvf_ssd_create(disk, &options, &f->ssd);
+}
+
 static enum kvf_status start(struct fixture *f, unsigned depth, const char *node)
 {
     assert_int_equal(sim_disk_create(f->media, depth, &f->sim), KVF_OK);
-    enum kvf_status st = kvf_ssd_create(sim_disk_seam(f->sim), AREA_BYTES, node, 7, 1 << 20, depth, &f->env, &f->ssd);
+    enum kvf_status st = create(f, sim_disk_seam(f->sim), AREA_BYTES, node, 1 << 20, depth);
     if (st != KVF_OK) {
         struct kvf_disk *disk = sim_disk_seam(f->sim);
         disk->ops->close(disk); /* stays the caller's when creation fails */
@@ -60,7 +76,8 @@ static enum kvf_status start(struct fixture *f, unsigned depth, const char *node
 static struct fixture *set_up(unsigned depth)
 {
     struct fixture *f = calloc(1, sizeof *f);
-    f->env = (struct kvf_env){.arg = f, .now_ns = fixture_now};
+    f->env = (struct kvf_env){.arg = f, .now_ns = fixture_now, .random = fixture_random};
+    kvf_log_init(&f->log, "test", KVF_LOG_ERROR, NULL);
     f->now_ns = KVF_SEC;
     f->buffer = aligned_alloc(4096, (size_t)IO_MAX * BLOCK);
     memset(f->buffer, 0, (size_t)IO_MAX * BLOCK);
@@ -126,8 +143,8 @@ static void bytes_come_back_and_slots_return(void **state)
     uint64_t offsets[100];
     struct kvf_ssd_stats stats;
     for (unsigned i = 0; i < 100; i++) {
-        offsets[i] = kvf_ssd_alloc(f->ssd, BLOCK);
-        assert_true(offsets[i] >= 1 << 20 && offsets[i] % 4096 == 0);
+        offsets[i] = kvf_ssd_alloc(f->ssd, BLOCK, 1);
+        assert_true(offsets[i] >= SLOTS_START && offsets[i] % 4096 == 0);
         memset(f->io[i].data, (int)i + 1, BLOCK);
         post(f, i, true, offsets[i], BLOCK);
     }
@@ -141,11 +158,11 @@ static void bytes_come_back_and_slots_return(void **state)
         assert_int_equal(f->io[i].data[0], i + 1);
         assert_int_equal(f->io[i].data[8191], i + 1);
         assert_int_equal(f->io[i].data[8192], 0);
-        kvf_ssd_free(f->ssd, offsets[i], BLOCK);
+        kvf_ssd_free(f->ssd, offsets[i], BLOCK, 1);
     }
     kvf_ssd_stats(f->ssd, &stats);
     assert_int_equal(stats.used_bytes, 0);
-    assert_int_equal(stats.capacity_bytes, AREA_BYTES - (1 << 20));
+    assert_int_equal(stats.capacity_bytes, AREA_BYTES - SLOTS_START);
     assert_int_equal(stats.writes, 100);
     assert_int_equal(stats.written_bytes, 100ull * BLOCK);
     assert_int_equal(stats.reads, 100);
@@ -162,21 +179,21 @@ static void a_full_area_says_so(void **state)
     struct fixture *f = set_up(4);
     unsigned slots = 0;
     uint64_t last = 0, offset;
-    while ((offset = kvf_ssd_alloc(f->ssd, 1 << 20)) != KVF_ARENA_NONE) {
+    while ((offset = kvf_ssd_alloc(f->ssd, 1 << 20, 1)) != KVF_ARENA_NONE) {
         last = offset;
         slots++;
     }
-    assert_int_equal(slots, 63);
+    assert_int_equal(slots, 62);
     assert_true(last + (1 << 20) <= AREA_BYTES);
-    kvf_ssd_free(f->ssd, last, 1 << 20);
-    assert_int_equal(kvf_ssd_alloc(f->ssd, 1 << 20), last);
+    kvf_ssd_free(f->ssd, last, 1 << 20, 1);
+    assert_int_equal(kvf_ssd_alloc(f->ssd, 1 << 20, 1), last);
     tear_down(f);
 }
 
 static void reads_go_before_writes(void **state)
 {
     struct fixture *f = set_up(4);
-    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK);
+    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK, 1);
     sim_disk_hold(f->sim, true);
     post(f, 0, false, at, 4096);
     for (unsigned i = 10; i < 14; i++)
@@ -214,17 +231,18 @@ static void reads_go_before_writes(void **state)
 static void writes_age_and_do_not_starve(void **state)
 {
     struct fixture *f = set_up(8);
-    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20), turns[200] = {0}, began_ns = f->now_ns;
+    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20, 1), turns[200] = {0}, began_ns = f->now_ns;
+    uint64_t before = sim_disk_writes(f->sim);
     unsigned last = 0;
     for (unsigned i = 0; i < 60; i++)
         post(f, i, false, at, 4096);
     for (unsigned i = 100; i < 200; i++)
         post(f, i, true, at, BLOCK);
-    for (unsigned step = 0; step < 2000 && sim_disk_writes(f->sim) < 101; step++) {
+    for (unsigned step = 0; step < 2000 && sim_disk_writes(f->sim) < before + 100; step++) {
         f->now_ns += KVF_MS;
         sim_disk_hold(f->sim, true);
         kvf_ssd_poll(f->ssd);
-        unsigned given = (unsigned)(sim_disk_writes(f->sim) - 1) + pending_of(f, true);
+        unsigned given = (unsigned)(sim_disk_writes(f->sim) - before) + pending_of(f, true);
         assert_true(given == last || f->now_ns - began_ns >= KVF_ORDER_TURN_NS);
         for (; last < given; last++)
             turns[last] = f->now_ns;
@@ -236,7 +254,7 @@ static void writes_age_and_do_not_starve(void **state)
             if (f->io[i].done)
                 post(f, i, false, at, 4096);
     }
-    assert_int_equal(sim_disk_writes(f->sim), 101); /* with the superblock */
+    assert_int_equal(sim_disk_writes(f->sim), before + 100);
     for (unsigned i = 0; i + KVF_ORDER_TURN_BYTES / BLOCK < 100; i++) /* one turn's worth in any turn's time */
         assert_true(turns[i + KVF_ORDER_TURN_BYTES / BLOCK] - turns[i] >= KVF_ORDER_TURN_NS);
     print_message("100 writes of 64 KiB beside endless reads: %llu ms\n", (unsigned long long)((f->now_ns - began_ns) / KVF_MS));
@@ -251,7 +269,7 @@ static void writes_in_a_hurry_go_beside_reads(void **state)
     uint8_t *big = aligned_alloc(4096, 1 << 20), *back = aligned_alloc(4096, 1 << 20);
     for (unsigned i = 0; i < 1 << 20; i++)
         big[i] = (uint8_t)(i * 2654435761u >> 13);
-    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20);
+    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20, 1);
     sim_disk_hold(f->sim, true);
     post(f, 1, false, at, 4096);
     f->io[0].request.done = io_done;
@@ -291,7 +309,7 @@ static void a_piece_that_fails_ends_the_whole(void **state)
     struct fixture *f = set_up(8);
     uint8_t *big = aligned_alloc(4096, 4 << 20);
     memset(big, 3, 4 << 20);
-    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20);
+    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20, 1);
     sim_disk_fail(f->sim, true, SIM_FAULT_IO, 1, 1);
     kvf_ssd_hurry(f->ssd, true);
     post(f, 1, false, at, 4096);
@@ -311,9 +329,10 @@ static void a_piece_that_fails_ends_the_whole(void **state)
 static void priorities_are_kept_and_reads_are_promoted(void **state)
 {
     struct fixture *f = set_up(1);
-    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK);
+    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK, 1);
     sim_disk_hold(f->sim, true);
     post(f, 0, false, at, 4096); /* has the disk's one place */
+    kvf_ssd_poll(f->ssd);
     f->io[1].request.priority = KVF_PRIORITY_SCRUB;
     post(f, 1, false, at, 4096);
     post(f, 2, true, at, 4096);
@@ -341,7 +360,7 @@ static void reading_ahead_is_bounded_and_ages(void **state)
 {
     struct fixture *f = set_up(64);
     uint8_t *big = aligned_alloc(4096, 1 << 20);
-    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20);
+    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20, 1);
     sim_disk_hold(f->sim, true);
     for (unsigned i = 0; i < 20; i++) {
         f->io[i].request.done = io_done;
@@ -379,7 +398,7 @@ static void writes_in_flight_are_bounded(void **state)
     struct fixture *f = set_up(64);
     uint8_t *big = aligned_alloc(4096, 1 << 20);
     memset(big, 5, 1 << 20);
-    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20);
+    uint64_t at = kvf_ssd_alloc(f->ssd, 1 << 20, 1);
     sim_disk_hold(f->sim, true);
     for (unsigned i = 0; i < 20; i++) {
         f->io[i].request.done = io_done;
@@ -401,8 +420,8 @@ static void a_disk_of_less_depth_is_waited_for(void **state)
 {
     struct fixture *f = set_up(0);
     assert_int_equal(sim_disk_create(f->media, 2, &f->sim), KVF_OK);
-    assert_int_equal(kvf_ssd_create(sim_disk_seam(f->sim), AREA_BYTES, "alpha", 7, 1 << 20, 64, &f->env, &f->ssd), KVF_OK);
-    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK);
+    assert_int_equal(create(f, sim_disk_seam(f->sim), AREA_BYTES, "alpha", 1 << 20, 64), KVF_OK);
+    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK, 1);
     for (unsigned i = 0; i < 50; i++)
         post(f, i, i % 2, at, 4096);
     settle(f);
@@ -419,7 +438,7 @@ static void a_failed_write_degrades_and_reads_go_on(void **state)
     for (unsigned n = 0; n < 3; n++) {
         struct fixture *f = set_up(4);
         struct kvf_ssd_stats stats;
-        uint64_t good = kvf_ssd_alloc(f->ssd, BLOCK), bad = kvf_ssd_alloc(f->ssd, BLOCK);
+        uint64_t good = kvf_ssd_alloc(f->ssd, BLOCK, 1), bad = kvf_ssd_alloc(f->ssd, BLOCK, 1);
         memset(f->io[0].data, 9, BLOCK);
         post(f, 0, true, good, BLOCK);
         settle(f);
@@ -430,12 +449,12 @@ static void a_failed_write_degrades_and_reads_go_on(void **state)
         kvf_ssd_stats(f->ssd, &stats);
         assert_true(stats.degraded);
         assert_int_equal(stats.errors, 1);
-        assert_int_equal(kvf_ssd_alloc(f->ssd, BLOCK), KVF_ARENA_NONE);
+        assert_int_equal(kvf_ssd_alloc(f->ssd, BLOCK, 1), KVF_ARENA_NONE);
         post(f, 2, false, good, BLOCK);
         settle(f);
         assert_int_equal(f->io[2].status, KVF_OK);
         assert_int_equal(f->io[2].data[BLOCK - 1], 9);
-        kvf_ssd_free(f->ssd, bad, BLOCK);
+        kvf_ssd_free(f->ssd, bad, BLOCK, 1);
         tear_down(f);
     }
 }
@@ -444,7 +463,7 @@ static void a_failed_read_fails_alone(void **state)
 {
     struct fixture *f = set_up(4);
     struct kvf_ssd_stats stats;
-    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK);
+    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK, 1);
     sim_disk_fail(f->sim, false, SIM_FAULT_SHORT, 1, 1);
     for (unsigned i = 0; i < 3; i++)
         post(f, i, false, at, BLOCK);
@@ -454,7 +473,7 @@ static void a_failed_read_fails_alone(void **state)
     assert_int_equal(f->io[2].status, KVF_OK);
     kvf_ssd_stats(f->ssd, &stats);
     assert_false(stats.degraded);
-    assert_true(kvf_ssd_alloc(f->ssd, BLOCK) != KVF_ARENA_NONE);
+    assert_true(kvf_ssd_alloc(f->ssd, BLOCK, 1) != KVF_ARENA_NONE);
     tear_down(f);
 }
 
@@ -464,7 +483,7 @@ static void the_double_damages_as_told(void **state)
     static const enum sim_fault faults[] = {SIM_FAULT_FLIP, SIM_FAULT_TEAR, SIM_FAULT_MISPLACE};
     for (unsigned n = 0; n < 3; n++) {
         struct fixture *f = set_up(4);
-        uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK);
+        uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK, 1);
         for (uint32_t i = 0; i < BLOCK; i++)
             f->io[0].data[i] = (uint8_t)(i / 4096 + 1);
         sim_disk_slow(f->sim, 3);
@@ -483,7 +502,7 @@ static void the_double_damages_as_told(void **state)
 static void destroy_cancels_the_queue_and_finishes_the_rest(void **state)
 {
     struct fixture *f = set_up(4);
-    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK);
+    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK, 1);
     sim_disk_hold(f->sim, true);
     for (unsigned i = 0; i < 10; i++)
         post(f, i, false, at, 4096);
@@ -515,18 +534,22 @@ static void superblock_is_as_documented(void **state)
     struct fixture *f = set_up(4);
     const uint8_t *page = f->media->bytes;
     struct kvf_superblock s;
-    assert_int_equal(sim_disk_syncs(f->sim), 1);
+    assert_int_equal(sim_disk_syncs(f->sim), 2); /* the journal's beginnings, then the superblocks */
+    assert_memory_equal(page, page + 4096, 4096);
     assert_memory_equal(page, "KVFAREA\n", 8);
     struct kvf_reader r = kvf_reader_of(page + 8, 4080);
-    assert_int_equal(kvf_read_u32(&r), 1);
+    assert_int_equal(kvf_read_u32(&r), 2);
     assert_int_equal(kvf_read_u32(&r), 4096);
     assert_int_equal(kvf_read_u64(&r), AREA_BYTES);
-    assert_int_equal(kvf_read_u64(&r), 1 << 20);
+    assert_int_equal(kvf_read_u64(&r), SLOTS_START);
     assert_int_equal(kvf_read_u32(&r), 1 << 20);
     assert_int_equal(kvf_read_u32(&r), 0);
     assert_int_equal(kvf_read_u64(&r), 7);
     assert_string_equal((const char *)page + 48, "alpha");
-    for (unsigned i = 112; i < 4088; i++)
+    r = kvf_reader_of(page + 112, 16);
+    assert_int_equal(kvf_read_u64(&r), 8192);
+    assert_int_equal(kvf_read_u64(&r), (SLOTS_START - 8192) / 2 / 4096 * 4096);
+    for (unsigned i = 128; i < 4088; i++)
         assert_int_equal(page[i], 0);
     assert_int_equal(kvf_superblock_decode(page, 4096, &s), KVF_OK);
     assert_string_equal(s.node, "alpha");
@@ -539,7 +562,7 @@ static void a_restart_begins_empty_and_names_itself_again(void **state)
 {
     struct fixture *f = set_up(4);
     struct kvf_ssd_stats stats;
-    assert_true(kvf_ssd_alloc(f->ssd, BLOCK) != KVF_ARENA_NONE);
+    assert_true(kvf_ssd_alloc(f->ssd, BLOCK, 1) != KVF_ARENA_NONE);
     kvf_ssd_destroy(f->ssd);
     f->ssd = NULL;
     assert_int_equal(start(f, 4, "alpha"), KVF_OK);
@@ -554,7 +577,7 @@ static void a_later_version_is_refused_untouched(void **state)
     uint8_t before[4096];
     kvf_ssd_destroy(f->ssd);
     f->ssd = NULL;
-    make_version(f->media->bytes, 2);
+    make_version(f->media->bytes, 3);
     memcpy(before, f->media->bytes, sizeof before);
     assert_int_equal(start(f, 4, "alpha"), KVF_ERR_UNSUPPORTED);
     assert_memory_equal(before, f->media->bytes, sizeof before);
@@ -591,6 +614,8 @@ static void a_damaged_superblock_is_written_anew(void **state)
     kvf_ssd_destroy(f->ssd);
     f->ssd = NULL;
     f->media->bytes[9] ^= 1;
+    assert_int_equal(start(f, 4, "beta"), KVF_ERR_CONFIG); /* the copy stands */
+    f->media->bytes[4096 + 9] ^= 1;
     assert_int_equal(start(f, 4, "beta"), KVF_OK);
     assert_int_equal(kvf_superblock_decode(f->media->bytes, 4096, &s), KVF_OK);
     assert_string_equal(s.node, "beta");
@@ -605,19 +630,19 @@ static void start_fails_with_the_disk(void **state)
         assert_int_equal(sim_disk_create(f->media, 4, &f->sim), KVF_OK);
         disk = sim_disk_seam(f->sim);
         sim_disk_fail(f->sim, write, SIM_FAULT_IO, 0, 1);
-        assert_int_equal(kvf_ssd_create(disk, AREA_BYTES, "alpha", 7, 1 << 20, 4, &f->env, &f->ssd), KVF_ERR_IO);
+        assert_int_equal(create(f, disk, AREA_BYTES, "alpha", 1 << 20, 4), KVF_ERR_IO);
         disk->ops->close(disk);
     }
     assert_int_equal(sim_disk_create(f->media, 4, &f->sim), KVF_OK);
     disk = sim_disk_seam(f->sim);
-    assert_int_equal(kvf_ssd_create(disk, AREA_BYTES, "", 7, 1 << 20, 4, &f->env, &f->ssd), KVF_ERR_INVALID);
-    assert_int_equal(kvf_ssd_create(disk, 2 << 20, "alpha", 7, (1 << 20) + 1, 4, &f->env, &f->ssd), KVF_ERR_INVALID);
-    assert_int_equal(kvf_ssd_create(disk, AREA_BYTES, "alpha", 7, UINT32_MAX, 4, &f->env, &f->ssd), KVF_ERR_INVALID);
-    assert_int_equal(kvf_ssd_create(disk, AREA_BYTES, "alpha", 7, 1 << 20, 0, &f->env, &f->ssd), KVF_ERR_INVALID);
+    assert_int_equal(create(f, disk, AREA_BYTES, "", 1 << 20, 4), KVF_ERR_INVALID);
+    assert_int_equal(create(f, disk, 2 << 20, "alpha", (1 << 20) + 1, 4), KVF_ERR_INVALID);
+    assert_int_equal(create(f, disk, AREA_BYTES, "alpha", UINT32_MAX, 4), KVF_ERR_INVALID);
+    assert_int_equal(create(f, disk, AREA_BYTES, "alpha", 1 << 20, 0), KVF_ERR_INVALID);
     char long_name[80];
     memset(long_name, 'n', sizeof long_name);
     long_name[64] = 0;
-    assert_int_equal(kvf_ssd_create(disk, AREA_BYTES, long_name, 7, 1 << 20, 4, &f->env, &f->ssd), KVF_ERR_INVALID);
+    assert_int_equal(create(f, disk, AREA_BYTES, long_name, 1 << 20, 4), KVF_ERR_INVALID);
     disk->ops->close(disk);
     tear_down(f);
 }
@@ -675,9 +700,9 @@ static void churn(struct kvf_ssd *ssd, struct block *blocks, unsigned count, uin
         if (b->offset && *random % 3 == 0)
             continue; /* keeps its bytes for this round */
         if (b->offset)
-            kvf_ssd_free(ssd, b->offset, b->bytes);
+            kvf_ssd_free(ssd, b->offset, b->bytes, 1);
         b->bytes = 4096u << (*random >> 8) % 9;
-        b->offset = kvf_ssd_alloc(ssd, b->bytes);
+        b->offset = kvf_ssd_alloc(ssd, b->bytes, 1);
         assert_true(b->offset != KVF_ARENA_NONE);
         mark_block(b, *random);
         b->io.request.done = block_done;
@@ -722,7 +747,9 @@ static void a_real_disk_returns_every_block(void **state)
         }
         assert_int_equal(st, KVF_OK);
         disk->ops->register_memory(disk, memory, (size_t)count << 20);
-        assert_int_equal(kvf_ssd_create(disk, 160u << 20, "alpha", e + 1, 1 << 20, 32, kvf_env_real(), &ssd), KVF_OK);
+        const struct kvf_ssd_options options = {.bytes = 160u << 20, .node = "alpha", .incarnation = e + 1, .block_max = 1 << 20,
+                                                .depth = 32, .env = kvf_env_real(), .log = &log};
+        assert_int_equal(kvf_ssd_create(disk, &options, &ssd), KVF_OK);
         for (unsigned i = 0; i < count; i++)
             blocks[i].data = memory + ((size_t)i << 20);
         for (unsigned round = 0; round < 4; round++)

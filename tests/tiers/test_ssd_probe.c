@@ -20,6 +20,7 @@ struct fixture {
     struct kvf_ssd *ssd;
     uint64_t now_ns;
     struct kvf_env env;
+    struct kvf_log log; /* silent */
     struct kvf_ssd_request request;
     uint8_t *data;
 };
@@ -32,13 +33,16 @@ static uint64_t fixture_now(void *arg)
 static struct fixture *set_up(void)
 {
     struct fixture *f = calloc(1, sizeof *f);
-    f->env = (struct kvf_env){.arg = f, .now_ns = fixture_now};
+    f->env = (struct kvf_env){.arg = f, .now_ns = fixture_now, .random = fixture_now};
+    kvf_log_init(&f->log, "test", KVF_LOG_ERROR, NULL);
+    const struct kvf_ssd_options options = {.bytes = AREA_BYTES, .node = "alpha", .incarnation = 7, .block_max = 1 << 20,
+                                            .depth = 4, .env = &f->env, .log = &f->log};
     f->now_ns = KVF_SEC;
     f->data = aligned_alloc(4096, BLOCK);
     memset(f->data, 0, BLOCK);
     assert_int_equal(sim_media_create(AREA_BYTES, &f->media), KVF_OK);
     assert_int_equal(sim_disk_create(f->media, 4, &f->sim), KVF_OK);
-    assert_int_equal(kvf_ssd_create(sim_disk_seam(f->sim), AREA_BYTES, "alpha", 7, 1 << 20, 4, &f->env, &f->ssd), KVF_OK);
+    assert_int_equal(kvf_ssd_create(sim_disk_seam(f->sim), &options, &f->ssd), KVF_OK);
     return f;
 }
 
@@ -86,7 +90,7 @@ static void a_degraded_area_is_tried_ever_less_often_and_used_again(void **state
 {
     static const unsigned want[] = {1, 2, 4, 8, 16, 32, 60, 60};
     struct fixture *f = set_up();
-    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK);
+    uint64_t at = kvf_ssd_alloc(f->ssd, BLOCK, 1);
     struct kvf_ssd_stats stats;
     sim_disk_fail(f->sim, true, SIM_FAULT_FULL, 0, 9);
     post(f, at);
@@ -98,13 +102,13 @@ static void a_degraded_area_is_tried_ever_less_often_and_used_again(void **state
     for (unsigned i = 0; i < 8; i++) {
         assert_int_equal(seconds_to_probe(f), want[i]);
         assert_true(kvf_ssd_degraded(f->ssd));
-        assert_int_equal(kvf_ssd_alloc(f->ssd, BLOCK), KVF_ARENA_NONE);
+        assert_int_equal(kvf_ssd_alloc(f->ssd, BLOCK, 1), KVF_ARENA_NONE);
     }
     assert_int_equal(seconds_to_probe(f), 60);
     assert_false(kvf_ssd_degraded(f->ssd));
     kvf_ssd_stats(f->ssd, &stats);
     assert_int_equal(stats.used_bytes, used);
-    uint64_t again = kvf_ssd_alloc(f->ssd, BLOCK);
+    uint64_t again = kvf_ssd_alloc(f->ssd, BLOCK, 1);
     assert_true(again != KVF_ARENA_NONE);
 
     /* Fails again at once: it is not tried every second. Long after: from the beginning. */

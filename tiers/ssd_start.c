@@ -1,0 +1,526 @@
+/* The start of the SSD tier: superblock, layout, and recovery from the journal.
+ *
+ * Recovery reads backwards, newest record first. The first record about a place, PUT or FREE, is the true one: it claims the
+ * place in a bitmap, and what is older there is passed over. So every live block is met once, its slot is taken in the arena
+ * and the owner is told, and nothing is kept for the dead ones. The half is read in large pieces, several at a time.
+ *
+ *   newest generation has its END   -> it tells all
+ *   it has none (a crash during the checkpoint) -> the generation before is read behind it; what still lives there is
+ *                                      appended to the newest, END follows, and so the checkpoint is finished here */
+#include "base/hash.h"
+#include "tiers/ssd_internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define UNIT KVF_SSD_UNIT
+#define BLOCK KVF_JOURNAL_BLOCK
+#define PAGE_BYTES_MIN (1u << 20)
+#define SLOTS_ALIGN (1ull << 20)
+#define JOURNAL_START (2ull * KVF_SUPERBLOCK_BYTES)
+/* Superblocks and journal together: this share of the area, so that records of 64 KiB blocks fill a small part of a half. */
+#define JOURNAL_SHARE 32u
+#define PIECE_BYTES (1u << 20)
+#define PIECES 8u
+#define PROBE_BYTES (64u << 10)
+#define PROBE_BLOCKS (PROBE_BYTES / BLOCK)
+/* Valid blocks behind the last one that is surely on disk lie closer than this: more is never unsynced (ssd_commit.c). */
+#define GAP_BLOCKS (2 * KVF_SSD_UNSYNCED_BLOCKS)
+/* The disk is asked before the node serves, so this is the one place that waits. */
+#define NAP_MS 10
+#define NAPS_MAX 3000u
+
+/* ------------------------------------------------------------------------------------------------- waiting I/O */
+
+struct start_io;
+struct piece {
+    struct start_io *io;
+    struct kvf_disk_request request;
+    bool busy;
+    enum kvf_status status;
+    uint8_t *data; /* [PIECE_BYTES] */
+    uint32_t first, blocks; /* of the half, while replaying */
+};
+
+/* On the heap, and left there when the disk never answers: it may still write into it. */
+struct start_io {
+    struct kvf_disk *disk;
+    unsigned busy;
+    bool abandoned;
+    struct piece pieces[PIECES];
+    uint8_t *memory;
+};
+
+static void io_free(struct start_io *io)
+{
+    io->abandoned = true;
+    if (io->busy)
+        return; /* the last io_done comes here again */
+    free(io->memory);
+    free(io);
+}
+
+static struct start_io *io_create(struct kvf_disk *disk)
+{
+    struct start_io *io = calloc(1, sizeof *io);
+    if (!io)
+        return NULL;
+    io->disk = disk;
+    io->memory = aligned_alloc(UNIT, (size_t)PIECES * PIECE_BYTES);
+    if (!io->memory) {
+        free(io);
+        return NULL;
+    }
+    for (unsigned i = 0; i < PIECES; i++) {
+        io->pieces[i].io = io;
+        io->pieces[i].data = io->memory + (size_t)i * PIECE_BYTES;
+    }
+    return io;
+}
+
+static void io_done(void *arg, enum kvf_status status)
+{
+    struct piece *p = arg;
+    p->status = status;
+    p->busy = false;
+    p->io->busy--;
+    if (p->io->abandoned)
+        io_free(p->io);
+}
+
+static enum kvf_status io_post(struct piece *p, bool write, uint64_t offset, uint32_t bytes)
+{
+    assert(!p->busy && bytes <= PIECE_BYTES);
+    struct kvf_disk *disk = p->io->disk;
+    p->request =
+        (struct kvf_disk_request){.write = write, .data = p->data, .offset = offset, .bytes = bytes, .done = io_done, .arg = p};
+    enum kvf_status st = disk->ops->submit(disk, &p->request);
+    if (st == KVF_OK) {
+        p->busy = true;
+        p->io->busy++;
+    }
+    return st;
+}
+
+/* Waits at most half a minute: ERR_DEADLINE. */
+static enum kvf_status io_await(struct piece *p)
+{
+    struct kvf_disk *disk = p->io->disk;
+    for (unsigned naps = 0; p->busy; naps++) {
+        disk->ops->poll(disk);
+        if (!p->busy)
+            break;
+        if (naps == NAPS_MAX)
+            return KVF_ERR_DEADLINE;
+        struct pollfd wait = {.fd = disk->ops->event_fd(disk), .events = POLLIN};
+        (void)poll(&wait, 1, NAP_MS);
+    }
+    return p->status;
+}
+
+/* One request from beginning to end, through the first piece's memory. */
+static enum kvf_status io_run(struct start_io *io, bool write, uint64_t offset, uint32_t bytes)
+{
+    struct piece *p = &io->pieces[0];
+    enum kvf_status st = io_post(p, write, offset, bytes);
+    for (unsigned i = 1; i < PIECES && st == KVF_ERR_BUSY; i++) { /* what is read ahead has all places of the disk */
+        if (io->pieces[i].busy && io_await(&io->pieces[i]) == KVF_ERR_DEADLINE)
+            return KVF_ERR_DEADLINE;
+        st = io_post(p, write, offset, bytes);
+    }
+    return st == KVF_OK ? io_await(p) : st;
+}
+
+/* Everything that stands in the journal's memory goes to the disk. ERR_FULL: the half is full. */
+static enum kvf_status io_flush(struct start_io *io, struct kvf_journal *j)
+{
+    void *data;
+    uint64_t offset;
+    uint32_t bytes;
+    kvf_journal_seal(j);
+    while (kvf_journal_hand(j, &data, &offset, &bytes)) {
+        assert(bytes <= PIECE_BYTES);
+        memcpy(io->pieces[0].data, data, bytes);
+        enum kvf_status st = io_run(io, true, offset, bytes);
+        if (st != KVF_OK)
+            return st;
+        kvf_journal_wrote(j, bytes);
+    }
+    return KVF_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------- the superblock */
+
+/* Both copies; OK also for version 1. ERR_CORRUPT: neither is whole. */
+static enum kvf_status read_superblock(struct start_io *io, struct kvf_superblock *out)
+{
+    enum kvf_status st = KVF_ERR_CORRUPT;
+    for (unsigned copy = 0; copy < 2 && st == KVF_ERR_CORRUPT; copy++) {
+        st = io_run(io, false, copy * KVF_SUPERBLOCK_BYTES, KVF_SUPERBLOCK_BYTES);
+        if (st == KVF_OK)
+            st = kvf_superblock_decode(io->pieces[0].data, KVF_SUPERBLOCK_BYTES, out);
+    }
+    return st;
+}
+
+static void lay_out(struct kvf_superblock *sb, const struct kvf_ssd_options *o)
+{
+    uint64_t area = o->bytes - o->bytes % UNIT, share = area / JOURNAL_SHARE;
+    uint32_t largest = (o->block_max + UNIT - 1) / UNIT * UNIT;
+    *sb = (struct kvf_superblock){.version = KVF_SUPERBLOCK_VERSION, .align = UNIT, .area_bytes = area,
+                                  .slots_start = (share / SLOTS_ALIGN + (share % SLOTS_ALIGN || !share)) * SLOTS_ALIGN,
+                                  .page_bytes = largest > PAGE_BYTES_MIN ? largest : PAGE_BYTES_MIN,
+                                  .incarnation = o->incarnation, .journal_start = JOURNAL_START};
+    sb->half_bytes = (sb->slots_start - JOURNAL_START) / 2 / BLOCK * BLOCK;
+    memcpy(sb->node, o->node, strlen(o->node) + 1);
+}
+
+/* An empty area: first the journal's two generations 0 and 1, both complete, then the superblocks, so that a whole superblock
+ * never stands before something else's journal. */
+static enum kvf_status format(struct kvf_ssd *s, struct start_io *io, const struct kvf_superblock *sb)
+{
+    struct kvf_journal *j = &s->journal;
+    for (uint64_t generation = 0; generation < 2; generation++) {
+        kvf_journal_position(j, generation, s->env->random(s->env->arg), 0);
+        (void)kvf_journal_end(j);
+        enum kvf_status st = io_flush(io, j);
+        if (st != KVF_OK)
+            return st;
+    }
+    enum kvf_status st = s->disk->ops->sync(s->disk);
+    for (unsigned copy = 0; copy < 2 && st == KVF_OK; copy++) {
+        kvf_superblock_encode(sb, io->pieces[0].data);
+        st = io_run(io, true, copy * KVF_SUPERBLOCK_BYTES, KVF_SUPERBLOCK_BYTES);
+    }
+    return st == KVF_OK ? s->disk->ops->sync(s->disk) : st;
+}
+
+/* ------------------------------------------------------------------------------------------------- the halves */
+
+struct half {
+    bool known;
+    uint64_t generation, nonce;
+    uint32_t tail; /* blocks up to the last whole one */
+};
+
+struct replay {
+    struct kvf_ssd *s;
+    struct start_io *io;
+    uint64_t *claimed; /* a bit per unit of the slots */
+    bool ended;  /* END was met */
+    bool append; /* what lives goes into the newest generation, too */
+    enum kvf_status status;
+};
+
+static uint64_t block_at(const struct kvf_ssd *s, uint64_t generation, uint32_t number)
+{
+    return s->journal.start + (generation % 2 * s->journal.half_blocks + number) * (uint64_t)BLOCK;
+}
+
+/* Whether the block is of this generation and in its place. */
+static bool belongs(const struct kvf_ssd *s, const struct half *h, const void *block, uint32_t number,
+                    struct kvf_journal_head *head)
+{
+    return kvf_journal_open(block, s->journal.area, head) && head->generation == h->generation && head->nonce == h->nonce &&
+           head->number == number;
+}
+
+/* The latest of the half's blocks among these says which generation it holds. */
+static void look_for_generation(const struct kvf_ssd *s, const uint8_t *blocks, uint32_t first, uint32_t n, uint64_t parity,
+                                struct half *h)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        struct kvf_journal_head head;
+        if (!kvf_journal_open(blocks + (size_t)i * BLOCK, s->journal.area, &head) || head.generation % 2 != parity ||
+            head.number != first + i || (h->known && head.generation <= h->generation))
+            continue;
+        *h = (struct half){.known = true, .generation = head.generation, .nonce = head.nonce};
+    }
+}
+
+/* Reads the half's first blocks; all of it only where those are damaged. */
+static enum kvf_status find_generation(struct kvf_ssd *s, struct start_io *io, uint64_t parity, struct half *h)
+{
+    uint32_t step = PROBE_BLOCKS, blocks = s->journal.half_blocks;
+    for (uint32_t first = 0; first < blocks && !h->known; first += step, step = PIECE_BYTES / BLOCK) {
+        uint32_t n = blocks - first < step ? blocks - first : step;
+        enum kvf_status st = io_run(io, false, block_at(s, parity, first), n * BLOCK);
+        if (st != KVF_OK)
+            return st;
+        look_for_generation(s, io->pieces[0].data, first, n, parity, h);
+        if (!h->known && first == 0)
+            kvf_log_warn(s->log, "SSD: the beginning of the journal's half %llu is damaged", (unsigned long long)parity);
+        step = n;
+    }
+    return KVF_OK;
+}
+
+/* The last of n blocks from `first` on that belongs, plus one; 0 when none does. */
+static enum kvf_status last_of(struct kvf_ssd *s, struct start_io *io, const struct half *h, uint32_t first, uint32_t n,
+                               uint32_t *last)
+{
+    struct kvf_journal_head head;
+    *last = 0;
+    enum kvf_status st = io_run(io, false, block_at(s, h->generation, first), n * BLOCK);
+    for (uint32_t i = n; st == KVF_OK && i-- > 0 && !*last;)
+        if (belongs(s, h, io->pieces[0].data + (size_t)i * BLOCK, first + i, &head))
+            *last = first + i + 1;
+    return st;
+}
+
+/* The end of the generation: bisection finds a place in it near its end, from there it is read until a gap that no crash can
+ * leave inside it. */
+static enum kvf_status find_tail(struct kvf_ssd *s, struct start_io *io, struct half *h)
+{
+    uint32_t blocks = s->journal.half_blocks, low = 0, high = blocks / PROBE_BLOCKS, last;
+    while (high - low > GAP_BLOCKS / PROBE_BLOCKS) {
+        uint32_t middle = low + (high - low) / 2;
+        enum kvf_status st = last_of(s, io, h, middle * PROBE_BLOCKS, PROBE_BLOCKS, &last);
+        if (st != KVF_OK)
+            return st;
+        if (last)
+            low = middle;
+        else
+            high = middle;
+    }
+    h->tail = low * PROBE_BLOCKS;
+    for (uint32_t first = h->tail; first < blocks && first - h->tail < GAP_BLOCKS;) {
+        uint32_t n = blocks - first < PIECE_BYTES / BLOCK ? blocks - first : PIECE_BYTES / BLOCK;
+        enum kvf_status st = last_of(s, io, h, first, n, &last);
+        if (st != KVF_OK)
+            return st;
+        if (last)
+            h->tail = last;
+        first += n;
+    }
+    return KVF_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------- replay */
+
+/* True when any of the place was claimed before; all of it is afterwards. Places outside the area count as claimed. */
+static bool claim(struct replay *r, uint64_t offset, uint64_t bytes)
+{
+    const struct kvf_ssd *s = r->s;
+    uint64_t area = kvf_arena_bytes(s->arena);
+    if (offset < s->slots_start || offset % UNIT || bytes == 0 || offset - s->slots_start >= area ||
+        bytes > area - (offset - s->slots_start))
+        return true;
+    uint64_t first = (offset - s->slots_start) / UNIT, n = (bytes + UNIT - 1) / UNIT;
+    bool any = false;
+    for (uint64_t u = first; u < first + n;) {
+        uint64_t run = 64 - u % 64 < first + n - u ? 64 - u % 64 : first + n - u;
+        uint64_t mask = (run == 64 ? UINT64_MAX : (1ull << run) - 1) << u % 64;
+        any |= (r->claimed[u / 64] & mask) != 0;
+        r->claimed[u / 64] |= mask;
+        u += run;
+    }
+    return any;
+}
+
+/* A record that lives and belongs to the generation before the newest is written into the newest. */
+static void append(struct replay *r, const struct kvf_ssd_record *record)
+{
+    struct kvf_journal *j = &r->s->journal;
+    if (kvf_journal_put(j, record) || r->status != KVF_OK)
+        return;
+    r->status = io_flush(r->io, j);
+    if (r->status == KVF_OK && !kvf_journal_put(j, record))
+        r->status = KVF_ERR_FULL;
+}
+
+static void replay_put(struct replay *r, const struct kvf_ssd_record *record)
+{
+    struct kvf_ssd *s = r->s;
+    uint32_t size = kvf_journal_record_bytes(record->chunks);
+    if (claim(r, record->offset, record->bytes) || !s->owner.found || s->live_bytes + size > s->live_max)
+        return;
+    if (!kvf_arena_take(s->arena, record->offset - s->slots_start, record->bytes))
+        return; /* its page has slots of another size: it was freed before they were given out */
+    if (!s->owner.found(s->owner.arg, record)) {
+        kvf_arena_free(s->arena, record->offset - s->slots_start, record->bytes);
+        return;
+    }
+    s->live_bytes += size;
+    s->stats.recovered_blocks++;
+    s->stats.recovered_bytes += record->bytes;
+    if (r->append)
+        append(r, record);
+}
+
+static void replay_block(struct replay *r, const struct half *h, const uint8_t *block, uint32_t number)
+{
+    uint32_t at[BLOCK / 8], n = 0;
+    struct kvf_journal_head head;
+    struct kvf_journal_entry e;
+    if (!belongs(r->s, h, block, number, &head)) {
+        r->s->stats.journal_damaged++;
+        return;
+    }
+    for (uint32_t next = 0, size; (size = kvf_journal_size(block, &head, next)) > 0; next += size)
+        at[n++] = next;
+    while (n-- > 0) {
+        uint32_t from = at[n];
+        if (!kvf_journal_read(block, &head, &from, &e))
+            continue;
+        if (e.kind == KVF_JOURNAL_END)
+            r->ended = true;
+        else if (e.kind == KVF_JOURNAL_FREE)
+            (void)claim(r, e.record.offset, e.record.bytes);
+        else
+            replay_put(r, &e.record);
+    }
+}
+
+/* Blocks tail-1 down to 0, pieces of the half read ahead in a ring. */
+static enum kvf_status replay_half(struct replay *r, const struct half *h)
+{
+    struct start_io *io = r->io;
+    uint32_t asked = h->tail, left = h->tail;
+    unsigned head = 1, n = 0; /* piece 0 is for what is done in between */
+    while (left > 0) {
+        while (asked > 0 && n < PIECES - 1) {
+            struct piece *p = &io->pieces[1 + (head - 1 + n) % (PIECES - 1)];
+            p->blocks = asked < PIECE_BYTES / BLOCK ? asked : PIECE_BYTES / BLOCK;
+            p->first = asked - p->blocks;
+            enum kvf_status st = io_post(p, false, block_at(r->s, h->generation, p->first), p->blocks * BLOCK);
+            if (st == KVF_ERR_BUSY && n > 0)
+                break; /* a disk of less depth */
+            if (st != KVF_OK)
+                return st;
+            asked = p->first;
+            n++;
+        }
+        struct piece *p = &io->pieces[head];
+        enum kvf_status st = io_await(p);
+        if (st != KVF_OK)
+            return st;
+        for (uint32_t i = p->blocks; i-- > 0;)
+            replay_block(r, h, p->data + (size_t)i * BLOCK, p->first + i);
+        left -= p->blocks;
+        head = 1 + head % (PIECES - 1);
+        n--;
+    }
+    return r->status;
+}
+
+/* Positions the journal behind the newest generation and meets every live block. */
+static enum kvf_status recover(struct kvf_ssd *s, struct replay *r)
+{
+    struct half halves[2] = {0};
+    for (uint64_t parity = 0; parity < 2; parity++) {
+        enum kvf_status st = find_generation(s, r->io, parity, &halves[parity]);
+        if (st != KVF_OK)
+            return st;
+    }
+    if (!halves[0].known && !halves[1].known) {
+        kvf_log_error(s->log, "SSD: the journal is lost: nothing of the area can be found");
+        return KVF_ERR_CORRUPT;
+    }
+    unsigned newest = !halves[0].known || (halves[1].known && halves[1].generation > halves[0].generation);
+    struct half *h = &halves[newest], *before = &halves[!newest];
+    enum kvf_status st = find_tail(s, r->io, h);
+    if (st != KVF_OK)
+        return st;
+    kvf_journal_position(&s->journal, h->generation, h->nonce, h->tail);
+    st = replay_half(r, h);
+    if (st != KVF_OK || r->ended)
+        return st;
+    if (before->known && before->generation + 1 == h->generation) {
+        r->append = true;
+        st = find_tail(s, r->io, before);
+        if (st == KVF_OK)
+            st = replay_half(r, before);
+    }
+    if (st == KVF_OK && !kvf_journal_end(&s->journal))
+        st = io_flush(r->io, &s->journal) != KVF_OK || !kvf_journal_end(&s->journal) ? KVF_ERR_FULL : KVF_OK;
+    return st == KVF_OK ? io_flush(r->io, &s->journal) : st;
+}
+
+/* What was found serves; what a full journal or a disk that fails forbids is taking more. */
+static enum kvf_status recovered(struct kvf_ssd *s, enum kvf_status st)
+{
+    if (st == KVF_ERR_FULL) {
+        kvf_log_error(s->log, "SSD: the journal has no room to finish its checkpoint: no new blocks are taken");
+        s->journal_dead = s->sync_failed = true;
+        kvf_ssd_degrade(s, ENOSPC);
+        st = KVF_OK;
+    }
+    if (st == KVF_OK)
+        st = s->disk->ops->sync(s->disk);
+    if (s->stats.journal_damaged)
+        kvf_log_warn(s->log, "SSD: %llu blocks of the journal were not whole", (unsigned long long)s->stats.journal_damaged);
+    s->journal.durable = s->journal.written;
+    return st;
+}
+
+/* ------------------------------------------------------------------------------------------------- start */
+
+/* The area that stands there, or a new one. *found: it is ours and may be recovered. */
+static enum kvf_status choose_area(struct kvf_ssd *s, struct start_io *io, const struct kvf_ssd_options *o, struct kvf_superblock *sb,
+                                   bool *found)
+{
+    struct kvf_superblock ours;
+    lay_out(&ours, o);
+    if (ours.area_bytes < ours.slots_start + ours.page_bytes)
+        return KVF_ERR_INVALID;
+    enum kvf_status st = read_superblock(io, sb);
+    *found = st == KVF_OK && sb->version == KVF_SUPERBLOCK_VERSION;
+    if (st == KVF_OK && strcmp(sb->node, ours.node) != 0)
+        return KVF_ERR_CONFIG;
+    if (st != KVF_OK && st != KVF_ERR_CORRUPT)
+        return st;
+    if (*found && (sb->align != UNIT || sb->page_bytes < ours.page_bytes || ours.area_bytes < sb->slots_start + sb->page_bytes)) {
+        kvf_log_warn(s->log, "SSD: the area was made for other sizes (block.bytes_max, ssd.bytes): it begins empty");
+        *found = false;
+    }
+    if (*found)
+        sb->area_bytes = ours.area_bytes; /* it may have grown or shrunk: slots beyond its end are not found */
+    else
+        *sb = ours;
+    return KVF_OK;
+}
+
+static enum kvf_status start(struct kvf_ssd *s, struct start_io *io, const struct kvf_ssd_options *o)
+{
+    struct kvf_superblock sb;
+    bool found;
+    enum kvf_status st = choose_area(s, io, o, &sb, &found);
+    if (st != KVF_OK)
+        return st;
+    uint32_t half_blocks = (uint32_t)(sb.half_bytes / BLOCK);
+    s->slots_start = sb.slots_start;
+    s->live_max = (uint64_t)half_blocks * KVF_JOURNAL_FILL / 4 * 3;
+    st = kvf_arena_create(NULL, sb.area_bytes - sb.slots_start, UNIT, sb.page_bytes, &s->arena);
+    if (st == KVF_OK)
+        st = kvf_journal_init(&s->journal, sb.incarnation, sb.journal_start, half_blocks);
+    if (st == KVF_OK && !found)
+        st = format(s, io, &sb);
+    s->journal.durable = s->journal.written;
+    if (st != KVF_OK || !found)
+        return st;
+
+    struct replay r = {.s = s, .io = io, .status = KVF_OK};
+    r.claimed = calloc(kvf_arena_bytes(s->arena) / UNIT / 64 + 1, sizeof *r.claimed);
+    if (!r.claimed)
+        return KVF_ERR_NO_MEMORY;
+    uint64_t began = kvf_now(s->env);
+    st = recover(s, &r);
+    free(r.claimed);
+    st = recovered(s, st == KVF_ERR_CORRUPT ? format(s, io, &sb) : st);
+    s->stats.recovery_ns = kvf_now(s->env) - began;
+    return st;
+}
+
+enum kvf_status kvf_ssd_start(struct kvf_ssd *s, const struct kvf_ssd_options *o)
+{
+    struct start_io *io = io_create(s->disk);
+    if (!io)
+        return KVF_ERR_NO_MEMORY;
+    enum kvf_status st = start(s, io, o);
+    io_free(io);
+    return st;
+}
