@@ -154,7 +154,8 @@ static void end_request(struct kvf_ssd *s, struct kvf_ssd_request *r, enum kvf_s
 }
 
 /* A request of a flight that ended: on to its next piece, alone another time, or done. */
-static void member_done(struct kvf_ssd *s, struct kvf_ssd_request *r, uint32_t bytes, bool joined, enum kvf_status status, int error)
+static void member_done(struct kvf_ssd *s, struct kvf_ssd_request *r, uint32_t bytes, bool joined, enum kvf_status status,
+                        int error)
 {
     bool again = status != KVF_OK && joined;
     if (status == KVF_OK)

@@ -460,8 +460,8 @@ static enum kvf_status recovered(struct kvf_ssd *s, enum kvf_status st)
 /* ------------------------------------------------------------------------------------------------- start */
 
 /* The area that stands there, or a new one. *found: it is ours and may be recovered. */
-static enum kvf_status choose_area(struct kvf_ssd *s, struct start_io *io, const struct kvf_ssd_options *o, struct kvf_superblock *sb,
-                                   bool *found)
+static enum kvf_status choose_area(struct kvf_ssd *s, struct start_io *io, const struct kvf_ssd_options *o,
+                                   struct kvf_superblock *sb, bool *found)
 {
     struct kvf_superblock ours;
     lay_out(&ours, o);
@@ -473,7 +473,8 @@ static enum kvf_status choose_area(struct kvf_ssd *s, struct start_io *io, const
         return KVF_ERR_CONFIG;
     if (st != KVF_OK && st != KVF_ERR_CORRUPT)
         return st;
-    if (*found && (sb->align != UNIT || sb->page_bytes < ours.page_bytes || ours.area_bytes < sb->slots_start + sb->page_bytes)) {
+    bool fits = sb->align == UNIT && sb->page_bytes >= ours.page_bytes && ours.area_bytes >= sb->slots_start + sb->page_bytes;
+    if (*found && !fits) {
         kvf_log_warn(s->log, "SSD: the area was made for other sizes (block.bytes_max, ssd.bytes): it begins empty");
         *found = false;
     }

@@ -169,7 +169,7 @@ static void demand_finds_a_place_among_reads_ahead(void **state)
     assert_in_range(before, 1, 399); /* some are posted, not all */
     start(&l, &h, &cursor, true, to, &o);
     kvf_core_poll(l.node->core);
-    assert_int_equal(l.node->core->reads_queued, before);
+    assert_true(l.node->core->reads_queued <= before);
     sim_disk_hold(l.node->disk, false);
     sim_cluster_settle(l.c, KVF_SEC);
     assert_int_equal(l.node->core->reads_queued, 0);

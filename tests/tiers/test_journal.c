@@ -17,8 +17,8 @@ static const uint64_t sums[64] = {11, 22, 33, 44};
 
 static struct kvf_ssd_record record(uint64_t n, unsigned chunks)
 {
-    return (struct kvf_ssd_record){.key = {.hi = n, .lo = n + 1}, .fingerprint = 3, .offset = n * 4096, .bytes = 5000, .flags = 0x0102,
-                                   .chunks = (uint8_t)chunks, .sums = sums};
+    return (struct kvf_ssd_record){.key = {.hi = n, .lo = n + 1}, .fingerprint = 3, .offset = n * 4096, .bytes = 5000,
+                                   .flags = 0x0102, .chunks = (uint8_t)chunks, .sums = sums};
 }
 
 static void bytes_are_as_documented(void **state)

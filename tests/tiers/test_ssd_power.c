@@ -291,7 +291,8 @@ static void check_after_start(struct world *w)
         bool must = b->fate == DURABLE && !w->misdirect;
         bool good = b->found && verified(w, k);
         if (must && !good)
-            fail_msg("seed %llu: block %u, durable, was %s", (unsigned long long)seed_now, k, b->found ? "found damaged" : "not found");
+            fail_msg("seed %llu: block %u, durable, was %s", (unsigned long long)seed_now, k,
+                     b->found ? "found damaged" : "not found");
         if (good)
             check_bytes(w, k, must);
         w->found += good;
