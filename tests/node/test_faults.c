@@ -354,7 +354,7 @@ static void a_full_disk_keeps_the_block_in_dram(void **state)
 {
     struct quad t = quad_make(128 * KIB, 0, 0, 4096 * KIB, KVF_WAY_ASK);
     struct kvf_session *s = session_on(t.home, 7);
-    sim_disk_fail(t.home->disk, true, SIM_FAULT_FULL, 3, 1);
+    sim_disk_fail(t.home->disk, true, SIM_FAULT_FULL, 3, 20); /* joined writes that fail are tried one by one */
     enum kvf_status st = sim_engine_run(engine, s, 1200, 50);
     assert_true(st == KVF_ERR_FULL);
     assert_int_equal(COUNTED(t.home, blocks_lost), 0);
