@@ -379,7 +379,7 @@ static void replay_block(struct replay *r, const struct half *h, const uint8_t *
 static enum kvf_status replay_half(struct replay *r, const struct half *h)
 {
     struct start_io *io = r->io;
-    uint32_t asked = h->tail, left = h->tail;
+    uint32_t left = h->tail, asked = left;
     unsigned head = 1, n = 0; /* piece 0 is for what is done in between */
     while (left > 0) {
         while (asked > 0 && n < PIECES - 1) {
