@@ -18,7 +18,7 @@
 #define KEYS 300u
 #define SLOTS 24u
 #define DEPTH 8u
-#define SEEDS 150u
+#define SEEDS 60u
 
 /* What the test knows of a key. */
 enum fate { ABSENT, WRITING, WRITTEN, DURABLE, FREED };
