@@ -17,6 +17,7 @@ static const struct kvf_bench_entry benches[] = {
     {"movement", "demand reads from SSD while blocks go down, are scrubbed and read ahead, beside the device alone",
      kvf_bench_movement_run},
     {"index", "look-up, pin and unpin of blocks in DRAM, beside a plain array, at 1 M and 32 M blocks", kvf_bench_index_run},
+    {"cold", "what 8 bits an element below DRAM cost attention, and how fast they are made and read", kvf_bench_cold_run},
     {"policy", "miss curves of the device cache's rules on recorded selections (--log)", kvf_bench_policy_run},
     {"trace", "hit rates of the block policies on a trace of requests (--trace)", kvf_bench_trace_run},
 };
