@@ -10,8 +10,9 @@
  *     open -- kvf_entry_close --> closed: no new pins but under the lock; those that stand stay until they are let go
  *     closed, no pins: location, bytes and memory may be changed, the entry may be removed or opened again
  *
- * So what a reader finds in a pinned entry (key, location, bytes) stays until it lets go, and an owner that wants the memory back
- * closes first and looks at the pins then. */
+ * So what a reader finds in a pinned entry stays until it lets go: key, location4k, bytes, sums, model and chunks. The rest (tier,
+ * state, flags, peer, ssd4k) changes under a pin, and is the lock's. An owner that wants the memory back closes first and looks at
+ * the pins then. */
 #ifndef KVF_TIERS_INDEX_H
 #define KVF_TIERS_INDEX_H
 
