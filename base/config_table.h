@@ -10,6 +10,12 @@ KVF_SETTING(SIZE, lend_bytes, "lend.bytes", "0", 0, 1ull << 42, "",
     "DRAM beside it that is lent to other nodes' sessions. 0: this node lends nothing.")
 KVF_SETTING(BOOL, borrow, "lend.borrow", "true", 0, 0, "",
     "Whether this node's blocks may go to lenders before they go to SSD.")
+KVF_SETTING(SIZE, gpu_bytes, "gpu.bytes", "0", 0, 1ull << 39, "",
+    "Device cache: chunks that attention under a budget selected lately, whatever tier their blocks lie in. In this version it is "
+    "host memory, as attention is computed on the CPU. 0: none.")
+KVF_SETTING(LIST, gpu_policy, "gpu.policy", "blend", 0, 0, "lru|lfu|window|score|blend",
+    "Which chunk leaves a full device cache: the one used longest ago, least often, not in the last steps, with the lowest score "
+    "now, or by score and use together.")
 KVF_SETTING(SIZE, staging_bytes, "fetch.staging", "32M", 1 << 20, 1ull << 40, "",
     "Memory for cold blocks on their way to attention; bounds how far reads run ahead.")
 KVF_SETTING(TIME, fetch_timeout_ns, "fetch.timeout", "10s", 1000000, 3600000000000, "",

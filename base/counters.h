@@ -12,6 +12,12 @@
     X(blocks_corrupt, "reads whose checksum did not match; never returned")       \
     X(blocks_lost, "blocks of sessions that became misses")                       \
     X(blocks_refilled, "lost blocks that the engine recomputed")                  \
+    X(gpu_chunks_read, "chunks read in place in the device cache: its hits")      \
+    X(gpu_bytes_read, "bytes read in place in the device cache")                  \
+    X(gpu_chunks_missed, "chunks that a budgeted step selected and the device cache did not hold") \
+    X(gpu_chunks_uncached, "of these, chunks that it had no place for")           \
+    X(gpu_chunks_evicted, "chunks that left the device cache for others")         \
+    X(gpu_share_moves, "times that room in it went from one layer and head to another") \
     X(dram_chunks_read, "chunks read in place in DRAM")                           \
     X(dram_bytes_read, "bytes read in place in DRAM")                             \
     X(remote_chunks_read, "chunks read from lenders' DRAM")                       \

@@ -20,7 +20,8 @@ struct kvf_scratch {
     uint8_t *cold;          /* a block decoded from 8 bits an element, [workers][block_bytes]; NULL: none was met yet */
     float *part, *part_lse; /* one partial result, [workers][SLICE_ROWS][..] */
     uint32_t rows_room;
-    float *scores;          /* [chunks_room] */
+    float *scores;          /* [chunks_room], unless the device cache wants them */
+    float *thresholds;      /* [kv_heads] the lowest score that was chosen for its score */
     uint32_t *picked;
     uint32_t chunks_room;
 };
@@ -37,6 +38,7 @@ struct attend {
     float scale;
     uint64_t deadline_ns;
     bool budgeted;
+    bool device;                   /* through the device cache */
     uint32_t asked;                /* wants whose block was looked up and asked for */
     uint32_t wave_from, wave_to;   /* block indices being computed */
     _Atomic bool bad;              /* a block did not verify */
@@ -55,6 +57,7 @@ void kvf_sess_scratch_free(struct kvf_sess *s)
     free(x->part_lse);
     free(x->cold);
     free(x->scores);
+    free(x->thresholds);
     free(x->picked);
     free(x);
     s->scratch = NULL;
@@ -78,6 +81,8 @@ static enum kvf_status scratch_room(struct attend *a)
     if (!s->scratch && !(s->scratch = calloc(1, sizeof *s->scratch)))
         return KVF_ERR_NO_MEMORY;
     struct kvf_scratch *x = a->scratch = s->scratch;
+    if (!x->thresholds && !(x->thresholds = calloc(a->heads, sizeof *x->thresholds)))
+        return KVF_ERR_NO_MEMORY;
     if (a->blocks * a->heads > x->wants_room) {
         uint32_t room = (a->blocks + 64) * 2 * a->heads, chunks = (a->blocks + 64) * 2 * a->model->chunks;
         if (!grow(&x->wants, room * sizeof *x->wants) || !grow(&x->scores, chunks * sizeof *x->scores) ||
@@ -123,15 +128,23 @@ static void choose_all(struct attend *a)
 }
 
 /* Tells the handle's observer what was chosen of the first `chunks` chunks. */
-static void observed(struct attend *a, uint32_t head, uint32_t chunks, uint32_t best)
+static void observed(struct attend *a, uint32_t head, uint32_t chunks, uint32_t best, const float *scores)
 {
     struct kvf_scratch *x = a->scratch;
     struct kvf_selection seen = {.first = a->sess->step_first, .tokens = a->n, .layer = a->layer, .head = head, .chunks = chunks,
-                                 .best = best, .scores = x->scores, .chosen = x->picked};
+                                 .best = best, .scores = scores, .chosen = x->picked};
     for (uint32_t c = 0; c < chunks; c++)
         if (want_at(a, c / a->model->chunks, head)->mask >> c % a->model->chunks & 1)
             x->picked[seen.n_chosen++] = c;
     a->handle->observe(&seen, a->handle->observe_arg);
+}
+
+static float lowest(const float *scores, const uint32_t *picked, uint32_t n)
+{
+    float x = n ? scores[picked[0]] : 0;
+    for (uint32_t i = 1; i < n; i++)
+        x = scores[picked[i]] < x ? scores[picked[i]] : x;
+    return x;
 }
 
 /* Under a budget: the chunks with the best scores (ShadowKV's rule over mean keys), the first and the last tokens always; blocks
@@ -146,19 +159,26 @@ static enum kvf_status choose_best(struct attend *a, const struct kvf_attend_opt
     uint32_t sink = ((o->sink_tokens ? o->sink_tokens : 4) + m->desc.chunk_tokens - 1) / m->desc.chunk_tokens;
     uint64_t end = s->step_first + a->n, local = o->local_tokens ? o->local_tokens : 64;
     uint32_t local_from = (uint32_t)((end > local ? end - local : 0) / m->desc.chunk_tokens);
+    /* Decode steps: a prompt's would only push out what those want, and a refill sees another end of the session. */
+    a->device = a->core->device && a->slices == 1 && !s->step_refill;
     for (uint32_t h = 0; h < a->heads; h++) {
+        float *scores = a->device ? kvf_device_scores(s, h, chunks) : NULL;
+        a->device = scores != NULL;
+        scores = scores ? scores : x->scores;
         const float *summaries = s->summaries + (size_t)(a->layer * a->heads + h) * s->summary_chunks_room * m->summary_floats;
         enum kvf_status st =
             a->core->dev->score(a->core->dev, NULL, KVF_SUMMARY_MEAN, summaries, chunks, m->desc.dim_k,
-                                x->q + (size_t)h * a->rows * m->desc.dim_k, m->desc.dim_k, a->rows, a->scale, x->scores);
+                                x->q + (size_t)h * a->rows * m->desc.dim_k, m->desc.dim_k, a->rows, a->scale, scores);
         if (st == KVF_OK)
-            st = a->core->dev->topk(a->core->dev, NULL, x->scores, chunks, k, x->picked, &count);
+            st = a->core->dev->topk(a->core->dev, NULL, scores, chunks, k, x->picked, &count);
         if (st != KVF_OK)
             return st;
+        x->thresholds[h] = lowest(scores, x->picked, count);
         for (uint32_t b = 0; b < a->blocks; b++) {
             kvf_handle handle = b < sealed ? kvf_sess_block(s, a->layer, h, b) : KVF_HANDLE_NONE;
             bool known = handle != KVF_HANDLE_NONE && (kvf_index_entry(a->core->index, handle)->flags & KVF_FLAG_SUMMARY);
             want_at(a, b, h)->mask = known ? 0 : all_chunks(m);
+            want_at(a, b, h)->known = known;
         }
         for (uint32_t i = 0; i < count; i++)
             want_at(a, x->picked[i] / m->chunks, h)->mask |= 1ull << x->picked[i] % m->chunks;
@@ -166,28 +186,36 @@ static enum kvf_status choose_best(struct attend *a, const struct kvf_attend_opt
             if (c < sink || c >= local_from)
                 want_at(a, c / m->chunks, h)->mask |= 1ull << c % m->chunks;
         if (a->handle->observe)
-            observed(a, h, chunks, count);
+            observed(a, h, chunks, count, scores);
     }
+    if (a->device)
+        kvf_device_step(s, a->layer, x->wants, sealed, x->thresholds);
     return KVF_OK;
 }
 
-/* The next step will want much the same. */
+/* The next step will want much the same; what lies in the device cache need not be read for it. */
 static void remember(struct attend *a)
 {
     uint32_t sealed = a->sess->sealed_blocks < a->blocks ? a->sess->sealed_blocks : a->blocks;
     uint64_t *masks = kvf_ahead_masks(a->sess, a->layer, sealed);
     for (uint32_t i = 0; masks && i < sealed * a->heads; i++)
-        masks[i] = a->scratch->wants[i].mask;
+        masks[i] = a->scratch->wants[i].mask & ~(a->scratch->wants[i].cached | a->scratch->wants[i].fresh);
 }
 
 /* ---------------------------------------------------------------- asking for blocks (under the lock) */
+
+/* Chunks that are not in the device cache. */
+static uint64_t need(const struct kvf_want *w)
+{
+    return w->mask & ~w->cached;
+}
 
 /* Finds one block and asks for it. false: no staging room now. */
 static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status *st)
 {
     struct kvf_core *core = a->core;
     struct kvf_want *w = want_at(a, block, head);
-    if (w->mask == 0 || w->data || w->stage != KVF_STAGE_NONE)
+    if (need(w) == 0 || w->data || w->stage != KVF_STAGE_NONE)
         return true;
     if (block >= a->sess->sealed_blocks) {
         uint32_t stream = a->layer * a->heads + head;
@@ -206,12 +234,12 @@ static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status
             return false;
         w->dram_pinned = true;
         w->data = core->memory + kvf_entry_location(e);
-        kvf_count(&core->counters.dram_chunks_read, (uint64_t)__builtin_popcountll(w->mask));
-        kvf_count(&core->counters.dram_bytes_read, (uint64_t)__builtin_popcountll(w->mask) * a->model->chunk_bytes);
+        kvf_count(&core->counters.dram_chunks_read, (uint64_t)__builtin_popcountll(need(w)));
+        kvf_count(&core->counters.dram_bytes_read, (uint64_t)__builtin_popcountll(need(w)) * a->model->chunk_bytes);
         return true;
     }
     w->sums = kvf_sums_at(core->sums, e->sums);
-    w->stage = kvf_stage_get(core, w->handle, w->mask, a->deadline_ns);
+    w->stage = kvf_stage_get(core, w->handle, need(w), a->deadline_ns);
     return w->stage != KVF_STAGE_NONE;
 }
 
@@ -243,12 +271,12 @@ static void unpin(struct attend *a, struct kvf_want *w)
 /* Whether the bytes of a want are here; *st tells of a failure. */
 static bool arrived(struct attend *a, struct kvf_want *w, enum kvf_status *st)
 {
-    if (w->mask == 0 || w->data)
+    if (need(w) == 0 || w->data)
         return true;
     if (w->stage == KVF_STAGE_NONE)
         return false;
     struct kvf_stage *s = &a->core->stages[w->stage];
-    if ((atomic_load_explicit(&s->have, memory_order_acquire) & w->mask) == w->mask) {
+    if ((atomic_load_explicit(&s->have, memory_order_acquire) & need(w)) == need(w)) {
         w->data = s->slot;
         return true;
     }
@@ -258,7 +286,7 @@ static bool arrived(struct attend *a, struct kvf_want *w, enum kvf_status *st)
         bool still = !s->orphan && e->state != KVF_BLOCK_LOST;
         /* The block went elsewhere while it was asked for (it rose, say), and the old place knows it no more: no loss. */
         if (still && (e->tier == KVF_TIER_DRAM || kvf_entry_location(e) != s->location)) {
-            kvf_stage_retry(a->core, w->stage, w->mask, a->deadline_ns);
+            kvf_stage_retry(a->core, w->stage, need(w), a->deadline_ns);
             return false;
         }
         if (failed == KVF_ERR_IO && still) {
@@ -273,7 +301,7 @@ static bool arrived(struct attend *a, struct kvf_want *w, enum kvf_status *st)
             *st = KVF_LOST;
         else if (failed == KVF_ERR_BUSY || (failed == KVF_ERR_DEADLINE && kvf_now(a->core->env) < a->deadline_ns))
             /* no room to ask, or the deadline of somebody who asked before us */
-            kvf_stage_retry(a->core, w->stage, w->mask, a->deadline_ns);
+            kvf_stage_retry(a->core, w->stage, need(w), a->deadline_ns);
         else
             *st = (enum kvf_status)failed;
     }
@@ -323,7 +351,7 @@ static enum kvf_status wave_wait(struct attend *a, uint32_t from)
 static bool verify(struct attend *a, struct kvf_want *w)
 {
     struct kvf_stage *s = &a->core->stages[w->stage];
-    uint64_t unchecked = w->mask & ~atomic_load_explicit(&s->verified, memory_order_acquire);
+    uint64_t unchecked = need(w) & ~atomic_load_explicit(&s->verified, memory_order_acquire);
     if (unchecked == 0)
         return true;
     kvf_count(&a->core->counters.blocks_verified, 1);
@@ -341,8 +369,8 @@ static const uint8_t *exact_bytes(struct attend *a, const struct kvf_want *w, un
     if (!s || s->format == KVF_COLD_EXACT)
         return w->data;
     uint8_t *block = a->scratch->cold + (size_t)worker * m->block_bytes;
-    kvf_cold_decode(a->core, m, (enum kvf_cold_format)s->format, w->mask, w->data, w->sums, block);
-    kvf_count(&a->core->counters.cold_chunks_decoded, (uint64_t)__builtin_popcountll(w->mask));
+    kvf_cold_decode(a->core, m, (enum kvf_cold_format)s->format, need(w), w->data, w->sums, block);
+    kvf_count(&a->core->counters.cold_chunks_decoded, (uint64_t)__builtin_popcountll(need(w)));
     return block;
 }
 
@@ -355,9 +383,15 @@ static void block_rows(struct attend *a, uint32_t block, uint32_t head, uint32_t
     const uint8_t *data = exact_bytes(a, w, worker);
     const void *chunks[64];
     uint32_t visible[SLICE_ROWS], n_chunks = 0, n = to - from;
-    for (uint32_t c = 0; c < a->model->chunks; c++)
-        if (w->mask >> c & 1)
-            chunks[n_chunks++] = data + (size_t)c * a->model->chunk_bytes;
+    const uint32_t *place = w->places;
+    if (w->fresh) /* then the head's rows are one slice: nobody else fills them */
+        kvf_device_fill(a->core, w, data, a->model->chunk_bytes);
+    for (uint64_t left = w->mask; left; left &= left - 1) {
+        uint32_t c = (uint32_t)__builtin_ctzll(left);
+        bool device = (w->cached | w->fresh) >> c & 1;
+        chunks[n_chunks] = device ? kvf_device_at(a->core, place[n_chunks]) : data + (size_t)c * a->model->chunk_bytes;
+        n_chunks++;
+    }
     uint64_t start = (uint64_t)block * d->block_tokens;
     bool whole = n_chunks < a->model->chunks; /* a choice of chunks is of sealed blocks before the step: all of it is seen */
     for (uint32_t r = 0; r < n; r++) {
@@ -499,8 +533,11 @@ static enum kvf_status attend_run(struct attend *a)
         kvf_core_lock(core);
         if (atomic_load(&a->bad))
             st = damaged(a);
-        for (uint32_t i = a->wave_from * a->heads; i < a->wave_to * a->heads; i++)
+        for (uint32_t i = a->wave_from * a->heads; i < a->wave_to * a->heads; i++) {
             unpin(a, &a->scratch->wants[i]);
+            if (st == KVF_OK)
+                a->scratch->wants[i].fresh = 0; /* filled */
+        }
         done = a->wave_to;
     }
     for (uint32_t i = done * a->heads; i < a->blocks * a->heads; i++)
@@ -555,6 +592,8 @@ enum kvf_status kvf_step_attend(struct kvf_session *handle, uint32_t layer, cons
         remember(&a);
     if (st == KVF_OK)
         st = attend_run(&a);
+    if (a.device)
+        kvf_device_end(s, layer, a.scratch->wants, a.blocks);
     kvf_core_unlock(s->core);
     if (st == KVF_OK)
         results_out(&a, out);

@@ -235,6 +235,7 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
     /* One that is RISING: its rise finds it LOST and gives up. */
     kvf_block_release_copy(core, e->tier, e->peer, kvf_entry_location(e), e->bytes, kvf_entry_chunks(e), e->key);
     e->state = KVF_BLOCK_LOST;
+    kvf_device_lose(core, e->key);
     kvf_stage_drop(core, handle);
     kvf_cold_become(core, handle, KVF_COLD_EXACT, NULL); /* as it will be refilled */
     sess->lost++;
@@ -392,8 +393,8 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
 static enum kvf_status machines_create(struct kvf_core *core)
 {
     enum kvf_status (*const makers[])(struct kvf_core *) = {
-        kvf_evict_create, kvf_reads_create, kvf_staging_create, kvf_spills_create, kvf_rises_create,
-        kvf_scrub_create, kvf_lend_create,  kvf_serves_create,  kvf_moves_create,  kvf_blocks_create,
+        kvf_device_create, kvf_evict_create, kvf_reads_create,  kvf_staging_create, kvf_spills_create, kvf_rises_create,
+        kvf_scrub_create,  kvf_lend_create,  kvf_serves_create, kvf_moves_create,   kvf_blocks_create,
     };
     for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
         enum kvf_status st = makers[i](core);
@@ -524,6 +525,7 @@ void kvf_core_destroy(struct kvf_core *core)
         for (uint32_t b = 0; b < core->session_buckets; b++)
             while (core->sessions[b])
                 kvf_sess_free(core->sessions[b]);
+    kvf_device_destroy(core);
     kvf_staging_destroy(core);
     kvf_reads_destroy(core);
     for (unsigned i = 0; i < core->n_models; i++)
@@ -592,6 +594,7 @@ uint64_t kvf_core_next_timer(const struct kvf_core *core)
 
 void kvf_core_check(struct kvf_core *core)
 {
+    kvf_device_check(core);
     uint64_t blocks[KVF_TIER_COUNT] = {0}, bytes[KVF_TIER_COUNT] = {0}, listed = 0, cursor = 0;
     for (kvf_handle h; (h = kvf_index_walk(core->index, &cursor)) != KVF_HANDLE_NONE;) {
         struct kvf_entry *e = kvf_index_entry(core->index, h);

@@ -496,6 +496,7 @@ enum kvf_status kvf_session_park(struct kvf_session *h, uint64_t timeout_ns)
     if (st == KVF_OK && !s->parked) {
         uint64_t deadline = kvf_deadline(kvf_now(core->env), timeout_ns);
         s->parked = s->parking = true;
+        kvf_device_close(s);
         s->rising = false;
         core->n_parking++;
         core->spill_stuck = false;

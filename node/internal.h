@@ -8,6 +8,7 @@
  *     node.c (API, reactor thread)   step.c (attend)   blocks.c (put, get)   admin.c, status.c
  *     session.c   move.c (move a session)   promote.c (blocks up)   spill.c (blocks down)   staging.c (cold blocks for attend)
  *     ahead.c (which cold chunks the next layers will want)   cold.c (blocks in 8 bits an element)
+ *     device.c (which chunks lie in the device cache)
  *     read.c (bring chunks of one block to a place)   lend.c (the lender's side)   serve.c (reads by key for other nodes)
  *     area.c (the SSD area: open, off, degraded)   scrub.c (blocks on SSD are checked again and again)
  *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
@@ -28,6 +29,7 @@
 #include "fabric/fabric.h"
 #include "kernels/dev.h"
 #include "tiers/arena.h"
+#include "tiers/cache.h"
 #include "tiers/dramlist.h"
 #include "tiers/policy.h"
 #include "tiers/index.h"
@@ -143,6 +145,7 @@ struct kvf_sess {
     uint8_t *step_layers;  /* [layers] appended */
     struct kvf_scratch *scratch; /* of attend (step.c) */
     struct kvf_ahead *ahead;     /* ahead.c */
+    struct kvf_device_session *device; /* device.c: its chunks in the device cache, once it had a budgeted step */
 };
 
 /* The public handle. */
@@ -209,6 +212,7 @@ struct kvf_list {
     uint64_t count;
 };
 
+struct kvf_device; /* device.c */
 struct kvf_reads; /* read.c */
 struct kvf_spill; /* spill.c */
 struct kvf_rise;  /* promote.c */
@@ -284,6 +288,7 @@ struct kvf_core {
     uint32_t stage_buckets;
     struct kvf_list stage_free, stage_lru, stage_ahead;
 
+    struct kvf_device *device; /* NULL: gpu.bytes is 0 */
     struct kvf_spill *spills;
     struct kvf_rise *rise;
     struct kvf_scrub *scrub; /* NULL: off */
@@ -407,6 +412,8 @@ void kvf_cluster_fabric_handler(struct kvf_core *core, struct kvf_fabric_handler
 enum kvf_status kvf_sess_new(struct kvf_core *core, struct kvf_model *model, uint64_t id, struct kvf_sess **out);
 void kvf_sess_free(struct kvf_sess *sess);      /* blocks and memory; not its placement */
 struct kvf_sess *kvf_sess_find(struct kvf_core *core, uint64_t id);
+/* The session in the key of its block `index`: its own, or that it was forked from. */
+uint64_t kvf_sess_owner(const struct kvf_sess *sess, uint32_t index);
 kvf_handle kvf_sess_block(struct kvf_sess *sess, uint32_t layer, uint32_t head, uint32_t index);
 enum kvf_status kvf_sess_tokens_room(struct kvf_sess *sess, uint64_t tokens);
 void kvf_sess_summarise(struct kvf_sess *sess, uint32_t layer, uint32_t head, uint32_t index, const uint8_t *block);
@@ -448,6 +455,16 @@ uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch);
 bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle);
 /* Forgets a block's stage (its entry is removed or lost). */
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle);
+
+/* device.c: the device cache (gpu.bytes). What attend asks of it is in step.h. */
+enum kvf_status kvf_device_create(struct kvf_core *core);
+void kvf_device_destroy(struct kvf_core *core);
+/* The session's chunks leave the device: it ends, parks or goes away. */
+void kvf_device_close(struct kvf_sess *sess);
+/* A block is lost: its chunks leave the device, also those of sessions that share it. */
+void kvf_device_lose(struct kvf_core *core, struct kvf_key key);
+bool kvf_device_stats(const struct kvf_core *core, struct kvf_cache_stats *out); /* false: none */
+void kvf_device_check(const struct kvf_core *core); /* for tests */
 
 /* ahead.c: what the next layers will want is read before they ask. All under the lock.
  * While `layer` is computed: asks for the cold chunks of the layers behind it, as far as there is room that nobody waits

@@ -95,6 +95,7 @@ static void depart(struct kvf_one_move *m, struct kvf_sess *s)
 {
     struct kvf_core *core = m->core;
     s->state = KVF_SESS_DEPARTED;
+    kvf_device_close(s);
     memcpy(s->new_home, m->peer_name, sizeof s->new_home);
     for (uint32_t i = 0; i < s->model->streams * KVF_TAIL_BLOCKS; i++) {
         if (s->tail[i] != KVF_ARENA_NONE)

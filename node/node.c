@@ -366,17 +366,20 @@ enum kvf_status kvf_node_stats(struct kvf_node *node, struct kvf_node_stats *out
     const struct kvf_counters *n = &core->counters;
     struct kvf_node_stats s = {.blocks_sealed = kvf_counted(&n->blocks_sealed), .blocks_verified = kvf_counted(&n->blocks_verified),
                                .blocks_corrupt = kvf_counted(&n->blocks_corrupt), .blocks_lost = kvf_counted(&n->blocks_lost)};
-    const _Atomic uint64_t *const chunks[KVF_TIER_COUNT] = {NULL, &n->dram_chunks_read, &n->remote_chunks_read, &n->ssd_chunks_read,
-                                                            &n->peer_chunks_read};
-    const _Atomic uint64_t *const bytes[KVF_TIER_COUNT] = {NULL, &n->dram_bytes_read, &n->remote_bytes_read, &n->ssd_bytes_read,
-                                                           &n->peer_bytes_read};
+    const _Atomic uint64_t *const chunks[KVF_TIER_COUNT] = {&n->gpu_chunks_read, &n->dram_chunks_read, &n->remote_chunks_read,
+                                                            &n->ssd_chunks_read, &n->peer_chunks_read};
+    const _Atomic uint64_t *const bytes[KVF_TIER_COUNT] = {&n->gpu_bytes_read, &n->dram_bytes_read, &n->remote_bytes_read,
+                                                           &n->ssd_bytes_read, &n->peer_bytes_read};
     kvf_core_lock(core);
     for (int t = 0; t < KVF_TIER_COUNT; t++) {
         s.tier[t].blocks = core->tier_blocks[t];
         s.tier[t].bytes = core->tier_bytes[t];
-        s.tier[t].chunks_read = chunks[t] ? kvf_counted(chunks[t]) : 0;
-        s.tier[t].bytes_read = bytes[t] ? kvf_counted(bytes[t]) : 0;
+        s.tier[t].chunks_read = kvf_counted(chunks[t]);
+        s.tier[t].bytes_read = kvf_counted(bytes[t]);
     }
+    struct kvf_cache_stats device;
+    if (kvf_device_stats(core, &device))
+        s.tier[KVF_TIER_GPU].capacity_bytes = device.capacity_bytes;
     s.tier[KVF_TIER_DRAM].capacity_bytes = kvf_arena_bytes(core->dram);
     if (core->ssd) {
         struct kvf_ssd_stats ssd;

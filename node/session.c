@@ -96,7 +96,7 @@ enum kvf_status kvf_sess_new(struct kvf_core *core, struct kvf_model *model, uin
     return KVF_OK;
 }
 
-static uint64_t owner_of(const struct kvf_sess *s, uint32_t index)
+uint64_t kvf_sess_owner(const struct kvf_sess *s, uint32_t index)
 {
     for (unsigned i = 0; i < s->n_origins; i++)
         if (index < s->origins[i].blocks_to)
@@ -106,7 +106,7 @@ static uint64_t owner_of(const struct kvf_sess *s, uint32_t index)
 
 kvf_handle kvf_sess_block(struct kvf_sess *s, uint32_t layer, uint32_t head, uint32_t index)
 {
-    return kvf_index_find(s->core->index, kvf_block_key(owner_of(s, index), layer, head, index));
+    return kvf_index_find(s->core->index, kvf_block_key(kvf_sess_owner(s, index), layer, head, index));
 }
 
 void kvf_sess_free(struct kvf_sess *s)
@@ -137,6 +137,7 @@ void kvf_sess_free(struct kvf_sess *s)
         s->parent->forks--;
     kvf_ahead_cancel(s);
     kvf_ahead_free(s);
+    kvf_device_close(s);
     kvf_sess_scratch_free(s);
     free(s->tokens);
     free(s->tail);

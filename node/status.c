@@ -43,6 +43,8 @@ struct copy {
     enum kvf_status join_status;
     const char *transport;
     struct kvf_ssd_stats ssd;
+    struct kvf_cache_stats device;
+    bool has_device;
     bool has_ssd;
     char ssd_why[KVF_CONFIG_TEXT_MAX];
     uint64_t reads_queued, going_down, going_up;
@@ -100,6 +102,8 @@ static void copy_reads(struct kvf_core *core, struct copy *copy)
     copy->tier[KVF_TIER_DRAM].bytes_read = kvf_counted(&c->dram_bytes_read);
     copy->tier[KVF_TIER_REMOTE].chunks_read = kvf_counted(&c->remote_chunks_read);
     copy->tier[KVF_TIER_REMOTE].bytes_read = kvf_counted(&c->remote_bytes_read);
+    copy->tier[KVF_TIER_GPU].chunks_read = kvf_counted(&c->gpu_chunks_read);
+    copy->tier[KVF_TIER_GPU].bytes_read = kvf_counted(&c->gpu_bytes_read);
     copy->tier[KVF_TIER_SSD].chunks_read = kvf_counted(&c->ssd_chunks_read);
     copy->tier[KVF_TIER_SSD].bytes_read = kvf_counted(&c->ssd_bytes_read);
     copy->tier[KVF_TIER_PEER].chunks_read = kvf_counted(&c->peer_chunks_read);
@@ -134,6 +138,20 @@ static void copy_remote_state(struct kvf_core *core, struct copy *copy)
         tier_state(remote, "ok", NULL);
 }
 
+static void copy_device(struct kvf_core *core, struct copy *copy)
+{
+    struct tier_copy *gpu = &copy->tier[KVF_TIER_GPU];
+    copy->has_device = kvf_device_stats(core, &copy->device);
+    gpu->capacity_bytes = copy->device.capacity_bytes;
+    gpu->used_bytes = copy->device.used_bytes;
+    if (!copy->has_device)
+        tier_state(gpu, "absent", "gpu.bytes is 0");
+    else if (copy->device.broken)
+        tier_state(gpu, "degraded", "the device failed: nothing is served from it");
+    else
+        tier_state(gpu, "ok", "copies of chunks, in host memory that stands for a GPU's");
+}
+
 static void copy_tiers(struct kvf_core *core, struct copy *copy)
 {
     for (unsigned t = 0; t < KVF_TIER_COUNT; t++) {
@@ -142,7 +160,7 @@ static void copy_tiers(struct kvf_core *core, struct copy *copy)
     }
     copy_reads(core, copy);
 
-    tier_state(&copy->tier[KVF_TIER_GPU], "absent", "this version keeps no blocks on a GPU");
+    copy_device(core, copy);
     struct tier_copy *dram = &copy->tier[KVF_TIER_DRAM];
     dram->capacity_bytes = core->dram ? kvf_arena_bytes(core->dram) : 0;
     dram->used_bytes = core->dram ? kvf_arena_used(core->dram) : 0;
@@ -268,6 +286,13 @@ static json_t *tiers_json(const struct copy *copy)
         if (t == KVF_TIER_SSD && copy->has_ssd) {
             json_object_set_new(tier, "engine", text_of(copy->ssd.engine));
             json_object_set_new(tier, "errors", number_of(copy->ssd.errors));
+        }
+        if (t == KVF_TIER_GPU && copy->has_device) {
+            json_object_set_new(tier, "chunks_missed", number_of(copy->device.misses));
+            json_object_set_new(tier, "chunks_evicted", number_of(copy->device.evictions));
+            json_object_set_new(tier, "share_moves", number_of(copy->device.moves));
+            json_object_set_new(tier, "table_bytes", number_of(copy->device.table_bytes));
+            json_object_set_new(tier, "sessions", number_of(copy->device.sessions));
         }
         json_array_append_new(tiers, tier);
     }

@@ -107,6 +107,8 @@ static long failed(const char *call, enum kvf_status st)
     return -1;
 }
 
+static const struct kvf_attend_options *options; /* of every attend in `run` */
+
 /* Steps of n tokens from where the session stands to `to`; the results of every position go to, or are compared with, `reference`
  * [LAYERS][to][WIDTH]. Returns the rows that differ, or -1 after a failed call. */
 static long run(struct kvf_session *s, uint64_t seed, uint64_t to, uint32_t n, float *reference, bool record)
@@ -126,7 +128,7 @@ static long run(struct kvf_session *s, uint64_t seed, uint64_t to, uint32_t n, f
             rows(seed, 'q', l, info.tokens, count, WIDTH, q);
             if ((st = kvf_step_append(s, l, k, v)) != KVF_OK)
                 return failed("append", st);
-            if ((st = kvf_step_attend(s, l, q, out, NULL)) != KVF_OK)
+            if ((st = kvf_step_attend(s, l, q, out, options)) != KVF_OK)
                 return failed("attend", st);
             float *r = reference + ((size_t)l * 4096 + info.tokens) * WIDTH;
             if (record)
@@ -206,6 +208,67 @@ static void two_threads_work_at_once(void **state)
     assert_int_equal(stats.blocks_lost, 0);
     assert_int_equal(kvf_node_status_json(node, &json), KVF_OK);
     assert_non_null(strstr(json, "\"b\""));
+    kvf_free(json);
+    kvf_node_close(plain);
+    kvf_node_close(node);
+}
+
+/* A prompt, then token by token. */
+static long run_decode(struct kvf_session *s, uint64_t id, float *reference, bool record)
+{
+    long different = run(s, id, 1000, 250, reference, record);
+    return different ? different : run(s, id, 1060, 1, reference, record);
+}
+
+static void *decode_work(void *arg)
+{
+    struct worker *w = arg;
+    struct kvf_session *s;
+    w->status = kvf_session_create(w->node, w->model, w->id, &s);
+    if (w->status != KVF_OK)
+        return NULL;
+    w->different = run_decode(s, w->id, w->reference, false);
+    w->status = kvf_session_drop(s);
+    return NULL;
+}
+
+/* Sessions that come, decode under a budget, and go, in threads of their own, in one device cache that is too small for them. */
+static void threads_share_a_device_cache(void **state)
+{
+    static const struct kvf_attend_options budget = {.budget = 0.3f};
+    struct kvf_node *plain = node_open("a", (const char *const[]){"dram.bytes", "16M", "ssd.path", "", NULL});
+    struct kvf_node *node = node_open("b", (const char *const[]){"workers", "2", "gpu.bytes", "512k", NULL});
+    assert_non_null(plain);
+    assert_non_null(node);
+    struct kvf_model *of_plain, *model;
+    struct worker w[3] = {0};
+    pthread_t threads[3];
+    options = &budget;
+    assert_int_equal(kvf_model_open(plain, &desc, &of_plain), KVF_OK);
+    assert_int_equal(kvf_model_open(node, &desc, &model), KVF_OK);
+    for (unsigned i = 0; i < 3; i++) {
+        struct kvf_session *s;
+        w[i] = (struct worker){.node = node, .model = model, .id = 5 + i, .reference = reference_new()};
+        assert_int_equal(kvf_session_create(plain, of_plain, 5 + i, &s), KVF_OK);
+        assert_int_equal(run_decode(s, 5 + i, w[i].reference, true), 0);
+        assert_int_equal(kvf_session_drop(s), KVF_OK);
+    }
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, decode_work, &w[i]), 0);
+    for (unsigned i = 0; i < 3; i++)
+        pthread_join(threads[i], NULL);
+    options = NULL;
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(w[i].status, KVF_OK);
+        assert_int_equal(w[i].different, 0);
+        free(w[i].reference);
+    }
+    struct kvf_node_stats stats;
+    char *json;
+    assert_int_equal(kvf_node_stats(node, &stats), KVF_OK);
+    assert_true(stats.tier[KVF_TIER_GPU].chunks_read > 0);
+    assert_int_equal(kvf_node_status_json(node, &json), KVF_OK);
+    assert_non_null(strstr(json, "\"chunks_evicted\""));
     kvf_free(json);
     kvf_node_close(plain);
     kvf_node_close(node);
@@ -347,6 +410,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(two_threads_work_at_once),
+        cmocka_unit_test(threads_share_a_device_cache),
         cmocka_unit_test(close_leaves_nothing),
         cmocka_unit_test(settings_that_cannot_be_are_refused_in_one_line),
         cmocka_unit_test(two_nodes_lend_and_move_over_tcp),

@@ -54,6 +54,7 @@ static void settings_of(const struct sim_node_config *config, struct kvf_setting
     out->lend_bytes = config->lend;
     snprintf(out->cold_format, sizeof out->cold_format, "%s", config->cold ? config->cold : "exact");
     out->borrow = !config->no_borrow;
+    out->gpu_bytes = config->gpu;
     out->staging_bytes = config->staging ? config->staging : 256 << 10;
     out->block_bytes_max = config->block_max ? config->block_max : 64 << 10;
     out->blocks_max = config->blocks_max ? config->blocks_max : 4096;
