@@ -199,7 +199,7 @@ static void damage_is_not_cached(void **state)
     float out[LAYERS * WIDTH];
     unsigned lost = 0;
     staging_forget(p.node);
-    sim_disk_fail(p.node->disk, false, SIM_FAULT_FLIP, 3, 2);
+    sim_disk_fail(p.node->disk, false, SIM_FAULT_FLIP, 3, 20);
     for (unsigned i = 0; i < 12 && lost == 0; i++) {
         enum kvf_status st = decode(p.s, 0.3f, 0, out);
         assert_true(st == KVF_OK || st == KVF_LOST);
@@ -209,6 +209,7 @@ static void damage_is_not_cached(void **state)
         staging_forget(p.node);
     }
     assert_int_equal(lost, 1);
+    sim_disk_fail(p.node->disk, false, SIM_FAULT_NONE, 0, 0);
     assert_true(COUNTED(p.node, blocks_corrupt) > 0);
     while (decode(p.s, 0.3f, 0, out) == KVF_LOST)
         assert_int_equal(sim_engine_refill(engine, p.s), KVF_OK);
