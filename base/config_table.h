@@ -18,6 +18,16 @@ KVF_SETTING(LIST, gpu_policy, "gpu.policy", "blend", 0, 0, "lru|lfu|window|score
     "now, or by score and use together.")
 KVF_SETTING(SIZE, staging_bytes, "fetch.staging", "32M", 1 << 20, 1ull << 40, "",
     "Memory for cold blocks on their way to attention; bounds how far reads run ahead.")
+KVF_SETTING(TIME, memory_budget_ns, "memory.start_budget", "2s", 0, 3600000000000, "",
+    "Time after which a starting node serves with the memory that is ready by then; the rest follows in the background.")
+KVF_SETTING(SIZE, memory_piece_bytes, "memory.piece", "256M", 2 << 20, 1 << 30, "",
+    "Memory is made ready (touched, registered with network, GPU and disk) in pieces of this size.")
+KVF_SETTING(COUNT, memory_threads, "memory.threads", "0", 0, 64, "",
+    "Threads that touch memory at the start. 0: one per CPU, four at most.")
+KVF_SETTING(LIST, memory_huge, "memory.huge", "auto", 0, 0, "auto|off|2M|1G",
+    "Huge pages. auto, 2M: of the machine's reserve (vm.nr_hugepages), else transparent ones; 1G: likewise, of 1 GiB. off: none.")
+KVF_SETTING(TEXT, memory_numa, "memory.numa", "auto", 0, 0, "",
+    "NUMA nodes of the memory: auto (near fabric.interface, else all in turn), off, interleave, or a list: 0,2-3.")
 KVF_SETTING(TIME, fetch_timeout_ns, "fetch.timeout", "10s", 1000000, 3600000000000, "",
     "Deadline of a read when the caller gives none.")
 KVF_SETTING(COUNT, prefetch_layers, "fetch.prefetch_layers", "2", 0, 64, "",

@@ -5,6 +5,7 @@
 #include "kernels/dev.h"
 #include "node/internal.h"
 #include "tiers/disk.h"
+#include "tiers/pages.h"
 
 #include <string.h>
 #include <sys/resource.h>
@@ -74,23 +75,29 @@ static void memory_info(const char *key, char *value, size_t size)
         fclose(file);
 }
 
-static void print_memory(void)
+static void read_line(const char *path, char *text, size_t size)
 {
-    char total[48], available[48], huge[48], text[256], thp[96] = "unknown";
+    FILE *file = fopen(path, "re");
+    snprintf(text, size, "unknown");
+    if (file && fgets(text, (int)size, file))
+        text[strcspn(text, "\n")] = 0;
+    if (file)
+        fclose(file);
+}
+
+static void print_memory(const struct kvf_settings *settings)
+{
+    char total[48], available[48], huge[48], text[320], thp[96], shmem[96];
     struct rlimit lock;
-    struct statvfs shm;
     memory_info("MemTotal", total, sizeof total);
     memory_info("MemAvailable", available, sizeof available);
     memory_info("HugePages_Total", huge, sizeof huge);
     printf("memory\n");
     snprintf(text, sizeof text, "%s, %s available", total, available);
     line("ram", text);
-    FILE *file = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "re");
-    if (file && fgets(thp, sizeof thp, file))
-        thp[strcspn(thp, "\n")] = 0;
-    if (file)
-        fclose(file);
-    snprintf(text, sizeof text, "%s reserved; transparent: %s", huge, thp);
+    read_line("/sys/kernel/mm/transparent_hugepage/enabled", thp, sizeof thp);
+    read_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled", shmem, sizeof shmem);
+    snprintf(text, sizeof text, "%s reserved; transparent: %s; for lent memory: %s", huge, thp, shmem);
     line("huge pages", text);
     if (!getrlimit(RLIMIT_MEMLOCK, &lock)) {
         if (lock.rlim_cur == RLIM_INFINITY)
@@ -100,13 +107,12 @@ static void print_memory(void)
                      kvf_table_bytes(lock.rlim_cur).s);
         line("memlock", text);
     }
-    if (!statvfs("/dev/shm", &shm))
-        snprintf(text, sizeof text, "%s, %s free; arenas that peers on this host map must fit there",
-                 kvf_table_bytes((uint64_t)shm.f_blocks * shm.f_frsize).s,
-                 kvf_table_bytes((uint64_t)shm.f_bavail * shm.f_frsize).s);
+    struct kvf_pages pages;
+    if (kvf_pages_init(&pages, settings->memory_huge, settings->memory_numa, settings->fabric_interface,
+                       (unsigned)settings->memory_threads, "/sys") == KVF_OK)
+        line("numa", pages.numa_text);
     else
-        snprintf(text, sizeof text, "absent: shared memory with peers on this host is not usable");
-    line("/dev/shm", text);
+        line("numa", "memory.numa is neither auto, off, interleave nor a list of nodes that have memory");
 }
 
 static void print_disk(const struct kvf_settings *settings)
@@ -138,7 +144,7 @@ static void print_devices(const struct kvf_settings *settings)
         line("kernel", text);
     }
     print_compute();
-    print_memory();
+    print_memory(settings);
     printf("remote tier\n");
     text[0] = 0;
     kvf_transport_ucx_about(text, sizeof text);

@@ -101,9 +101,23 @@ static void cell_tier(struct kvf_table *table, const json_t *status, const char 
                        strcmp(state, "ok") ? " degraded" : "");
 }
 
+/* A node that still makes its memory ready, or could not have all of it. */
+static void print_memory(const struct node_status *node)
+{
+    const json_t *memory = json_object_get(node->status, "memory");
+    uint64_t ready = number_in(memory, "ready_bytes"), total = number_in(memory, "total_bytes");
+    const char *error = json_string_value(json_object_get(memory, "error"));
+    if (error)
+        printf("\n%s: memory: %s\n", node->member->name, error);
+    else if (memory && !json_is_true(json_object_get(memory, "done")))
+        printf("\n%s: memory: %s of %s ready (%.0f %%), the rest follows\n", node->member->name, kvf_table_bytes(ready).s,
+               kvf_table_bytes(total).s, total ? 100.0 * (double)ready / (double)total : 100.0);
+}
+
 /* What is wrong with a node's own tiers: a line each. */
 static void print_troubles(const struct node_status *node)
 {
+    print_memory(node);
     size_t i;
     json_t *tier;
     json_array_foreach(json_object_get(node->status, "tiers"), i, tier) {
@@ -273,6 +287,12 @@ static void print_node(const struct node_status *node)
            json_is_true(json_object_get(etcd, "reachable")) ? "reachable" : "unreachable",
            number_in(status, "sessions"), node->member->admin);
     print_tiers(status);
+    const json_t *memory = json_object_get(status, "memory");
+    printf("\n  memory: %s of %s ready after %.1f s, %s pages (%s in huge ones), NUMA: %s\n",
+           kvf_table_bytes(number_in(memory, "ready_bytes")).s, kvf_table_bytes(number_in(memory, "total_bytes")).s,
+           (double)number_in(memory, "elapsed_ms") / 1000, text_in(memory, "pages"),
+           kvf_table_bytes(number_in(memory, "huge_bytes")).s, text_in(memory, "numa"));
+    print_memory(node);
     print_peers(status);
     print_scrub(status);
     print_latencies(status);

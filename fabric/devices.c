@@ -90,17 +90,17 @@ enum kvf_status kvf_devices_choose(const char *kind, const char *interface, cons
     } else if (strcmp(kind, "shm") == 0) {
         choice.shm = true;
         choice.rdma = false;
-        transports = "posix,tcp,self";
+        transports = "tcp,self";
     } else if (strcmp(kind, "auto") == 0) {
         choice.shm = true;
-        transports = choice.rdma ? "rc,ud,posix,tcp,self" : "posix,tcp,self";
+        transports = choice.rdma ? "rc,ud,tcp,self" : "tcp,self";
     } else if (strcmp(kind, "rdma") == 0) {
         if (!choice.rdma) {
             kvf_log_error(log, "fabric.transport = rdma, but fabric.interface = %s has no RDMA device", interface);
             return KVF_ERR_CONFIG;
         }
         choice.shm = true;
-        transports = "rc,ud,posix,self"; /* without tcp: a site that asks for RDMA wants to know when it is not used */
+        transports = "rc,ud,self"; /* without tcp: a site that asks for RDMA wants to know when it is not used */
     } else {
         kvf_log_error(log, "fabric.transport = %s is not one of auto, tcp, shm, rdma", kind);
         return KVF_ERR_CONFIG;

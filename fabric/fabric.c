@@ -132,6 +132,13 @@ static void dispatch(struct kvf_peer *peer, const struct kvf_wire_header *header
     struct kvf_fabric *fabric = peer->fabric;
     switch (header->type) {
     case KVF_WIRE_HEARTBEAT:
+        kvf_region_news(peer, header->position);
+        return;
+    case KVF_WIRE_PIECE_ASK:
+        kvf_region_asked(peer, header);
+        return;
+    case KVF_WIRE_PIECE:
+        kvf_region_told(peer, header, payload);
         return;
     case KVF_WIRE_GOODBYE:
         kvf_peer_doom(peer, KVF_ERR_CLOSED);
@@ -249,7 +256,7 @@ static bool config_fits(const struct kvf_fabric_config *c)
     size_t length = strnlen(c->name, sizeof c->name);
     return c->env && c->transport && length > 0 && length < sizeof c->name && c->incarnation != 0 && c->peers_max > 0 &&
            c->requests_max > 0 && c->requests_max < UINT32_MAX && c->inflight_bytes > 0 && c->heartbeat_ns > 0 &&
-           c->dead_ns > c->heartbeat_ns && (!c->region || c->region_bytes > 0);
+           c->dead_ns > c->heartbeat_ns && (!c->region || (c->region_base && c->region_bytes > 0));
 }
 
 static void free_all(struct kvf_fabric *fabric)
@@ -311,7 +318,8 @@ enum kvf_status kvf_fabric_create(const struct kvf_fabric_config *config, struct
     }
     struct kvf_transport *t = config->transport;
     fabric->id = kvf_wire_node_id(config->name);
-    fabric->region = config->region ? t->ops->region_base(config->region) : NULL;
+    fabric->region = config->region ? config->region_base : NULL;
+    fabric->pieces = config->region ? t->ops->region_pieces(config->region) : 0;
     fabric->payload_max = t->ops->payload_max(t);
     if (fabric->payload_max > KVF_WIRE_PAYLOAD_MAX)
         fabric->payload_max = KVF_WIRE_PAYLOAD_MAX;

@@ -57,7 +57,8 @@ struct kvf_fabric_config {
     struct kvf_counters *counters;
     char name[KVF_NODE_NAME_MAX]; /* ours */
     uint64_t incarnation;         /* ours; never 0 */
-    struct kvf_region *region;    /* ours that peers may pull from; NULL: none */
+    struct kvf_region *region;    /* ours that peers may pull from, as far as its pieces are ready; NULL: none */
+    const void *region_base;
     uint64_t region_bytes;
     unsigned peers_max;
     unsigned requests_max;        /* calls and pulls outstanding over all peers */
@@ -67,6 +68,8 @@ struct kvf_fabric_config {
 };
 
 enum kvf_status kvf_fabric_create(const struct kvf_fabric_config *config, struct kvf_fabric **out);
+/* Pieces were added to the region: the peers are told. */
+void kvf_fabric_region_grown(struct kvf_fabric *fabric);
 /* Says goodbye to every peer, ends every request with CANCELLED, drives the transport for at most 100 ms of env time. */
 void kvf_fabric_destroy(struct kvf_fabric *fabric);
 
@@ -89,6 +92,7 @@ struct kvf_peer *kvf_fabric_peer_at(struct kvf_fabric *fabric, unsigned index);
 const char *kvf_peer_name(const struct kvf_peer *peer);
 uint64_t kvf_peer_incarnation(const struct kvf_peer *peer);
 bool kvf_peer_is_up(const struct kvf_peer *peer);
+/* How its region is read: as the first piece of it that is known; ASK until one is. */
 enum kvf_way kvf_peer_way(const struct kvf_peer *peer);
 uint64_t kvf_peer_region_bytes(const struct kvf_peer *peer);
 /* Free for the owner. */

@@ -5,6 +5,7 @@
  *     request.c  calls, replies, the request table, deadlines
  *     pull.c     reading a peer's memory
  *     serve.c    answering the peers that ask for ours
+ *     region.c   pieces of regions: ours and the peers'
  *
  * A request lives in a slot of a table made at start. Its id on the wire is (generation, index): the generation changes
  * when the request ends, so what arrives late finds nothing. `held` counts operations in which the transport still uses
@@ -66,6 +67,7 @@ struct kvf_pull_part {
     uint64_t offset, start;
     uint8_t *to;
     uint32_t bytes;
+    uint16_t piece; /* of the peer's region; not where the way is to ask */
 };
 
 struct kvf_pull_gap {
@@ -96,6 +98,7 @@ struct kvf_request_slot {
     struct kvf_ring queue;   /* free list, peer->asking, fabric->copying or fabric->due */
 
     /* of a pull: positions in the sequence of all its bytes */
+    enum kvf_way way; /* of this pull: pieces that were not known when it began are asked for */
     struct kvf_pull_part *parts;
     unsigned n_parts;
     unsigned at_part;    /* the part that `asked` lies in */
@@ -116,6 +119,14 @@ struct kvf_serve {
     struct kvf_wire_range ranges[KVF_WIRE_RANGES_MAX];
 };
 
+/* A piece of a peer's region. */
+struct kvf_peer_piece {
+    uint64_t offset, bytes;
+    struct kvf_remote *remote;
+    const uint8_t *mapped; /* WAY_MAPPED */
+    enum kvf_way way;
+};
+
 enum kvf_peer_state { KVF_PEER_FREE, KVF_PEER_CONNECTING, KVF_PEER_UP, KVF_PEER_DOWN };
 
 struct kvf_peer {
@@ -131,10 +142,11 @@ struct kvf_peer {
     enum kvf_status down_why;
     bool told;                 /* DOWN: peer_down was called */
     struct kvf_link *link;     /* NULL when DOWN */
-    struct kvf_remote *remote; /* NULL without a region */
-    const uint8_t *mapped;     /* WAY_MAPPED: the region */
-    enum kvf_way way;
-    uint64_t region_bytes;
+    uint64_t region_base, region_bytes;
+    struct kvf_peer_piece pieces[KVF_REGION_PIECES_MAX];
+    unsigned n_pieces, pieces_there; /* known; ready there, as it last said */
+    unsigned pieces_told;            /* of ours, in our last hello or heartbeat */
+    uint64_t piece_asked_ns;
     size_t payload_max; /* what it takes */
     uint64_t heard_ns, sent_ns, hello_ns; /* hello_ns: when the next hello is due while CONNECTING */
     void *user;
@@ -155,6 +167,7 @@ struct kvf_fabric {
     struct kvf_fabric_config config;
     uint64_t id;
     const uint8_t *region;
+    unsigned pieces; /* of our region that are ready */
     size_t payload_max;
 
     struct kvf_peer *peers; /* [peer_slots] */
@@ -248,6 +261,18 @@ size_t kvf_pull_copy(struct kvf_fabric *fabric);
 void kvf_pull_data(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
 /* Takes an ended pull out of queues and gives back its credits. */
 void kvf_pull_forget(struct kvf_request_slot *slot);
+
+/* ---- region.c */
+/* Whether peers may read this range of our region now. */
+bool kvf_region_ready(const struct kvf_fabric *fabric, uint64_t offset, uint64_t bytes);
+/* The peer says how many pieces of its region are ready. */
+void kvf_region_news(struct kvf_peer *peer, uint64_t pieces);
+void kvf_region_timer(struct kvf_peer *peer, uint64_t now_ns);
+void kvf_region_asked(struct kvf_peer *peer, const struct kvf_wire_header *header);
+void kvf_region_told(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+void kvf_region_forget(struct kvf_peer *peer);
+/* The way of a pull: that of the pieces which hold its ranges, or to ask. Sets the parts' pieces. */
+enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_pull_part *parts, unsigned n);
 
 /* ---- serve.c */
 void kvf_serve_pull(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);

@@ -65,7 +65,10 @@ struct kvf_peer *kvf_fabric_peer_at(struct kvf_fabric *fabric, unsigned index)
 const char *kvf_peer_name(const struct kvf_peer *peer) { return peer->name; }
 uint64_t kvf_peer_incarnation(const struct kvf_peer *peer) { return peer->incarnation; }
 bool kvf_peer_is_up(const struct kvf_peer *peer) { return kvf_peer_usable(peer); }
-enum kvf_way kvf_peer_way(const struct kvf_peer *peer) { return peer->way; }
+enum kvf_way kvf_peer_way(const struct kvf_peer *peer) 
+{
+    return peer->n_pieces > 0 ? peer->pieces[0].way : KVF_WAY_ASK;
+}
 uint64_t kvf_peer_region_bytes(const struct kvf_peer *peer) { return peer->region_bytes; }
 void kvf_peer_user_set(struct kvf_peer *peer, void *user) { peer->user = user; }
 void *kvf_peer_user(const struct kvf_peer *peer) { return peer->user; }
@@ -82,10 +85,6 @@ static enum kvf_status send_hello(struct kvf_peer *peer, bool heard)
     if (st != KVF_OK)
         return st;
     if (fabric->region) {
-        hello.key_bytes = sizeof hello.key;
-        st = t->ops->region_key(fabric->config.region, hello.key, &hello.key_bytes);
-        if (st != KVF_OK)
-            return st;
         hello.region_base = (uintptr_t)fabric->region;
         hello.region_bytes = fabric->config.region_bytes;
     }
@@ -94,29 +93,13 @@ static enum kvf_status send_hello(struct kvf_peer *peer, bool heard)
     st = kvf_wire_hello_encode(&hello, payload, &bytes);
     if (st != KVF_OK)
         return st;
-    struct kvf_wire_header header = {.type = KVF_WIRE_HELLO, .payload_bytes = (uint32_t)bytes};
+    struct kvf_wire_header header = {.type = KVF_WIRE_HELLO, .payload_bytes = (uint32_t)bytes, .position = fabric->pieces};
     header.flags = heard ? KVF_WIRE_FLAG_HEARD : 0;
     struct iovec part = {.iov_base = payload, .iov_len = bytes};
-    return kvf_fabric_post_copy(peer, &header, &part, 1, NULL, NULL);
-}
-
-/* What the hello says fits: the region is made readable and the peer is UP. */
-static enum kvf_status take_hello(struct kvf_peer *peer, const struct kvf_wire_hello *hello)
-{
-    struct kvf_transport *t = peer->fabric->config.transport;
-    peer->way = KVF_WAY_ASK;
-    peer->payload_max = hello->payload_max;
-    peer->region_bytes = hello->region_bytes;
-    if (hello->region_bytes == 0)
-        return KVF_OK;
-    enum kvf_status st = t->ops->import(t, peer->link, hello->key, hello->key_bytes, hello->region_base, hello->region_bytes,
-                                        &peer->remote, &peer->way);
-    if (st != KVF_OK)
-        return st;
-    peer->mapped = peer->way == KVF_WAY_MAPPED ? t->ops->remote_mapped(peer->remote) : NULL;
-    if (peer->way == KVF_WAY_MAPPED && !peer->mapped)
-        peer->way = KVF_WAY_ASK;
-    return KVF_OK;
+    st = kvf_fabric_post_copy(peer, &header, &part, 1, NULL, NULL);
+    if (st == KVF_OK)
+        peer->pieces_told = fabric->pieces;
+    return st;
 }
 
 void kvf_peer_hello(struct kvf_fabric *fabric, struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload)
@@ -138,6 +121,7 @@ void kvf_peer_hello(struct kvf_fabric *fabric, struct kvf_peer *peer, const stru
     peer->heard_ns = kvf_now(fabric->config.env);
     bool heard = header->flags & KVF_WIRE_FLAG_HEARD;
     if (peer->state == KVF_PEER_UP) {
+        kvf_region_news(peer, header->position);
         if (!heard)
             send_hello(peer, true);
         return;
@@ -146,13 +130,11 @@ void kvf_peer_hello(struct kvf_fabric *fabric, struct kvf_peer *peer, const stru
      * forgotten; it comes again, or ours goes out with the next heartbeat and asks for it. */
     if (send_hello(peer, true) != KVF_OK)
         return;
-    enum kvf_status st = take_hello(peer, &hello);
-    if (st != KVF_OK) {
-        kvf_log_warn(fabric->config.log, "peer %s: its region cannot be reached (%s)", peer->name, kvf_status_name(st));
-        kvf_peer_doom(peer, st);
-        return;
-    }
+    peer->payload_max = hello.payload_max;
+    peer->region_base = hello.region_base;
+    peer->region_bytes = hello.region_bytes;
     peer->state = KVF_PEER_UP;
+    kvf_region_news(peer, header->position);
     kvf_fabric_timer_peer(fabric, peer->heard_ns);
     kvf_log_info(fabric->config.log, "peer %s is up", peer->name);
     if (fabric->config.handler.peer_up)
@@ -225,7 +207,6 @@ enum kvf_status kvf_fabric_peer_add(struct kvf_fabric *fabric, const char *name,
     peer->incarnation = incarnation;
     peer->state = KVF_PEER_CONNECTING;
     peer->link = link;
-    peer->way = KVF_WAY_ASK;
     peer->payload_max = fabric->payload_max;
     uint64_t now = kvf_now(fabric->config.env);
     peer->heard_ns = peer->sent_ns = now;
@@ -307,10 +288,7 @@ void kvf_peer_cut(struct kvf_peer *peer, enum kvf_status status)
         kvf_count(&fabric->config.counters->peers_lost, 1);
     peer->state = KVF_PEER_DOWN;
     kvf_serve_forget(peer);
-    if (peer->remote)
-        t->ops->remote_destroy(t, peer->remote);
-    peer->remote = NULL;
-    peer->mapped = NULL;
+    kvf_region_forget(peer);
     t->ops->disconnect(t, peer->link);
     peer->link = NULL;
 
@@ -359,10 +337,13 @@ static uint64_t peer_timer(struct kvf_peer *peer, uint64_t now)
         }
         next = peer->hello_ns;
     } else {
-        next = kvf_deadline(peer->sent_ns, config->heartbeat_ns);
+        unsigned pieces = peer->fabric->pieces;
+        kvf_region_timer(peer, now);
+        next = peer->pieces_told != pieces ? now : kvf_deadline(peer->sent_ns, config->heartbeat_ns);
         if (now >= next) {
-            struct kvf_wire_header header = {.type = KVF_WIRE_HEARTBEAT};
+            struct kvf_wire_header header = {.type = KVF_WIRE_HEARTBEAT, .position = pieces};
             enum kvf_status st = kvf_fabric_post(peer, &header, NULL, 0, NULL, NULL);
+            peer->pieces_told = st == KVF_OK ? pieces : peer->pieces_told;
             next = now + (st == KVF_ERR_BUSY ? KVF_RETRY_NS : config->heartbeat_ns);
         }
     }

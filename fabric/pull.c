@@ -38,7 +38,10 @@ enum kvf_status kvf_fabric_pull(struct kvf_peer *peer, const struct kvf_pull_ran
     }
     if (outside) {
         kvf_request_end_later(slot, KVF_ERR_PEER_REFUSED);
-    } else if (peer->way == KVF_WAY_MAPPED) {
+        return KVF_OK;
+    }
+    slot->way = kvf_region_way(peer, slot->parts, n);
+    if (slot->way == KVF_WAY_MAPPED) {
         kvf_ring_append(&fabric->copying, &slot->queue);
     } else {
         kvf_ring_append(&peer->asking, &slot->queue);
@@ -73,11 +76,11 @@ void kvf_pull_forget(struct kvf_request_slot *slot)
 {
     struct kvf_peer *peer = slot->peer;
     bool queued = !kvf_ring_empty(&slot->queue);
-    if (queued && peer->way != KVF_WAY_MAPPED)
+    if (queued && slot->way != KVF_WAY_MAPPED)
         asked_all(slot);
     else if (queued)
         kvf_ring_remove(&slot->queue);
-    if (peer->way == KVF_WAY_ASK) {
+    if (slot->way == KVF_WAY_ASK) {
         /* What still comes is dropped; the peer stops by itself when the budget of the pull is over. */
         assert(peer->inflight >= slot->asked - slot->taken && peer->asks >= slot->n_pieces);
         peer->inflight -= slot->asked - slot->taken;
@@ -92,12 +95,12 @@ size_t kvf_pull_copy(struct kvf_fabric *fabric)
     size_t left = KVF_MAPPED_BYTES;
     while (left > 0 && !kvf_ring_empty(&fabric->copying)) {
         struct kvf_request_slot *slot = KVF_RING_OF(fabric->copying.next, struct kvf_request_slot, queue);
-        const uint8_t *mapped = slot->peer->mapped;
-        assert(mapped && !slot->ended && slot->asked < slot->total);
         const struct kvf_pull_part *part = &slot->parts[slot->at_part];
+        const struct kvf_peer_piece *piece = &slot->peer->pieces[part->piece];
+        assert(piece->mapped && !slot->ended && slot->asked < slot->total);
         size_t at = slot->asked - part->start;
         size_t bytes = part->bytes - at < left ? part->bytes - at : left;
-        memcpy(part->to + at, mapped + part->offset + at, bytes);
+        memcpy(part->to + at, piece->mapped + (part->offset - piece->offset) + at, bytes);
         left -= bytes;
         slot->asked += bytes;
         if (slot->asked == part->start + part->bytes)
@@ -143,7 +146,8 @@ static enum kvf_status get_post(struct kvf_request_slot *slot)
     slot->at_part++;
     slot->asked += part->bytes;
     peer->inflight += part->bytes;
-    enum kvf_status st = t->ops->get(t, peer->remote, part->offset, part->to, part->bytes, got, part);
+    const struct kvf_peer_piece *piece = &peer->pieces[part->piece];
+    enum kvf_status st = t->ops->get(t, piece->remote, part->offset - piece->offset, part->to, part->bytes, got, part);
     if (st == KVF_OK) {
         if (!slot->ended && slot->asked == slot->total)
             asked_all(slot);
@@ -212,7 +216,7 @@ void kvf_pull_step(struct kvf_peer *peer)
         enum kvf_status st;
         at = at->next;
         do
-            st = peer->way == KVF_WAY_GET ? get_post(slot) : ask_post(slot);
+            st = slot->way == KVF_WAY_GET ? get_post(slot) : ask_post(slot);
         while (st == KVF_OK && !slot->ended && slot->asked < slot->total);
         /* A pull that has its own share on the way leaves room to others; a transport or a peer without room does not. */
         if (st != KVF_OK && slot->n_pieces < KVF_PULL_PIECES_MAX)
@@ -269,7 +273,7 @@ void kvf_pull_data(struct kvf_peer *peer, const struct kvf_wire_header *header, 
 {
     struct kvf_fabric *fabric = peer->fabric;
     struct kvf_request_slot *slot = kvf_request_find(peer, header->request, KVF_REQUEST_PULL);
-    if (!slot || peer->way != KVF_WAY_ASK) {
+    if (!slot || slot->way != KVF_WAY_ASK) {
         kvf_fabric_refuse(fabric, peer, "data of no pull that is still open");
         return;
     }

@@ -19,9 +19,8 @@ void kvf_serve_pull(struct kvf_peer *peer, const struct kvf_wire_header *header,
         refuse(peer, header, KVF_ERR_PEER_PROTOCOL);
         return;
     }
-    uint64_t limit = fabric->region ? fabric->config.region_bytes : 0;
     for (unsigned i = 0; i < pull.n; i++) {
-        if (pull.ranges[i].offset > limit || pull.ranges[i].bytes > limit - pull.ranges[i].offset) {
+        if (!kvf_region_ready(fabric, pull.ranges[i].offset, pull.ranges[i].bytes)) {
             kvf_fabric_refuse(fabric, peer, "a pull of bytes outside the region");
             refuse(peer, header, KVF_ERR_PEER_REFUSED);
             return;

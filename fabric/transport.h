@@ -20,6 +20,7 @@ struct kvf_remote;    /* a peer's region as seen by us */
 
 #define KVF_ADDRESS_MAX 1024 /* bytes of a transport address */
 #define KVF_REGION_KEY_MAX 256
+#define KVF_REGION_PIECES_MAX 64
 #define KVF_FRAME_HEADER_MAX 64
 #define KVF_FRAME_PARTS_MAX 64
 
@@ -28,6 +29,13 @@ enum kvf_way {
     KVF_WAY_ASK,    /* no one-sided read worth using (TCP): ask, and the peer pushes */
     KVF_WAY_GET,    /* one-sided get (RDMA) */
     KVF_WAY_MAPPED, /* the region is mapped here (shared memory): copy it */
+};
+
+/* A part of a region that is ready: where it lies in it, and what a peer needs to read it. */
+struct kvf_region_piece {
+    uint64_t offset, bytes;
+    uint8_t key[KVF_REGION_KEY_MAX];
+    size_t key_bytes;
 };
 
 typedef void (*kvf_done_fn)(void *arg, enum kvf_status status);
@@ -66,20 +74,32 @@ struct kvf_transport_ops {
     enum kvf_status (*send)(struct kvf_transport *t, struct kvf_link *link, const void *header, size_t header_bytes,
                             const struct iovec *parts, unsigned n_parts, kvf_done_fn done, void *arg);
 
-    /* Memory that peers may read, allocated by the transport so that it can be shared; zeroed, 4096-aligned. */
-    enum kvf_status (*region_create)(struct kvf_transport *t, size_t bytes, struct kvf_region **out);
-    void *(*region_base)(struct kvf_region *region);
-    enum kvf_status (*region_key)(struct kvf_region *region, void *key, size_t *bytes);
+    /* A region: memory of ours that peers may read, at `base`. It stays the caller's, 4096-aligned, and outlives the region.
+     * At first peers may read nothing of it. ERR_INVALID, ERR_NO_MEMORY. */
+    enum kvf_status (*region_create)(struct kvf_transport *t, void *base, size_t bytes, struct kvf_region **out);
+    /* One more piece of it may be read: memory is there at base + offset, is registered with the device and gets a key. `fd` is
+     * the sealed memfd that is mapped there, from its first byte to its last: peers on this host map it too; -1: none. May be
+     * called by another thread than the rest, one at a time, and takes as long as the device needs to pin it.
+     * ERR_BUSY (KVF_REGION_PIECES_MAX), ERR_INVALID, ERR_NO_MEMORY (it cannot be pinned). */
+    enum kvf_status (*region_add)(struct kvf_transport *t, struct kvf_region *region, uint64_t offset, size_t bytes, int fd);
+    /* Pieces that were added, and the n-th of them. Any thread. */
+    unsigned (*region_pieces)(struct kvf_region *region);
+    const struct kvf_region_piece *(*region_piece)(struct kvf_region *region, unsigned n);
     void (*region_destroy)(struct kvf_transport *t, struct kvf_region *region);
 
-    /* A peer's region. *base is its address at the peer (from its hello). Tells the way. Destroy before disconnect. */
+    /* Registers memory of ours that only we read and write, so that no transfer has to. *out may be NULL: nothing to do here.
+     * Threads as region_add. ERR_NO_MEMORY: it goes on unregistered. */
+    enum kvf_status (*memory_register)(struct kvf_transport *t, void *base, size_t bytes, void **out);
+    void (*memory_unregister)(struct kvf_transport *t, void *registered);
+
+    /* A piece of a peer's region. `base` is its address at the peer. Tells the way. Destroy before disconnect. */
     enum kvf_status (*import)(struct kvf_transport *t, struct kvf_link *link, const void *key, size_t key_bytes, uint64_t base,
                               uint64_t bytes, struct kvf_remote **out, enum kvf_way *way);
-    /* WAY_MAPPED: where the region lies in our memory. Else NULL. */
+    /* WAY_MAPPED: where the piece lies in our memory. Else NULL. */
     const void *(*remote_mapped)(struct kvf_remote *remote);
     void (*remote_destroy)(struct kvf_transport *t, struct kvf_remote *remote);
 
-    /* WAY_GET: reads bytes of the peer's region at `offset` into `to`; may complete inside the call. */
+    /* WAY_GET: reads bytes of the piece at `offset` of it into `to`; may complete inside the call. */
     enum kvf_status (*get)(struct kvf_transport *t, struct kvf_remote *remote, uint64_t offset, void *to, size_t bytes,
                            kvf_done_fn done, void *arg);
 

@@ -4,28 +4,29 @@
  *   - every setting that matters is set in code: UCX also reads UCX_* of the environment, under any prefix, and an engine
  *     in the same process may have set those for itself;
  *   - endpoints with error handling (mode PEER): without it, what is outstanding when a peer dies never ends;
- *   - frames never go through shared memory, though regions do. UCX's shared memory has one queue per receiver for all
- *     its senders: one that is killed while it writes an entry stops the queue for everybody. TCP over loopback moves
- *     bulk as fast, and the kernel tells of a death within milliseconds, where shared memory waits for a keepalive.
- *     MM_ERROR_HANDLING=n is what keeps shared memory out of endpoints that want errors handled;
+ *   - UCX's shared memory is not used. It has one queue per receiver for all its senders: one that is killed while it
+ *     writes an entry stops the queue for everybody. TCP over loopback moves bulk as fast, and the kernel tells of a
+ *     death within milliseconds, where shared memory waits for a keepalive. Regions are shared without it (share.h): UCX
+ *     can map only memory that it allocated itself, which it does in small pages, writing zeros at 0.3 to 2 GB/s;
  *   - no rendezvous: a frame of at most payload_max fits one TCP segment, so it arrives in one piece, and its parts are
  *     the sender's again when the send completes;
  *   - a link has a worker of its own, that only sends; what arrives comes by the one worker whose address is published.
  *     UCX pairs the endpoints of two workers by counting them on both sides, and aborts the process when the counts
  *     differ, as they do when two nodes lost each other at different moments and connect anew. A new worker begins at 0;
- *   - regions that shared memory can reach are allocated by UCX: no other memory can be mapped by a peer.
+ *   - memory is registered by a thread beside the one that polls (region_add), so the context is told that threads share it.
  *
  * Ways: mapped when the peer's region can be mapped here (same host, shared memory on); get where RDMA devices are used;
  * else ask, because UCX emulates gets over TCP by messages that wait for the target. Nothing tells from a mapped region
  * that its owner died: that is for the link, for heartbeats, and for the checksums of what was read.
  */
 #include "fabric/devices.h"
+#include "fabric/share.h"
 
 #include <assert.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
 #include <ucp/api/ucp.h>
 #include <unistd.h>
 
@@ -56,12 +57,11 @@ struct kvf_link {
 };
 
 struct kvf_region {
-    ucp_mem_h memh;
-    void *base;
+    uint8_t *base;
     size_t bytes;
-    bool mapped_by_us; /* munmap is ours */
-    uint8_t key[KVF_REGION_KEY_MAX];
-    size_t key_bytes;
+    _Atomic unsigned n; /* pieces before it are whole and change no more */
+    struct kvf_region_piece pieces[KVF_REGION_PIECES_MAX];
+    ucp_mem_h memh[KVF_REGION_PIECES_MAX];
 };
 
 struct kvf_remote {
@@ -152,6 +152,14 @@ static void op_free(struct ucx *u, struct op *op)
     u->free_ops = op;
 }
 
+static void remote_free(struct kvf_remote *remote)
+{
+    if (remote->rkey)
+        ucp_rkey_destroy(remote->rkey);
+    kvf_share_unmap(remote->mapped, remote->bytes);
+    free(remote);
+}
+
 static void link_release(struct kvf_link *link)
 {
     if (link->state != LINK_CLOSING || !link->closed || link->ops > 0)
@@ -159,9 +167,7 @@ static void link_release(struct kvf_link *link)
     while (link->remotes_gone) {
         struct kvf_remote *remote = link->remotes_gone;
         link->remotes_gone = remote->next;
-        if (remote->rkey)
-            ucp_rkey_destroy(remote->rkey);
-        free(remote);
+        remote_free(remote);
     }
     link->state = LINK_CLOSED;
 }
@@ -405,103 +411,121 @@ static void ucx_disconnect(struct kvf_transport *t, struct kvf_link *link)
 /* ------------------------------------------------------------------------------------------------ regions */
 static void ucx_region_destroy(struct kvf_transport *t, struct kvf_region *region)
 {
-    if (region->memh)
-        ucp_mem_unmap(ucx_of(t)->context, region->memh);
-    if (region->mapped_by_us)
-        munmap(region->base, region->bytes);
+    for (unsigned i = 0; i < KVF_REGION_PIECES_MAX; i++) {
+        if (region->memh[i])
+            ucp_mem_unmap(ucx_of(t)->context, region->memh[i]);
+    }
     free(region);
 }
 
-static enum kvf_status region_pack(struct ucx *u, struct kvf_region *region)
+static enum kvf_status ucx_region_create(struct kvf_transport *t, void *base, size_t bytes, struct kvf_region **out)
+{
+    if (!base || (uintptr_t)base % 4096 != 0 || bytes == 0)
+        return KVF_ERR_INVALID;
+    struct kvf_region *region = calloc(1, sizeof *region);
+    if (!region)
+        return KVF_ERR_NO_MEMORY;
+    region->base = base;
+    region->bytes = bytes;
+    *out = region;
+    return KVF_OK;
+}
+
+static enum kvf_status pin(struct ucx *u, void *base, size_t bytes, ucp_mem_h *out)
+{
+    ucp_mem_map_params_t params = {.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH,
+                                   .address = base,
+                                   .length = bytes};
+    return ucp_mem_map(u->context, &params, out) == UCS_OK ? KVF_OK : KVF_ERR_NO_MEMORY;
+}
+
+/* Appends the key of UCX. */
+static enum kvf_status pack(struct ucx *u, ucp_mem_h memh, struct kvf_region_piece *piece)
 {
     void *key;
     size_t bytes;
-    if (ucp_rkey_pack(u->context, region->memh, &key, &bytes) != UCS_OK)
+    if (ucp_rkey_pack(u->context, memh, &key, &bytes) != UCS_OK)
         return KVF_ERR_NO_MEMORY;
-    bool fits = bytes <= sizeof region->key;
+    bool fits = bytes <= sizeof piece->key - piece->key_bytes;
     if (fits) {
-        memcpy(region->key, key, bytes);
-        region->key_bytes = bytes;
+        memcpy(piece->key + piece->key_bytes, key, bytes);
+        piece->key_bytes += bytes;
     }
     ucp_rkey_buffer_release(key);
     return fits ? KVF_OK : KVF_ERR_UNSUPPORTED;
 }
 
-static enum kvf_status ucx_region_create(struct kvf_transport *t, size_t bytes, struct kvf_region **out)
+/* A key: one byte that says whether a token of shared memory follows; the token; what UCX packed, when RDMA is used. */
+static enum kvf_status ucx_region_add(struct kvf_transport *t, struct kvf_region *region, uint64_t offset, size_t bytes, int fd)
 {
     struct ucx *u = ucx_of(t);
-    if (bytes == 0 || bytes > SIZE_MAX - 4095)
+    unsigned n = atomic_load(&region->n);
+    if (n == KVF_REGION_PIECES_MAX)
+        return KVF_ERR_BUSY;
+    if (bytes == 0 || offset > region->bytes || bytes > region->bytes - offset)
         return KVF_ERR_INVALID;
-    struct kvf_region *region = calloc(1, sizeof *region);
-    if (!region)
-        return KVF_ERR_NO_MEMORY;
-    region->bytes = (bytes + 4095) & ~(size_t)4095;
-    ucp_mem_map_params_t params = {.field_mask = UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS,
-                                   .length = region->bytes,
-                                   .flags = UCP_MEM_MAP_ALLOCATE};
-    enum kvf_status st = KVF_ERR_NO_MEMORY;
-    if (!u->choice.shm) {
-        void *base = mmap(NULL, region->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (base == MAP_FAILED)
-            goto fail;
-        region->base = base;
-        region->mapped_by_us = true;
-        params.field_mask |= UCP_MEM_MAP_PARAM_FIELD_ADDRESS;
-        params.address = base;
-        params.flags = 0;
+    struct kvf_region_piece *piece = &region->pieces[n];
+    *piece = (struct kvf_region_piece){.offset = offset, .bytes = bytes, .key_bytes = 1};
+    if (u->choice.shm && fd >= 0 && kvf_share_token(fd, piece->key + 1) == KVF_OK) {
+        piece->key[0] = 1;
+        piece->key_bytes += KVF_SHARE_TOKEN_BYTES;
     }
-    if (ucp_mem_map(u->context, &params, &region->memh) != UCS_OK)
-        goto fail;
-    ucp_mem_attr_t attr = {.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS | UCP_MEM_ATTR_FIELD_LENGTH};
-    if (ucp_mem_query(region->memh, &attr) != UCS_OK || attr.length < region->bytes || (uintptr_t)attr.address % 4096 != 0)
-        goto fail;
-    region->base = attr.address;
-    st = region_pack(u, region);
-    if (st != KVF_OK)
-        goto fail;
-    *out = region;
+    if (u->choice.rdma) {
+        enum kvf_status st = pin(u, region->base + offset, bytes, &region->memh[n]);
+        if (st == KVF_OK)
+            st = pack(u, region->memh[n], piece);
+        if (st != KVF_OK)
+            return st; /* a memh that is there goes with the region */
+    }
+    atomic_store(&region->n, n + 1);
     return KVF_OK;
-fail:
-    ucx_region_destroy(t, region);
+}
+
+static unsigned ucx_region_pieces(struct kvf_region *region) { return atomic_load(&region->n); }
+
+static const struct kvf_region_piece *ucx_region_piece(struct kvf_region *region, unsigned n) { return &region->pieces[n]; }
+
+static enum kvf_status ucx_memory_register(struct kvf_transport *t, void *base, size_t bytes, void **out)
+{
+    ucp_mem_h memh = NULL;
+    *out = NULL;
+    enum kvf_status st = ucx_of(t)->choice.rdma ? pin(ucx_of(t), base, bytes, &memh) : KVF_OK;
+    *out = memh;
     return st;
 }
 
-static void *ucx_region_base(struct kvf_region *region) { return region->base; }
-
-static enum kvf_status ucx_region_key(struct kvf_region *region, void *key, size_t *bytes)
+static void ucx_memory_unregister(struct kvf_transport *t, void *registered)
 {
-    if (*bytes < region->key_bytes)
-        return KVF_ERR_INVALID;
-    memcpy(key, region->key, region->key_bytes);
-    *bytes = region->key_bytes;
-    return KVF_OK;
+    if (registered)
+        ucp_mem_unmap(ucx_of(t)->context, registered);
 }
 
 static enum kvf_status ucx_import(struct kvf_transport *t, struct kvf_link *link, const void *key, size_t key_bytes, uint64_t base,
                                   uint64_t bytes, struct kvf_remote **out, enum kvf_way *way)
 {
     struct ucx *u = ucx_of(t);
+    const uint8_t *at = key;
     if (link->state != LINK_OPEN || link->failed)
         return KVF_ERR_PEER_LOST;
-    if (key_bytes == 0 || key_bytes > KVF_REGION_KEY_MAX)
+    size_t token = key_bytes > 0 && at[0] == 1 ? KVF_SHARE_TOKEN_BYTES : 0;
+    if (key_bytes < 1 + token || key_bytes > KVF_REGION_KEY_MAX || at[0] > 1)
         return KVF_ERR_INVALID;
     struct kvf_remote *remote = calloc(1, sizeof *remote);
     if (!remote)
         return KVF_ERR_NO_MEMORY;
     *remote = (struct kvf_remote){.link = link, .base = base, .bytes = bytes};
-    /* As for addresses: UCX is not told the length. */
-    uint8_t padded[KVF_REGION_KEY_MAX + 64] = {0};
-    memcpy(padded, key, key_bytes);
     *way = KVF_WAY_ASK;
-    /* A key that cannot be used (shared memory of another user, say) is no failure: the peer can be asked. */
-    if ((u->choice.shm || u->choice.rdma) && ucp_ep_rkey_unpack(link->ep, padded, &remote->rkey) == UCS_OK) {
-        void *mapped = NULL;
-        if (u->choice.shm && ucp_rkey_ptr(remote->rkey, base, &mapped) == UCS_OK && mapped) {
-            remote->mapped = mapped;
-            *way = KVF_WAY_MAPPED;
-        } else if (u->choice.rdma) {
+    /* What cannot be used (another host's shared memory, say) is no failure: the peer can be asked. */
+    if (u->choice.shm && token)
+        remote->mapped = kvf_share_map(at + 1, bytes);
+    if (remote->mapped) {
+        *way = KVF_WAY_MAPPED;
+    } else if (u->choice.rdma && key_bytes > 1 + token) {
+        /* As for addresses: UCX is not told the length. */
+        uint8_t padded[KVF_REGION_KEY_MAX + 64] = {0};
+        memcpy(padded, at + 1 + token, key_bytes - 1 - token);
+        if (ucp_ep_rkey_unpack(link->ep, padded, &remote->rkey) == UCS_OK)
             *way = KVF_WAY_GET;
-        }
     }
     *out = remote;
     return KVF_OK;
@@ -517,9 +541,7 @@ static void ucx_remote_destroy(struct kvf_transport *t, struct kvf_remote *remot
         link->remotes_gone = remote;
         return;
     }
-    if (remote->rkey)
-        ucp_rkey_destroy(remote->rkey);
-    free(remote);
+    remote_free(remote);
 }
 
 /* ------------------------------------------------------------------------------------------------ poll */
@@ -627,9 +649,7 @@ static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
     } settings[] = {
         {"TLS", u->choice.transports},
         {"NET_DEVICES", u->choice.devices},
-        {"SHM_DEVICES", "all"},
         {"SELF_DEVICES", "all"},
-        {"ALLOC_PRIO", "md:posix,mmap"}, /* zeroed pages all; huge pages would be taken from others */
         {"RNDV_THRESH", "inf"},
         {"ZCOPY_THRESH", "auto"},
         {"BCOPY_THRESH", "auto"},
@@ -649,10 +669,6 @@ static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
         {"TCP_CONN_NB", "y"},
         {"NODELAY", "y"},
         {"TCP_NODELAY", "y"},
-        {"MM_ERROR_HANDLING", "n"},
-        {"MM_HUGETLB_MODE", "n"},
-        {"USE_PROC_LINK", "y"}, /* the file has no name any more when it is in use: nothing stays after kill -9 */
-        {"POSIX_USE_PROC_LINK", "y"},
     };
     /* UCX writes to standard output, which belongs to the program. What goes wrong is in our own log. Who wants to see
      * UCX's asks for it by its environment. */
@@ -678,10 +694,12 @@ static enum kvf_status context_open(struct ucx *u, unsigned peers_max)
     }
     status = modify(u, config);
     ucp_params_t params = {
-        .field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS | UCP_PARAM_FIELD_NAME,
+        .field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS | UCP_PARAM_FIELD_NAME |
+                      UCP_PARAM_FIELD_MT_WORKERS_SHARED,
         .features = UCP_FEATURE_AM | UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP,
         .estimated_num_eps = peers_max,
         .name = "kvfabric",
+        .mt_workers_shared = 1,
     };
     if (status == UCS_OK)
         status = ucp_init(&params, config, &u->context);
@@ -775,8 +793,11 @@ static const struct kvf_transport_ops ucx_ops = {
     .disconnect = ucx_disconnect,
     .send = ucx_send,
     .region_create = ucx_region_create,
-    .region_base = ucx_region_base,
-    .region_key = ucx_region_key,
+    .region_add = ucx_region_add,
+    .region_pieces = ucx_region_pieces,
+    .region_piece = ucx_region_piece,
+    .memory_register = ucx_memory_register,
+    .memory_unregister = ucx_memory_unregister,
     .region_destroy = ucx_region_destroy,
     .import = ucx_import,
     .remote_mapped = ucx_remote_mapped,

@@ -14,14 +14,30 @@ uint64_t kvf_wire_node_id(const char *name)
     return id ? id : 1;
 }
 
+static bool positioned(const struct kvf_wire_header *h)
+{
+    switch (h->type) {
+    case KVF_WIRE_PULL:
+    case KVF_WIRE_PULL_DATA:
+        return true;
+    case KVF_WIRE_HELLO:
+    case KVF_WIRE_HEARTBEAT:
+        return h->position <= KVF_REGION_PIECES_MAX;
+    case KVF_WIRE_PIECE_ASK:
+    case KVF_WIRE_PIECE:
+        return h->position < KVF_REGION_PIECES_MAX;
+    default:
+        return false;
+    }
+}
+
 /* What each type allows beside the fields that all have. */
 static bool type_fits(const struct kvf_wire_header *h)
 {
     bool answer = h->type == KVF_WIRE_REPLY || h->type == KVF_WIRE_PULL_DATA;
-    bool pull = h->type == KVF_WIRE_PULL || h->type == KVF_WIRE_PULL_DATA;
     if (!answer && h->status != 0)
         return false;
-    if (!pull && h->position != 0)
+    if (!positioned(h) && h->position != 0)
         return false;
     if (h->type != KVF_WIRE_HELLO && (h->receiver_incarnation == 0 || h->flags != 0))
         return false;
@@ -30,7 +46,10 @@ static bool type_fits(const struct kvf_wire_header *h)
         return h->request == 0 && (h->flags & ~KVF_WIRE_FLAG_HEARD) == 0;
     case KVF_WIRE_HEARTBEAT:
     case KVF_WIRE_GOODBYE:
+    case KVF_WIRE_PIECE_ASK:
         return h->request == 0 && h->payload_bytes == 0;
+    case KVF_WIRE_PIECE:
+        return h->request == 0 && h->payload_bytes != 0;
     case KVF_WIRE_PULL:
         return h->request != 0 && h->payload_bytes != 0;
     case KVF_WIRE_PULL_DATA: /* bytes or a refusal, never both and never neither */
@@ -118,9 +137,9 @@ static bool hello_fits(const struct kvf_wire_hello *h)
 {
     if (!name_fits(h->name, strnlen(h->name, sizeof h->name)))
         return false;
-    if (h->address_bytes == 0 || h->address_bytes > sizeof h->address || h->key_bytes > sizeof h->key)
+    if (h->address_bytes == 0 || h->address_bytes > sizeof h->address)
         return false;
-    if ((h->region_bytes == 0) != (h->key_bytes == 0) || h->region_base + h->region_bytes < h->region_base)
+    if (h->region_base + h->region_bytes < h->region_base)
         return false;
     return h->payload_max > 0 && h->payload_max <= KVF_WIRE_PAYLOAD_MAX;
 }
@@ -135,8 +154,6 @@ enum kvf_status kvf_wire_hello_encode(const struct kvf_wire_hello *h, void *out,
     kvf_write_bytes(&w, h->name, length);
     kvf_write_u16(&w, (uint16_t)h->address_bytes);
     kvf_write_bytes(&w, h->address, h->address_bytes);
-    kvf_write_u16(&w, (uint16_t)h->key_bytes);
-    kvf_write_bytes(&w, h->key, h->key_bytes);
     kvf_write_u64(&w, h->region_base);
     kvf_write_u64(&w, h->region_bytes);
     kvf_write_u32(&w, h->payload_max);
@@ -164,7 +181,6 @@ enum kvf_status kvf_wire_hello_decode(const void *data, size_t bytes, struct kvf
     memset(&h, 0, sizeof h);
     size_t length = read_field(&r, kvf_read_u8(&r), h.name, sizeof h.name - 1);
     h.address_bytes = read_field(&r, kvf_read_u16(&r), h.address, sizeof h.address);
-    h.key_bytes = read_field(&r, kvf_read_u16(&r), h.key, sizeof h.key);
     h.region_base = kvf_read_u64(&r);
     h.region_bytes = kvf_read_u64(&r);
     h.payload_max = kvf_read_u32(&r);
@@ -174,6 +190,41 @@ enum kvf_status kvf_wire_hello_decode(const void *data, size_t bytes, struct kvf
     if (!name_fits(h.name, length) || !hello_fits(&h))
         return KVF_ERR_PEER_PROTOCOL;
     *out = h;
+    return KVF_OK;
+}
+
+static bool piece_fits(const struct kvf_region_piece *piece)
+{
+    return piece->bytes != 0 && piece->offset + piece->bytes >= piece->offset && piece->key_bytes != 0 &&
+           piece->key_bytes <= sizeof piece->key;
+}
+
+enum kvf_status kvf_wire_piece_encode(const struct kvf_region_piece *piece, void *out, size_t *bytes)
+{
+    if (!piece_fits(piece))
+        return KVF_ERR_INVALID;
+    struct kvf_writer w = kvf_writer_of(out, *bytes);
+    kvf_write_u64(&w, piece->offset);
+    kvf_write_u64(&w, piece->bytes);
+    kvf_write_u16(&w, (uint16_t)piece->key_bytes);
+    kvf_write_bytes(&w, piece->key, piece->key_bytes);
+    if (w.bad)
+        return KVF_ERR_INVALID;
+    *bytes = kvf_writer_used(&w);
+    return KVF_OK;
+}
+
+enum kvf_status kvf_wire_piece_decode(const void *data, size_t bytes, struct kvf_region_piece *out)
+{
+    struct kvf_reader r = kvf_reader_of(data, bytes);
+    struct kvf_region_piece piece;
+    memset(&piece, 0, sizeof piece);
+    piece.offset = kvf_read_u64(&r);
+    piece.bytes = kvf_read_u64(&r);
+    piece.key_bytes = read_field(&r, kvf_read_u16(&r), piece.key, sizeof piece.key);
+    if (r.bad || kvf_reader_left(&r) != 0 || !piece_fits(&piece))
+        return KVF_ERR_PEER_PROTOCOL;
+    *out = piece;
     return KVF_OK;
 }
 

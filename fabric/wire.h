@@ -12,7 +12,8 @@
  *         24      8  sender's incarnation
  *         32      8  receiver's incarnation; 0 in a hello to a node that was not heard yet
  *         40      8  request: the asker's number; 0 where no answer is expected
- *         48      8  position: of a pull's bytes in the sequence of all its ranges
+ *         48      8  position: of a pull's bytes in the sequence of all its ranges; the number of a piece; in a hello or
+ *                    heartbeat, how many pieces of the sender's region are ready
  *         56      4  payload bytes
  *         60      4  budget: microseconds that the asker will still wait; 0 where it does not matter
  *
@@ -24,7 +25,7 @@
 #include "fabric/transport.h"
 
 #define KVF_WIRE_MAGIC 0x4246564bu /* "KVFB" */
-#define KVF_WIRE_VERSION 2
+#define KVF_WIRE_VERSION 3
 #define KVF_WIRE_HEADER_BYTES 64
 _Static_assert(KVF_WIRE_HEADER_BYTES <= KVF_FRAME_HEADER_MAX, "a transport carries our header");
 
@@ -39,6 +40,8 @@ enum kvf_wire_type {
     KVF_WIRE_PULL = 4,      /* push me these ranges of your region */
     KVF_WIRE_PULL_DATA = 5, /* their bytes from `position` on; with a status that is not 0: refused, no payload */
     KVF_WIRE_REPLY = 6,     /* the answer to a request of the node */
+    KVF_WIRE_PIECE_ASK = 7, /* tell me of piece `position` of your region; no payload */
+    KVF_WIRE_PIECE = 8,     /* that is it */
     KVF_WIRE_TYPE_NODE = 32 /* from here on the node's own requests and notices */
 };
 
@@ -64,18 +67,21 @@ enum kvf_status kvf_wire_header_decode(const void *data, size_t bytes, struct kv
 struct kvf_wire_hello {
     char name[KVF_WIRE_NAME_MAX]; /* letters, digits, . _ - */
     uint8_t address[KVF_ADDRESS_MAX];
-    uint8_t key[KVF_REGION_KEY_MAX];
     size_t address_bytes; /* at least 1 */
-    size_t key_bytes;
-    uint64_t region_base, region_bytes; /* 0 bytes: no region, then no key either */
+    uint64_t region_base, region_bytes; /* 0 bytes: no region */
     uint32_t payload_max;               /* the largest payload that the sender takes */
 };
-#define KVF_WIRE_HELLO_BYTES_MAX (1 + KVF_WIRE_NAME_MAX + 2 + KVF_ADDRESS_MAX + 2 + KVF_REGION_KEY_MAX + 8 + 8 + 4)
+#define KVF_WIRE_HELLO_BYTES_MAX (1 + KVF_WIRE_NAME_MAX + 2 + KVF_ADDRESS_MAX + 8 + 8 + 4)
 
 /* *bytes is the room on entry and the size on return. ERR_INVALID: a field is out of bounds, or the room is too small. */
 enum kvf_status kvf_wire_hello_encode(const struct kvf_wire_hello *hello, void *out, size_t *bytes);
 /* ERR_PEER_PROTOCOL. *out only on KVF_OK. */
 enum kvf_status kvf_wire_hello_decode(const void *data, size_t bytes, struct kvf_wire_hello *out);
+
+#define KVF_WIRE_PIECE_BYTES_MAX (8 + 8 + 2 + KVF_REGION_KEY_MAX)
+/* As for hello. Whether the piece lies in the region is for the receiver to test. */
+enum kvf_status kvf_wire_piece_encode(const struct kvf_region_piece *piece, void *out, size_t *bytes);
+enum kvf_status kvf_wire_piece_decode(const void *data, size_t bytes, struct kvf_region_piece *out);
 
 struct kvf_wire_range {
     uint64_t offset; /* in the region of the node that is asked */

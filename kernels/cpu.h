@@ -10,6 +10,8 @@ extern const struct kvf_dev kvf_cpu_reference_dev, kvf_cpu_plain_dev, kvf_ops_av
 
 enum kvf_status kvf_dev_cpu_alloc(const struct kvf_dev *dev, size_t bytes, void **out);
 void kvf_dev_cpu_free(const struct kvf_dev *dev, void *memory);
+enum kvf_status kvf_dev_cpu_register(const struct kvf_dev *dev, void *memory, size_t bytes);
+void kvf_dev_cpu_unregister(const struct kvf_dev *dev, void *memory);
 enum kvf_status kvf_dev_cpu_copy(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes);
 enum kvf_status kvf_dev_cpu_stream_create(const struct kvf_dev *dev, struct kvf_stream **out);
 void kvf_dev_cpu_stream_destroy(const struct kvf_dev *dev, struct kvf_stream *stream);
@@ -19,6 +21,7 @@ enum kvf_status kvf_dev_cpu_stream_sync(const struct kvf_dev *dev, struct kvf_st
 #define KVF_CPU_MEMORY                                                                                         \
     .kind = KVF_DEV_CPU, .alloc = kvf_dev_cpu_alloc, .free = kvf_dev_cpu_free, .alloc_host = kvf_dev_cpu_alloc, \
     .free_host = kvf_dev_cpu_free, .upload = kvf_dev_cpu_copy, .download = kvf_dev_cpu_copy,                    \
+    .host_register = kvf_dev_cpu_register, .host_unregister = kvf_dev_cpu_unregister,                           \
     .stream_create = kvf_dev_cpu_stream_create, .stream_destroy = kvf_dev_cpu_stream_destroy,                   \
     .stream_sync = kvf_dev_cpu_stream_sync
 

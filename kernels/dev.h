@@ -160,6 +160,10 @@ struct kvf_dev {
     void (*free)(const struct kvf_dev *dev, void *memory);
     enum kvf_status (*alloc_host)(const struct kvf_dev *dev, size_t bytes, void **out);
     void (*free_host)(const struct kvf_dev *dev, void *memory);
+    /* Pins host memory that is there already, so that copies of it run as those of alloc_host; before it is unmapped it is
+     * unpinned. For a CPU nothing. ERR_NO_MEMORY, ERR_IO: it stays as it was, and copies are slower. Any thread. */
+    enum kvf_status (*host_register)(const struct kvf_dev *dev, void *memory, size_t bytes);
+    void (*host_unregister)(const struct kvf_dev *dev, void *memory);
     enum kvf_status (*upload)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes);
     enum kvf_status (*download)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes);
 

@@ -34,6 +34,15 @@ void kvf_dev_cpu_free(const struct kvf_dev *dev, void *memory)
     free(memory);
 }
 
+enum kvf_status kvf_dev_cpu_register(const struct kvf_dev *dev, void *memory, size_t bytes)
+{
+    return memory && bytes ? KVF_OK : KVF_ERR_INVALID;
+}
+
+void kvf_dev_cpu_unregister(const struct kvf_dev *dev, void *memory)
+{
+}
+
 /* upload and download: one memory, so both are a copy. */
 enum kvf_status kvf_dev_cpu_copy(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes)
 {

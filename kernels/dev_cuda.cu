@@ -187,6 +187,21 @@ void dev_free_host(const kvf_dev *dev, void *memory)
         status_of(cudaFreeHost(memory));
 }
 
+/* The flags of dev_alloc_host: what was allocated and what was pinned later are used alike. */
+kvf_status dev_host_register(const kvf_dev *dev, void *memory, size_t bytes)
+{
+    kvf_status status = memory && bytes ? use(dev) : KVF_ERR_INVALID;
+    if (status == KVF_OK)
+        status = status_of(cudaHostRegister(memory, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped));
+    return status;
+}
+
+void dev_host_unregister(const kvf_dev *dev, void *memory)
+{
+    if (memory && use(dev) == KVF_OK)
+        status_of(cudaHostUnregister(memory));
+}
+
 /* upload and download: the runtime sees from the addresses which way. */
 kvf_status dev_copy(const kvf_dev *dev, kvf_stream *stream, void *to, const void *from, size_t bytes)
 {
@@ -300,6 +315,8 @@ kvf_status open_dev(cuda_dev *c, int index, const char **why)
     d->free = dev_free;
     d->alloc_host = dev_alloc_host;
     d->free_host = dev_free_host;
+    d->host_register = dev_host_register;
+    d->host_unregister = dev_host_unregister;
     d->upload = d->download = dev_copy;
     d->stream_create = dev_stream_create;
     d->stream_destroy = dev_stream_destroy;

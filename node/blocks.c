@@ -489,6 +489,7 @@ static void request_start(struct kvf_queue *q, const struct kvf_request *r, uint
             complete(q, r->user, st, KVF_TIER_DRAM, 0);
         else
             pending_new(q, r, start_ns, deadline_ns, PENDING_PUT);
+        core->spill_stuck &= ended; /* what was true for an earlier waiter need not be true now */
     } else if (r->op == KVF_OP_GET) {
         ended = get_start(q, r, start_ns, deadline_ns);
     } else {

@@ -1,11 +1,11 @@
 /* The core: the node's memory, the books of its blocks, and one turn of every machine. */
 #include "base/hash.h"
 #include "node/internal.h"
+#include "node/ram.h"
 #include <assert.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 /* ---------------------------------------------------------------- the lock */
@@ -323,56 +323,15 @@ static void fail(char *error, size_t size, const char *what, enum kvf_status st)
     snprintf(error, size, "%s: %s (%s)", what, kvf_status_text(st), kvf_status_name(st));
 }
 
-static uint64_t page_up(uint64_t bytes, uint64_t page)
-{
-    return (bytes + page - 1) / page * page;
-}
-
-static enum kvf_status memory_create(struct kvf_core *core, char *error, size_t error_size)
-{
-    const struct kvf_settings *s = &core->settings;
-    uint32_t page = 4096;
-    while (page < s->block_bytes_max)
-        page *= 2;
-    uint64_t dram = page_up(s->dram_bytes, page), lent = page_up(s->lend_bytes, page), staging = page_up(s->staging_bytes, page);
-    core->lent_at = dram;
-    core->staging_at = dram + lent;
-    core->memory_bytes = dram + lent + staging;
-    enum kvf_status st;
-    if (core->transport) {
-        st = core->transport->ops->region_create(core->transport, core->memory_bytes, &core->region);
-        if (st == KVF_OK)
-            core->memory = core->transport->ops->region_base(core->region);
-    } else {
-        void *p = mmap(NULL, core->memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        st = p == MAP_FAILED ? KVF_ERR_NO_MEMORY : KVF_OK;
-        core->memory = p == MAP_FAILED ? NULL : p;
-    }
-    if (st != KVF_OK) {
-        snprintf(error, error_size,
-                 "allocating %llu bytes of memory (dram.bytes, lend.bytes, fetch.staging): %s (%s); ask for less",
-                 (unsigned long long)core->memory_bytes, kvf_status_text(st), kvf_status_name(st));
-        return st;
-    }
-    st = kvf_arena_create(core->memory, dram, 4096, page, &core->dram);
-    if (st == KVF_OK && lent)
-        st = kvf_arena_create(core->memory + core->lent_at, lent, 4096, page, &core->lent);
-    if (st == KVF_OK)
-        st = kvf_arena_create(core->memory + core->staging_at, staging, 4096, page, &core->staging);
-    if (st != KVF_OK)
-        fail(error, error_size, "dividing memory into slots", st);
-    return st;
-}
-
 static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core_parts *parts, char *error, size_t error_size)
 {
     const struct kvf_settings *s = &core->settings;
-    enum kvf_status st = memory_create(core, error, error_size);
+    enum kvf_status st = kvf_ram_create(core, error, error_size);
     if (st != KVF_OK)
         return st;
     st = kvf_index_create(s->blocks_max, &core->index);
     if (st == KVF_OK)
-        st = kvf_dramlist_create(kvf_arena_bytes(core->dram) / KVF_LOCATION_UNIT, &core->dram_blocks);
+        st = kvf_dramlist_create(kvf_arena_planned(core->dram) / KVF_LOCATION_UNIT, &core->dram_blocks);
     if (st == KVF_OK)
         core->words_excess_max = kvf_cold_excess_max(s->blocks_max);
     if (st == KVF_OK)
@@ -385,8 +344,8 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
     if (parts->disk_status != KVF_OK)
         kvf_area_off(core, parts->disk_status, parts->disk_error);
     st = kvf_area_create(core, error, error_size);
-    if (st == KVF_OK && core->disk)
-        core->disk->ops->register_memory(core->disk, core->memory, core->memory_bytes);
+    if (st == KVF_OK)
+        kvf_ram_disk(core);
     return st;
 }
 
@@ -455,6 +414,7 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
     core->transport = parts->transport;
     core->store = parts->store;
     core->disk = parts->disk;
+    core->ram_by_hand = parts->ram_by_hand;
     core->wake_fd = -1;
     name_choose(core);
     kvf_log_init(&core->log, core->name, level_of(settings->log_level), parts->log);
@@ -488,6 +448,7 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
         fail(error, error_size, "starting the fabric", st);
         goto destroy;
     }
+    kvf_ram_start(core);
     *out = core;
     return KVF_OK;
 destroy:
@@ -500,6 +461,7 @@ void kvf_core_destroy(struct kvf_core *core)
     if (!core)
         return;
     core->closing = true;
+    kvf_ram_stop(core);
     if (core->sessions && core->index)
         for (uint32_t b = 0; b < core->session_buckets; b++)
             for (struct kvf_sess *s = core->sessions[b]; s; s = s->next)
@@ -530,18 +492,12 @@ void kvf_core_destroy(struct kvf_core *core)
     kvf_reads_destroy(core);
     for (unsigned i = 0; i < core->n_models; i++)
         free(core->models[i]);
-    kvf_arena_destroy(core->dram);
-    kvf_arena_destroy(core->lent);
-    kvf_arena_destroy(core->staging);
     kvf_dramlist_destroy(core->dram_blocks);
     kvf_evict_destroy(core);
     kvf_index_destroy(core->index);
     kvf_sums_destroy(core->sums);
     kvf_workers_destroy(core->workers);
-    if (core->region)
-        core->transport->ops->region_destroy(core->transport, core->region);
-    else if (core->memory)
-        munmap(core->memory, core->memory_bytes);
+    kvf_ram_destroy(core);
     if (core->transport)
         core->transport->ops->destroy(core->transport);
     if (core->store)

@@ -11,6 +11,7 @@
  *     device.c (which chunks lie in the device cache)
  *     read.c (bring chunks of one block to a place)   lend.c (the lender's side)   serve.c (reads by key for other nodes)
  *     area.c (the SSD area: open, off, degraded)   scrub.c (blocks on SSD are checked again and again)
+ *     ram.c (the memory, made ready in pieces)
  *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
  */
 #ifndef KVF_NODE_INTERNAL_H
@@ -222,6 +223,7 @@ struct kvf_serve; /* serve.c */
 struct kvf_lend;  /* lend.c */
 struct kvf_blocks; /* blocks.c */
 struct kvf_admin;  /* admin.c */
+struct kvf_ram;    /* ram.c */
 
 /* ---------------------------------------------------------------- the core */
 struct kvf_core {
@@ -242,9 +244,11 @@ struct kvf_core {
     struct kvf_workers *workers;
     _Atomic bool workers_busy; /* an attend has them; another one at the same time computes alone */
 
-    /* Memory: one region, readable by peers: [own DRAM | lent DRAM | staging]. */
+    /* Memory: one range of addresses, [own DRAM | lent DRAM | staging], ready piece by piece (ram.h). */
+    struct kvf_ram *ram;
+    bool ram_by_hand;
     struct kvf_transport *transport; /* NULL: no peers */
-    struct kvf_region *region;
+    struct kvf_region *region;       /* what peers may read: of core->memory, the lent part; NULL: none */
     uint8_t *memory;
     uint64_t memory_bytes;
     struct kvf_arena *dram, *lent, *staging;
@@ -314,6 +318,7 @@ struct kvf_core_parts {
     struct kvf_disk *disk;
     enum kvf_status disk_status; /* why disk is NULL though ssd.path is set, and in a line; else OK and NULL */
     const char *disk_error;
+    bool ram_by_hand; /* stepped tests: only what is needed to serve is ready; kvf_ram_step does the rest */
     FILE *log;
 };
 

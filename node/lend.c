@@ -23,7 +23,7 @@ enum kvf_status kvf_lend_create(struct kvf_core *core)
         return KVF_ERR_NO_MEMORY;
     if (!core->lent)
         return KVF_OK;
-    uint64_t most = kvf_arena_bytes(core->lent) / 4096;
+    uint64_t most = kvf_arena_planned(core->lent) / 4096;
     return kvf_index_create(most < core->settings.blocks_max ? most : core->settings.blocks_max, &core->lend->index);
 }
 

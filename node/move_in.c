@@ -159,7 +159,8 @@ static bool got_block(struct kvf_one_move *m, const struct kvf_move_block *b)
     uint16_t peer = known ? holder(m, b, &known) : KVF_PEER_NONE;
     /* Blocks in our own lent part are believed only inside it. */
     uint32_t bytes = kvf_cold_bytes(model, format);
-    bool inside = b->location >= core->lent_at && core->staging_at >= bytes && b->location <= core->staging_at - bytes;
+    uint64_t lent = core->lent ? kvf_arena_bytes(core->lent) : 0; /* as far as there is memory */
+    bool inside = b->location >= core->lent_at && lent >= bytes && b->location - core->lent_at <= lent - bytes;
     if (known && peer == KVF_PEER_NONE && !inside)
         known = false;
     if (known)

@@ -43,6 +43,7 @@ struct job {
     uint32_t at_byte;            /* ... from here */
     struct put puts[PUTS_MAX];
     bool failed;
+    bool answered; /* the lender said what it grants */
     uint64_t start_ns;
     uint8_t *commit; /* payload buffer of the commit */
 };
@@ -263,7 +264,7 @@ static void job_finish(struct job *j)
         }
         if (!good && i < j->granted && j->lender->up)
             kvf_cluster_release(core, j->lender, KVF_TIER_REMOTE, j->keys[i]);
-        else if (!good)
+        else if (!good && !(j->answered && i >= j->granted))
             j->lender->reset = true; /* it may hold the slot: told when it is back */
         j->settled[i] = true;
         give(core, j->handles[i], good ? KVF_TIER_REMOTE : KVF_TIER_COUNT, j->lender->number, j->offsets[i], j->start_ns,
@@ -395,6 +396,8 @@ static void reserve_reply(void *arg, enum kvf_status status, const void *payload
         j->lender->lend_retry_ns = kvf_deadline(kvf_now(j->core->env), LENDER_FULL_NS);
     if (status != KVF_OK)
         job_fail(j, status);
+    /* Its own word, so that what it did not grant is not there. */
+    j->answered = status == KVF_OK || status == KVF_ERR_FULL || status == KVF_ERR_EXISTS || status == KVF_ERR_INVALID;
     j->granted = status == KVF_OK ? n : 0;
     j->state = j->granted ? JOB_PUTTING : JOB_FINISHING;
 }
@@ -437,7 +440,7 @@ static bool job_start(struct kvf_core *core, struct job *j, struct kvf_node_peer
     j->n = n;
     j->granted = j->at = 0;
     j->at_byte = 0;
-    j->failed = false;
+    j->failed = j->answered = false;
     j->start_ns = kvf_now(core->env);
     memset(j->stored, 0, sizeof j->stored);
     memset(j->settled, 0, sizeof j->settled);

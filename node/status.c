@@ -3,6 +3,7 @@
  * The figures are copied under the core's lock into plain structs; the text is made from the copy, without the lock, so
  * that a slow reader of the admin interface never holds up the reactor. Counters and histograms are atomic. */
 #include "node/internal.h"
+#include "node/ram.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -47,6 +48,7 @@ struct copy {
     bool has_device;
     bool has_ssd;
     char ssd_why[KVF_CONFIG_TEXT_MAX];
+    struct kvf_ram_stats ram;
     uint64_t reads_queued, going_down, going_up;
     struct kvf_scrub_progress scrub;
 };
@@ -206,6 +208,7 @@ static bool copy_core(struct kvf_core *core, struct copy *copy)
     kvf_core_lock(core);
     copy_peers(core, copy);
     copy_tiers(core, copy);
+    kvf_ram_stats(core, &copy->ram);
     copy->n_sessions = core->n_sessions;
     copy->reads_queued = core->reads_queued;
     copy->going_down = kvf_spills_bytes(core);
@@ -297,6 +300,22 @@ static json_t *tiers_json(const struct copy *copy)
         json_array_append_new(tiers, tier);
     }
     return tiers;
+}
+
+/* Of the node's memory, which becomes ready after the node serves. */
+static json_t *memory_json(const struct kvf_ram_stats *ram)
+{
+    json_t *memory = json_object();
+    json_object_set_new(memory, "total_bytes", number_of(ram->total_bytes));
+    json_object_set_new(memory, "ready_bytes", number_of(ram->ready_bytes));
+    json_object_set_new(memory, "done", json_boolean(ram->done));
+    json_object_set_new(memory, "elapsed_ms", number_of(ram->elapsed_ns / KVF_MS));
+    json_object_set_new(memory, "pages", text_of(kvf_page_kind_name(ram->kind)));
+    json_object_set_new(memory, "huge_bytes", number_of(ram->huge_bytes));
+    json_object_set_new(memory, "numa", text_of(ram->numa));
+    if (ram->error[0])
+        json_object_set_new(memory, "error", text_of(ram->error));
+    return memory;
 }
 
 static json_t *peers_json(const struct copy *copy)
@@ -397,6 +416,7 @@ char *kvf_status_json(struct kvf_core *core)
     json_object_set_new(root, "uptime_s", number_of(uptime_s()));
     json_object_set_new(root, "transport", text_of(copy.transport));
     json_object_set_new(root, "tiers", tiers_json(&copy));
+    json_object_set_new(root, "memory", memory_json(&copy.ram));
     json_object_set_new(root, "sessions", number_of(copy.n_sessions));
     json_object_set_new(lending, "capacity_bytes", number_of(copy.lend_capacity));
     json_object_set_new(lending, "blocks", number_of(copy.lend_blocks));
@@ -605,6 +625,8 @@ static void write_metrics(FILE *out, const struct kvf_core *core, const struct c
     uint64_t up = 0;
     for (unsigned i = 0; i < copy->n_peers; i++)
         up += copy->peers[i].up;
+    gauge(out, "memory_total_bytes", "DRAM that this node is to have: own, lent and staging", copy->ram.total_bytes);
+    gauge(out, "memory_ready_bytes", "of it, ready for use", copy->ram.ready_bytes);
     gauge(out, "sessions", "sessions that this node holds", copy->n_sessions);
     gauge(out, "peers_up", "peers that answer", up);
     gauge(out, "lend_capacity_bytes", "DRAM for other nodes' blocks", copy->lend_capacity);

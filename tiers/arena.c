@@ -43,6 +43,7 @@ struct kvf_arena {
     uint32_t slot_words, summary_words;
 
     uint32_t pages, fresh; /* pages from `fresh` on were never used */
+    uint32_t planned;      /* pages that there is address space and room in the tables for */
     uint32_t spare, spares;
     uint64_t used_bytes;
 
@@ -73,7 +74,7 @@ enum kvf_status kvf_arena_create(void *base, uint64_t bytes, uint32_t align, uin
     a->units_max = page_bytes / align;
     a->slot_words = (a->units_max + WORD_BITS - 1) / WORD_BITS;
     a->summary_words = (a->slot_words + WORD_BITS - 1) / WORD_BITS;
-    a->pages = (uint32_t)(bytes / page_bytes);
+    a->pages = a->planned = (uint32_t)(bytes / page_bytes);
     a->bytes = (uint64_t)a->pages * page_bytes;
     a->spare = NO_PAGE;
     a->classes_bytes = ((size_t)a->units_max + 1) * sizeof *a->classes;
@@ -356,6 +357,19 @@ void *kvf_arena_at(const struct kvf_arena *a, uint64_t offset)
 uint64_t kvf_arena_bytes(const struct kvf_arena *a)
 {
     return a->bytes;
+}
+
+uint64_t kvf_arena_planned(const struct kvf_arena *a)
+{
+    return (uint64_t)a->planned * a->page_bytes;
+}
+
+void kvf_arena_limit(struct kvf_arena *a, uint64_t bytes)
+{
+    uint64_t pages = bytes / a->page_bytes;
+    a->pages = pages < a->planned ? (uint32_t)pages : a->planned;
+    assert(a->pages >= a->fresh);
+    a->bytes = (uint64_t)a->pages * a->page_bytes;
 }
 
 uint64_t kvf_arena_used(const struct kvf_arena *a)

@@ -26,7 +26,11 @@ bool kvf_arena_take(struct kvf_arena *arena, uint64_t offset, uint32_t bytes);
 void kvf_arena_free(struct kvf_arena *arena, uint64_t offset, uint32_t bytes);
 
 void *kvf_arena_at(const struct kvf_arena *arena, uint64_t offset);
-uint64_t kvf_arena_bytes(const struct kvf_arena *arena);      /* capacity */
+uint64_t kvf_arena_bytes(const struct kvf_arena *arena);      /* capacity now */
+uint64_t kvf_arena_planned(const struct kvf_arena *arena);    /* capacity when all of its memory is there */
+/* Only the first `bytes` (whole pages of them) may be given out: the memory behind is not there yet. Never below what was
+ * given out already. All of it, at first. */
+void kvf_arena_limit(struct kvf_arena *arena, uint64_t bytes);
 uint64_t kvf_arena_used(const struct kvf_arena *arena);       /* in slots given out */
 /* Slots of this size that could still be had now. */
 uint64_t kvf_arena_room(const struct kvf_arena *arena, uint32_t bytes);

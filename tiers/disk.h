@@ -39,7 +39,7 @@ struct kvf_disk_ops {
     enum kvf_status (*submit)(struct kvf_disk *disk, struct kvf_disk_request *request);
     unsigned (*poll)(struct kvf_disk *disk); /* completions handled; also hands queued submissions to the kernel */
     int (*event_fd)(struct kvf_disk *disk);  /* readable when completions wait */
-    /* Up to 8 memory areas that requests will mostly use (registered buffers). Failure is no error: slower only. */
+    /* Memory that requests will mostly use (registered buffers); again for more, at any time. Failure is no error: slower only. */
     void (*register_memory)(struct kvf_disk *disk, void *base, size_t bytes);
     /* fdatasync; blocks; for start and stop only. */
     enum kvf_status (*sync)(struct kvf_disk *disk);

@@ -20,11 +20,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#define AREAS_MAX 8u
 /* The kernel takes at most 1 GiB in one registered buffer: a larger area is registered in pieces. A request that crosses
  * the end of a piece, or lies beyond the last, goes as an ordinary one. */
 #define PIECE_BYTES (1ull << 30)
-#define PIECES_MAX 512u
+#define PIECES_MAX 2048u
+#define AREAS_MAX PIECES_MAX
 #define ENTER_TRIES_MAX 16u
 
 struct slot {
@@ -58,7 +58,7 @@ struct uring {
     bool fixed_file, fixed_buffers, closing;
     unsigned failures_logged;
 
-    struct area areas[AREAS_MAX];
+    struct area areas[AREAS_MAX]; /* by address */
     unsigned areas_count, pieces;
 };
 
@@ -83,18 +83,30 @@ static struct slot *list_pop(struct list *l)
     return s;
 }
 
+/* The first area that begins behind the address. */
+static unsigned area_behind(const struct uring *u, const uint8_t *data)
+{
+    unsigned low = 0, high = u->areas_count;
+    while (low < high) {
+        unsigned middle = (low + high) / 2;
+        if (u->areas[middle].base <= data)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 /* The registered buffer that holds the range whole, or -1. */
 static int buffer_of(const struct uring *u, const uint8_t *data, size_t bytes)
 {
-    for (unsigned i = 0; i < u->areas_count; i++) {
-        const struct area *a = &u->areas[i];
-        if (data < a->base || data >= a->base + a->bytes)
-            continue;
-        uint64_t at = (uint64_t)(data - a->base), piece = at / PIECE_BYTES;
-        uint64_t piece_end = (piece + 1) * PIECE_BYTES < a->bytes ? (piece + 1) * PIECE_BYTES : a->bytes;
-        return at + bytes <= piece_end ? (int)(a->piece + piece) : -1;
-    }
-    return -1;
+    unsigned behind = area_behind(u, data);
+    const struct area *a = behind ? &u->areas[behind - 1] : NULL;
+    if (!a || data >= a->base + a->bytes)
+        return -1;
+    uint64_t at = (uint64_t)(data - a->base), piece = at / PIECE_BYTES;
+    uint64_t piece_end = (piece + 1) * PIECE_BYTES < a->bytes ? (piece + 1) * PIECE_BYTES : a->bytes;
+    return at + bytes <= piece_end ? (int)(a->piece + piece) : -1;
 }
 
 /* One piece of memory. */
@@ -281,7 +293,10 @@ static void uring_register_memory(struct kvf_disk *disk, void *base, size_t byte
             return;
         }
     }
-    u->areas[u->areas_count++] = (struct area){.base = base, .bytes = bytes, .piece = u->pieces};
+    unsigned at = area_behind(u, base);
+    memmove(&u->areas[at + 1], &u->areas[at], (u->areas_count - at) * sizeof u->areas[0]);
+    u->areas[at] = (struct area){.base = base, .bytes = bytes, .piece = u->pieces};
+    u->areas_count++;
     u->pieces += (unsigned)pieces;
 }
 

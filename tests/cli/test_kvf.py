@@ -62,7 +62,7 @@ class InfoTest(Case):
     def test_build_and_devices_without_a_flag(self):
         done = run("kvf", "info")
         self.assert_done(done)
-        for word in ("version", "cpu kernels", "gpu", "huge pages", "memlock", "/dev/shm", "ucx", "io_uring"):
+        for word in ("version", "cpu kernels", "gpu", "huge pages", "memlock", "numa", "ucx", "io_uring"):
             self.assertIn(word, done.stdout)
 
     def test_settings_are_the_file_in_deploy(self):

@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -40,6 +41,8 @@ struct node {
     struct kvf_counters counters;
     struct kvf_transport *transport;
     struct kvf_region *region;
+    uint8_t *base;
+    int fd;
     struct kvf_fabric *fabric;
     unsigned ups, downs;
     uint8_t address[KVF_ADDRESS_MAX];
@@ -94,6 +97,18 @@ static void on_stranger(void *arg, const char *name, uint64_t incarnation, const
     kvf_fabric_peer_add(n->fabric, name, incarnation, address, bytes, &peer);
 }
 
+/* Memory as a node's: a sealed memfd. */
+static int region_memory(uint8_t **base)
+{
+    int fd = memfd_create("kvf-test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    assert_true(fd >= 0 && ftruncate(fd, REGION_BYTES) == 0);
+    void *memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    assert_true(memory != MAP_FAILED);
+    assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), 0);
+    *base = memory;
+    return fd;
+}
+
 static enum kvf_status node_open(struct node *n, const char *name, uint64_t incarnation, const char *kind)
 {
     memset(n, 0, sizeof *n);
@@ -103,10 +118,13 @@ static enum kvf_status node_open(struct node *n, const char *name, uint64_t inca
     enum kvf_status st = kvf_transport_ucx_create(&tc, &n->transport);
     if (st != KVF_OK)
         return st;
-    st = n->transport->ops->region_create(n->transport, REGION_BYTES, &n->region);
+    n->fd = region_memory(&n->base);
+    st = n->transport->ops->region_create(n->transport, n->base, REGION_BYTES, &n->region);
+    if (st == KVF_OK)
+        st = n->transport->ops->region_add(n->transport, n->region, 0, REGION_BYTES, n->fd);
     if (st != KVF_OK)
         return st;
-    fill(name, n->transport->ops->region_base(n->region), REGION_BYTES);
+    fill(name, n->base, REGION_BYTES);
     n->address_bytes = sizeof n->address;
     st = n->transport->ops->address(n->transport, n->address, &n->address_bytes);
     if (st != KVF_OK)
@@ -118,6 +136,7 @@ static enum kvf_status node_open(struct node *n, const char *name, uint64_t inca
         .counters = &n->counters,
         .incarnation = incarnation,
         .region = n->region,
+        .region_base = n->base,
         .region_bytes = REGION_BYTES,
         .peers_max = 8,
         .requests_max = 256,
@@ -138,6 +157,10 @@ static void node_close(struct node *n)
         n->transport->ops->region_destroy(n->transport, n->region);
     if (n->transport)
         n->transport->ops->destroy(n->transport);
+    if (n->base) {
+        munmap(n->base, REGION_BYTES);
+        close(n->fd);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------ peer process */
@@ -272,6 +295,14 @@ static struct kvf_peer *meet(struct node *n, const char *name, uint64_t incarnat
     return peer;
 }
 
+/* It is up before it has told of the pieces of its region. */
+static void await_way(struct node *n, struct kvf_peer *peer, enum kvf_way way)
+{
+    for (uint64_t until = now_ns() + 10 * KVF_SEC; kvf_peer_way(peer) != way && now_ns() < until;)
+        kvf_fabric_poll(n->fabric);
+    assert_int_equal(kvf_peer_way(peer), way);
+}
+
 struct tally {
     unsigned ok, lost, other, total;
 };
@@ -381,7 +412,7 @@ static void threads_pull(const char *kind, enum kvf_way way)
     assert_int_equal(node_open(&n, "client", 12, kind), KVF_OK);
     assert_int_equal(pthread_create(&thread, NULL, serve, &s), 0);
     struct kvf_peer *peer = meet(&n, "server", 11, s.node.address, s.node.address_bytes);
-    assert_int_equal(kvf_peer_way(peer), way);
+    await_way(&n, peer, way);
     pull_and_check(&n, peer, 64 << 10, 100);
     pull_and_check(&n, peer, 1 << 20, 8);
     call_and_check(&n, peer, 100, 1);
@@ -433,7 +464,7 @@ static void processes_pull(const char *kind, enum kvf_way way)
     assert_int_equal(node_open(&n, "three", 12, kind), KVF_OK);
     for (unsigned i = 0; i < 2; i++) {
         struct kvf_peer *peer = meet(&n, c[i].name, c[i].incarnation, c[i].address, c[i].address_bytes);
-        assert_int_equal(kvf_peer_way(peer), way);
+        await_way(&n, peer, way);
         pull_and_check(&n, peer, 4 << 10, 256);
         pull_and_check(&n, peer, 64 << 10, 64);
         pull_and_check(&n, peer, 1 << 20, 16);
@@ -625,7 +656,7 @@ static void wrong_settings_are_refused(void **state)
     t->ops->destroy(t);
 }
 
-static void a_new_region_is_zeroed_and_aligned(void **state)
+static void what_is_no_region_or_piece_is_refused(void **state)
 {
     const char *const kinds[] = {"tcp", "shm", "auto"};
     struct kvf_log log;
@@ -633,18 +664,29 @@ static void a_new_region_is_zeroed_and_aligned(void **state)
     for (unsigned k = 0; k < 3; k++) {
         struct kvf_transport *t;
         struct kvf_region *region;
+        uint8_t *base;
+        void *registered = &region;
+        int fd = region_memory(&base);
         struct kvf_transport_config c = {.kind = kinds[k], .interface = "lo", .segment_bytes = 65536, .peers_max = 4, .log = &log};
         assert_int_equal(kvf_transport_ucx_create(&c, &t), KVF_OK);
-        assert_int_equal(t->ops->region_create(t, 0, &region), KVF_ERR_INVALID);
-        assert_int_equal(t->ops->region_create(t, (1 << 20) + 1, &region), KVF_OK);
-        const uint64_t *words = t->ops->region_base(region);
-        uint64_t any = 0;
-        assert_int_equal((uintptr_t)words % 4096, 0);
-        for (size_t i = 0; i < (1 << 20) / 8; i++)
-            any |= words[i];
-        assert_int_equal(any, 0);
+        assert_int_equal(t->ops->region_create(t, base, 0, &region), KVF_ERR_INVALID);
+        assert_int_equal(t->ops->region_create(t, NULL, 4096, &region), KVF_ERR_INVALID);
+        assert_int_equal(t->ops->region_create(t, base + 1, 4096, &region), KVF_ERR_INVALID);
+        assert_int_equal(t->ops->region_create(t, base, REGION_BYTES, &region), KVF_OK);
+        assert_int_equal(t->ops->region_add(t, region, REGION_BYTES, 4096, -1), KVF_ERR_INVALID);
+        assert_int_equal(t->ops->region_add(t, region, 4096, REGION_BYTES, fd), KVF_ERR_INVALID);
+        assert_int_equal(t->ops->region_pieces(region), 0);
+        for (unsigned i = 0; i < KVF_REGION_PIECES_MAX; i++)
+            assert_int_equal(t->ops->region_add(t, region, i * 4096, 4096, -1), KVF_OK);
+        assert_int_equal(t->ops->region_add(t, region, 0, 4096, -1), KVF_ERR_BUSY);
+        assert_int_equal(t->ops->region_pieces(region), KVF_REGION_PIECES_MAX);
+        assert_int_equal(t->ops->region_piece(region, 3)->offset, 3 * 4096);
+        assert_int_equal(t->ops->memory_register(t, base, REGION_BYTES, &registered), KVF_OK);
+        t->ops->memory_unregister(t, registered);
         t->ops->region_destroy(t, region);
         t->ops->destroy(t);
+        munmap(base, REGION_BYTES);
+        close(fd);
     }
 }
 
@@ -678,7 +720,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_settings_are_refused),
-        cmocka_unit_test(a_new_region_is_zeroed_and_aligned),
+        cmocka_unit_test(what_is_no_region_or_piece_is_refused),
         cmocka_unit_test(threads_pull_over_tcp),
         cmocka_unit_test(threads_pull_over_shared_memory),
         cmocka_unit_test(nodes_with_different_segments_understand_each_other),

@@ -25,13 +25,11 @@ static struct kvf_wire_header sample_header(void)
 
 static struct kvf_wire_hello sample_hello(void)
 {
-    struct kvf_wire_hello h = {.address_bytes = 50, .key_bytes = 12, .region_base = 0x7f0000001000ull, .region_bytes = 1 << 20,
+    struct kvf_wire_hello h = {.address_bytes = 50, .region_base = 0x7f0000001000ull, .region_bytes = 1 << 20,
                                .payload_max = 258048};
     snprintf(h.name, sizeof h.name, "node-1.rack_2");
     for (unsigned i = 0; i < 50; i++)
         h.address[i] = (uint8_t)(i * 3);
-    for (unsigned i = 0; i < 12; i++)
-        h.key[i] = (uint8_t)(200 - i);
     return h;
 }
 
@@ -40,7 +38,7 @@ static void a_header_has_the_bytes_of_the_protocol(void **state)
     struct kvf_wire_header h = sample_header(), back;
     uint8_t bytes[KVF_WIRE_HEADER_BYTES];
     kvf_wire_header_encode(&h, bytes);
-    assert_memory_equal(bytes, "KVFB\2\0\50\0", 8);
+    assert_memory_equal(bytes, "KVFB\3\0\50\0", 8);
     assert_int_equal(bytes[16], 0x88); /* little-endian, at the offsets of the table in wire.h */
     assert_int_equal(bytes[24], 9);
     assert_int_equal(bytes[32], 10);
@@ -81,6 +79,8 @@ static void another_magic_or_version_is_refused(void **state)
     struct kvf_wire_header h = sample_header(), back;
     uint8_t bytes[KVF_WIRE_HEADER_BYTES];
     kvf_wire_header_encode(&h, bytes);
+    bytes[4] = KVF_WIRE_VERSION - 1;
+    assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_ERR_PEER_VERSION);
     bytes[4] = KVF_WIRE_VERSION + 1;
     assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_ERR_PEER_VERSION);
     assert_int_equal(kvf_wire_header_decode(bytes, 40, &back), KVF_ERR_PEER_VERSION);
@@ -94,9 +94,9 @@ static void refused(uint16_t type, size_t offset, unsigned n, uint64_t value)
     struct kvf_wire_header h = sample_header(), back;
     uint8_t bytes[KVF_WIRE_HEADER_BYTES];
     h.type = type;
-    bool own = type == KVF_WIRE_HELLO || type == KVF_WIRE_HEARTBEAT || type == KVF_WIRE_GOODBYE;
-    h.request = own ? 0 : h.request;
-    h.payload_bytes = type == KVF_WIRE_HEARTBEAT || type == KVF_WIRE_GOODBYE ? 0 : h.payload_bytes;
+    bool bare = type == KVF_WIRE_HEARTBEAT || type == KVF_WIRE_GOODBYE || type == KVF_WIRE_PIECE_ASK;
+    h.request = bare || type == KVF_WIRE_HELLO || type == KVF_WIRE_PIECE ? 0 : h.request;
+    h.payload_bytes = bare ? 0 : h.payload_bytes;
     kvf_wire_header_encode(&h, bytes);
     assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_OK);
     for (unsigned i = 0; i < n; i++)
@@ -123,6 +123,15 @@ static void fields_that_a_type_does_not_allow_are_refused(void **state)
     refused(KVF_WIRE_HELLO, 8, 2, 2);
     refused(KVF_WIRE_HEARTBEAT, 56, 4, 1);
     refused(KVF_WIRE_GOODBYE, 40, 8, 1);
+    refused(KVF_WIRE_GOODBYE, 48, 8, 1);
+    refused(KVF_WIRE_HELLO, 48, 8, KVF_REGION_PIECES_MAX + 1);
+    refused(KVF_WIRE_HEARTBEAT, 48, 8, UINT64_MAX);
+    refused(KVF_WIRE_PIECE_ASK, 48, 8, KVF_REGION_PIECES_MAX);
+    refused(KVF_WIRE_PIECE_ASK, 40, 8, 1);
+    refused(KVF_WIRE_PIECE_ASK, 56, 4, 1);
+    refused(KVF_WIRE_PIECE, 48, 8, KVF_REGION_PIECES_MAX);
+    refused(KVF_WIRE_PIECE, 56, 4, 0);
+    refused(KVF_WIRE_PIECE, 40, 8, 1);
     refused(KVF_WIRE_PULL, 40, 8, 0);
     refused(KVF_WIRE_PULL, 56, 4, 0);
     refused(KVF_WIRE_PULL_DATA, 56, 4, 0);   /* neither bytes nor a refusal */
@@ -136,14 +145,12 @@ static void a_hello_survives_with_the_largest_fields(void **state)
     uint8_t bytes[KVF_WIRE_HELLO_BYTES_MAX];
     memset(h.name, 'n', sizeof h.name - 1);
     h.address_bytes = sizeof h.address;
-    h.key_bytes = sizeof h.key;
     size_t n = sizeof bytes;
     assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_OK);
     assert_int_equal(n, sizeof bytes - 1); /* the NUL of the name does not travel */
     assert_int_equal(kvf_wire_hello_decode(bytes, n, back), KVF_OK);
     assert_string_equal(back->name, h.name);
     assert_memory_equal(back->address, h.address, sizeof h.address);
-    assert_memory_equal(back->key, h.key, sizeof h.key);
     assert_int_equal(back->region_base, h.region_base);
     assert_int_equal(back->region_bytes, h.region_bytes);
     assert_int_equal(back->payload_max, h.payload_max);
@@ -187,10 +194,6 @@ static void hostile_hellos_are_refused(void **state)
     n = sizeof bytes;
     assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_ERR_INVALID);
     h = sample_hello();
-    h.key_bytes = 0; /* a region without a key */
-    n = sizeof bytes;
-    assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_ERR_INVALID);
-    h = sample_hello();
     n = 20; /* no room */
     assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_ERR_INVALID);
 }
@@ -223,6 +226,33 @@ static void a_pull_survives_and_its_bounds_hold(void **state)
     assert_int_equal(kvf_wire_pull_encode(&p, bytes, &n), KVF_ERR_INVALID);
 }
 
+static void a_piece_survives_and_a_wrong_one_is_refused(void **state)
+{
+    struct kvf_region_piece p = {.offset = 1ull << 40, .bytes = 1 << 30, .key_bytes = KVF_REGION_KEY_MAX}, back;
+    uint8_t bytes[KVF_WIRE_PIECE_BYTES_MAX];
+    size_t n = sizeof bytes;
+    memset(p.key, 7, sizeof p.key);
+    assert_int_equal(kvf_wire_piece_encode(&p, bytes, &n), KVF_OK);
+    assert_int_equal(n, sizeof bytes);
+    for (size_t i = 0; i <= n; i++) {
+        uint8_t *exact = malloc(i + (i == 0));
+        memcpy(exact, bytes, i);
+        assert_int_equal(kvf_wire_piece_decode(exact, i, &back), i == n ? KVF_OK : KVF_ERR_PEER_PROTOCOL);
+        free(exact);
+    }
+    assert_int_equal(back.offset, p.offset);
+    assert_int_equal(back.bytes, p.bytes);
+    assert_memory_equal(back.key, p.key, sizeof p.key);
+    const struct kvf_region_piece wrong[] = {{.bytes = 0, .key_bytes = 1},
+                                             {.offset = UINT64_MAX, .bytes = 2, .key_bytes = 1},
+                                             {.bytes = 1, .key_bytes = 0},
+                                             {.bytes = 1, .key_bytes = KVF_REGION_KEY_MAX + 1}};
+    for (unsigned i = 0; i < 4; i++) {
+        n = sizeof bytes;
+        assert_int_equal(kvf_wire_piece_encode(&wrong[i], bytes, &n), KVF_ERR_INVALID);
+    }
+}
+
 /* Good frames with random bytes changed: decoders take or refuse, and what they take is in bounds. */
 static void changed_bytes_never_break_a_decoder(void **state)
 {
@@ -247,7 +277,7 @@ static void changed_bytes_never_break_a_decoder(void **state)
         for (unsigned i = 0; i < 1 + round % 4; i++)
             bytes[sim_env_random(&env, n)] = (uint8_t)sim_env_random(&env, 256);
         if (kind == 0 && kvf_wire_hello_decode(bytes, n, &hello) == KVF_OK)
-            assert_true(hello.address_bytes <= sizeof hello.address && hello.key_bytes <= sizeof hello.key);
+            assert_true(hello.address_bytes <= sizeof hello.address);
         if (kind == 1 && kvf_wire_pull_decode(bytes, n, &pull) == KVF_OK)
             assert_true(pull.n >= 1 && pull.n <= KVF_WIRE_RANGES_MAX);
         if (kind == 2 && kvf_wire_header_decode(bytes, n, &header) == KVF_OK)
@@ -274,6 +304,7 @@ int main(void)
         cmocka_unit_test(a_cut_or_longer_hello_is_refused),
         cmocka_unit_test(hostile_hellos_are_refused),
         cmocka_unit_test(a_pull_survives_and_its_bounds_hold),
+        cmocka_unit_test(a_piece_survives_and_a_wrong_one_is_refused),
         cmocka_unit_test(changed_bytes_never_break_a_decoder),
         cmocka_unit_test(node_ids_differ_and_are_never_zero),
     };

@@ -51,6 +51,8 @@ struct world {
     unsigned n;
     unsigned requests_max, peers_max;
     uint64_t inflight;
+    unsigned pieces;      /* of a new node's region that are ready at once */
+    uint64_t piece_bytes;
 };
 
 /* ------------------------------------------------------------------------------------------------ nodes */
@@ -99,6 +101,15 @@ static inline void on_stranger(void *arg, const char *name, uint64_t incarnation
         assert_int_equal(kvf_fabric_peer_add(n->fabric, name, incarnation, address, bytes, &peer), KVF_OK);
 }
 
+/* Piece i of the node's region becomes ready: all of it, or as many as w->pieces are cut from it. */
+static inline void add_piece(struct node *n, unsigned i)
+{
+    uint64_t bytes = n->world->piece_bytes;
+    assert_int_equal(n->t->ops->region_add(n->t, n->region, i * bytes, bytes, -1), KVF_OK);
+    if (n->fabric)
+        kvf_fabric_region_grown(n->fabric);
+}
+
 static inline struct node *add_node(struct world *w, const char *name, uint64_t incarnation, enum kvf_way way)
 {
     struct node *n = &w->node[w->n++];
@@ -108,8 +119,10 @@ static inline struct node *add_node(struct world *w, const char *name, uint64_t 
     snprintf(n->name, sizeof n->name, "%s", name);
     kvf_log_init(&n->log, name, KVF_LOG_ERROR, NULL);
     n->t = sim_net_add(w->net, name, way);
-    assert_int_equal(n->t->ops->region_create(n->t, REGION, &n->region), KVF_OK);
-    n->base = n->t->ops->region_base(n->region);
+    n->base = aligned_alloc(4096, (REGION + 4095) / 4096 * 4096);
+    assert_int_equal(n->t->ops->region_create(n->t, n->base, REGION, &n->region), KVF_OK);
+    for (unsigned i = 0; i < w->pieces; i++)
+        add_piece(n, i);
     for (unsigned i = 0; i < REGION; i++)
         n->base[i] = (uint8_t)kvf_mix(i, kvf_hash(name, strlen(name), SEED));
     struct kvf_fabric_config c = {
@@ -119,6 +132,7 @@ static inline struct node *add_node(struct world *w, const char *name, uint64_t 
         .counters = &n->counters,
         .incarnation = incarnation,
         .region = n->region,
+        .region_base = n->base,
         .region_bytes = REGION,
         .peers_max = w->peers_max,
         .requests_max = w->requests_max,
@@ -138,6 +152,8 @@ static inline struct world *world_new(void)
     sim_env_init(&w->env, SEED);
     w->net = sim_net_create(&w->env.env);
     w->requests_max = 16;
+    w->pieces = 1;
+    w->piece_bytes = REGION;
     w->peers_max = 4;
     w->inflight = 1 << 20;
     return w;
@@ -157,6 +173,8 @@ static inline void world_free(struct world *w)
 {
     for (unsigned i = 0; i < w->n; i++)
         close_node(&w->node[i]);
+    for (unsigned i = 0; i < w->n; i++)
+        free(w->node[i].base); /* others may have read it to the end */
     sim_net_destroy(w->net);
     free(w);
 }

@@ -7,6 +7,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+static void piece(const uint8_t *data, size_t size)
+{
+    struct kvf_region_piece decoded;
+    uint8_t bytes[KVF_WIRE_PIECE_BYTES_MAX];
+    size_t n = sizeof bytes;
+    if (kvf_wire_piece_decode(data, size, &decoded) != KVF_OK)
+        return;
+    demand(kvf_wire_piece_encode(&decoded, bytes, &n) == KVF_OK);
+    demand(n == size && memcmp(bytes, data, n) == 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void demand(bool holds)
@@ -59,9 +70,9 @@ static void pull(const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static void (*const decoders[])(const uint8_t *, size_t) = {header, header_rest, hello, pull};
+    static void (*const decoders[])(const uint8_t *, size_t) = {header, header_rest, hello, pull, piece};
     if (size == 0)
         return 0;
-    decoders[data[0] % 4](data + 1, size - 1);
+    decoders[data[0] % 5](data + 1, size - 1);
     return 0;
 }

@@ -71,6 +71,9 @@ static void memory_is_aligned_and_copied(void **state)
         dev->stream_destroy(dev, stream);
         dev->free(dev, a);
         dev->free_host(dev, b);
+        assert_int_equal(dev->host_register(dev, NULL, 4096), KVF_ERR_INVALID);
+        assert_int_equal(dev->host_register(dev, &b, sizeof b), KVF_OK);
+        dev->host_unregister(dev, &b);
     }
 }
 
@@ -595,6 +598,17 @@ static void cuda_copies_are_exact(void **state)
     assert_int_equal(dev->gather(dev, NULL, NULL, 0), KVF_OK);
     assert_int_equal(dev->gather(dev, NULL, NULL, 1), KVF_ERR_INVALID);
     assert_int_equal(dev->alloc(dev, SIZE_MAX, &moved), KVF_ERR_NO_MEMORY);
+    /* Memory that was there before and is pinned now is gathered from likewise. */
+    uint8_t *plain = aligned_alloc(4096, 1 << 20);
+    memset(plain, 0x5c, 1 << 20);
+    assert_int_equal(dev->host_register(dev, plain, 1 << 20), KVF_OK);
+    struct kvf_copy one = {plain + 4096, on_gpu, 65536}, two = {on_gpu, back, 65536};
+    assert_int_equal(dev->gather(dev, stream, &one, 1), KVF_OK);
+    assert_int_equal(dev->scatter(dev, stream, &two, 1), KVF_OK);
+    assert_int_equal(dev->stream_sync(dev, stream), KVF_OK);
+    assert_memory_equal(back, plain, 65536);
+    dev->host_unregister(dev, plain);
+    free(plain);
     dev->stream_destroy(dev, stream);
     dev->free(dev, on_gpu);
     dev->free(dev, moved);

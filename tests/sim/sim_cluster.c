@@ -59,6 +59,7 @@ static void settings_of(const struct sim_node_config *config, struct kvf_setting
     out->block_bytes_max = config->block_max ? config->block_max : 64 << 10;
     out->blocks_max = config->blocks_max ? config->blocks_max : 4096;
     out->ssd_bytes = config->ssd;
+    out->memory_piece_bytes = config->ram_by_hand ? 2 << 20 : out->memory_piece_bytes;
     out->fabric_peers_max = SIM_CLUSTER_NODES;
     out->workers = 1;
     out->scrub_rate = config->scrub_rate;
@@ -89,7 +90,7 @@ struct sim_node *sim_cluster_add(struct sim_cluster *c, const struct sim_node_co
     struct sim_node *n = &c->nodes[c->n];
     *n = (struct sim_node){.cluster = c};
     settings_of(config, &settings);
-    struct kvf_core_parts parts = {.env = &c->env.env, .log = c->log};
+    struct kvf_core_parts parts = {.env = &c->env.env, .log = c->log, .ram_by_hand = config->ram_by_hand};
     if (config->ssd) {
         demand(sim_media_create(config->ssd, &n->media) == KVF_OK, "sim_media_create");
         demand(sim_disk_create(n->media, (unsigned)settings.ssd_depth, &n->disk) == KVF_OK, "sim_disk_create");

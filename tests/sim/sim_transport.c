@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define REGIONS_MAX 256
 
@@ -21,14 +22,19 @@ struct kvf_link {
 struct kvf_region {
     struct sim_node *owner;
     uint32_t number;
-    uint8_t *memory;
+    uint8_t *base;
     size_t bytes;
     bool gone;
+    unsigned n;
+    struct kvf_region_piece pieces[KVF_REGION_PIECES_MAX];
+    uint8_t *memory[KVF_REGION_PIECES_MAX]; /* as others see it: it outlives the node that owns it, where it is a memfd */
+    bool mapped[KVF_REGION_PIECES_MAX];
 };
 
 struct kvf_remote {
     struct kvf_link *link;
-    struct kvf_region *region;
+    const uint8_t *memory;
+    size_t bytes;
     enum kvf_way way;
 };
 
@@ -44,8 +50,7 @@ struct event {
     struct iovec parts[KVF_FRAME_PARTS_MAX];
     unsigned n_parts;
     uint8_t *payload; /* of an injected frame */
-    struct kvf_region *region;
-    uint64_t offset;
+    const uint8_t *memory;
     void *into;
     size_t bytes;
     kvf_done_fn done;
@@ -176,7 +181,7 @@ bool sim_net_step(struct sim_net *net)
     *at = e->next;
     struct sim_path *path = path_of(e->from, e->to);
     if (e->read) {
-        memcpy(e->into, e->region->memory + e->offset, e->bytes);
+        memcpy(e->into, e->memory, e->bytes);
     } else if (path->cut || e->to->dead || e->to->destroyed) {
         /* gone */
     } else if (path->drop > 0) {
@@ -350,17 +355,15 @@ static enum kvf_status t_send(struct kvf_transport *t, struct kvf_link *link, co
     return KVF_OK;
 }
 
-static enum kvf_status t_region_create(struct kvf_transport *t, size_t bytes, struct kvf_region **out)
+static enum kvf_status t_region_create(struct kvf_transport *t, void *base, size_t bytes, struct kvf_region **out)
 {
     struct sim_node *node = node_of(t);
     struct sim_net *net = node->net;
-    if (net->n_regions == REGIONS_MAX || bytes == 0)
-        return KVF_ERR_NO_MEMORY;
-    size_t rounded = (bytes + 4095) & ~(size_t)4095;
+    if (net->n_regions == REGIONS_MAX || !base || bytes == 0)
+        return KVF_ERR_INVALID;
     struct kvf_region *region = must(calloc(1, sizeof *region));
-    region->memory = must(aligned_alloc(4096, rounded));
-    memset(region->memory, 0, rounded);
     region->owner = node;
+    region->base = base;
     region->bytes = bytes;
     region->number = net->n_regions;
     net->regions[net->n_regions++] = region;
@@ -368,35 +371,59 @@ static enum kvf_status t_region_create(struct kvf_transport *t, size_t bytes, st
     return KVF_OK;
 }
 
-static void *t_region_base(struct kvf_region *region) { return region->memory; }
-
-static enum kvf_status t_region_key(struct kvf_region *region, void *key, size_t *bytes)
+static enum kvf_status t_region_add(struct kvf_transport *t, struct kvf_region *region, uint64_t offset, size_t bytes, int fd)
 {
-    if (*bytes < sizeof region->number)
+    if (region->n == KVF_REGION_PIECES_MAX)
+        return KVF_ERR_BUSY;
+    if (bytes == 0 || offset > region->bytes || bytes > region->bytes - offset)
         return KVF_ERR_INVALID;
-    memcpy(key, &region->number, sizeof region->number);
-    *bytes = sizeof region->number;
+    uint32_t words[2] = {region->number, region->n};
+    struct kvf_region_piece *piece = &region->pieces[region->n];
+    *piece = (struct kvf_region_piece){.offset = offset, .bytes = bytes, .key_bytes = sizeof words};
+    memcpy(piece->key, words, sizeof words);
+    region->memory[region->n] = region->base + offset;
+    if (fd >= 0) {
+        void *memory = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+        region->memory[region->n] = must(memory == MAP_FAILED ? NULL : memory);
+        region->mapped[region->n] = true;
+    }
+    region->n++;
     return KVF_OK;
 }
+
+static unsigned t_region_pieces(struct kvf_region *region) { return region->n; }
+
+static const struct kvf_region_piece *t_region_piece(struct kvf_region *region, unsigned n) { return &region->pieces[n]; }
 
 static void t_region_destroy(struct kvf_transport *t, struct kvf_region *region)
 {
     region->gone = true; /* mapped by others, perhaps: freed with the net */
 }
 
+static enum kvf_status t_memory_register(struct kvf_transport *t, void *base, size_t bytes, void **out)
+{
+    *out = NULL;
+    return KVF_OK;
+}
+
+static void t_memory_unregister(struct kvf_transport *t, void *registered) {}
+
 static enum kvf_status t_import(struct kvf_transport *t, struct kvf_link *link, const void *key, size_t key_bytes, uint64_t base,
                                 uint64_t bytes, struct kvf_remote **out, enum kvf_way *way)
 {
     struct sim_node *node = node_of(t);
-    uint32_t number;
-    if (key_bytes != sizeof number)
+    uint32_t words[2];
+    if (key_bytes != sizeof words)
         return KVF_ERR_INVALID;
-    memcpy(&number, key, sizeof number);
-    struct kvf_region *region = number < node->net->n_regions ? node->net->regions[number] : NULL;
-    if (!region || region->gone || region->owner != link->to || base != (uintptr_t)region->memory || bytes > region->bytes)
+    memcpy(words, key, sizeof words);
+    struct kvf_region *region = words[0] < node->net->n_regions ? node->net->regions[words[0]] : NULL;
+    if (!region || region->gone || region->owner != link->to || words[1] >= region->n)
+        return KVF_ERR_INVALID;
+    const struct kvf_region_piece *piece = &region->pieces[words[1]];
+    if (base != (uintptr_t)region->base + piece->offset || bytes != piece->bytes)
         return KVF_ERR_INVALID;
     struct kvf_remote *remote = must(calloc(1, sizeof *remote));
-    *remote = (struct kvf_remote){.link = link, .region = region, .way = node->way};
+    *remote = (struct kvf_remote){.link = link, .memory = region->memory[words[1]], .bytes = bytes, .way = node->way};
     *out = remote;
     *way = node->way;
     return KVF_OK;
@@ -404,7 +431,7 @@ static enum kvf_status t_import(struct kvf_transport *t, struct kvf_link *link, 
 
 static const void *t_remote_mapped(struct kvf_remote *remote)
 {
-    return remote->way == KVF_WAY_MAPPED ? remote->region->memory : NULL;
+    return remote->way == KVF_WAY_MAPPED ? remote->memory : NULL;
 }
 
 static void t_remote_destroy(struct kvf_transport *t, struct kvf_remote *remote) { free(remote); }
@@ -413,16 +440,14 @@ static enum kvf_status t_get(struct kvf_transport *t, struct kvf_remote *remote,
                              kvf_done_fn done, void *arg)
 {
     struct sim_node *node = node_of(t);
-    struct kvf_region *region = remote->region;
-    if (remote->way != KVF_WAY_GET || offset > region->bytes || bytes > region->bytes - offset)
+    if (remote->way != KVF_WAY_GET || offset > remote->bytes || bytes > remote->bytes - offset)
         return KVF_ERR_INVALID;
     enum kvf_status st = admit(node, remote->link);
     if (st != KVF_OK)
         return st;
     struct event *e = event_new(node, remote->link, done, arg);
     e->read = true;
-    e->region = region;
-    e->offset = offset;
+    e->memory = remote->memory + offset;
     e->into = to;
     e->bytes = bytes;
     put_on_wire(node->net, e);
@@ -491,8 +516,11 @@ static const struct kvf_transport_ops sim_ops = {
     .disconnect = t_disconnect,
     .send = t_send,
     .region_create = t_region_create,
-    .region_base = t_region_base,
-    .region_key = t_region_key,
+    .region_add = t_region_add,
+    .region_pieces = t_region_pieces,
+    .region_piece = t_region_piece,
+    .memory_register = t_memory_register,
+    .memory_unregister = t_memory_unregister,
     .region_destroy = t_region_destroy,
     .import = t_import,
     .remote_mapped = t_remote_mapped,
@@ -522,7 +550,9 @@ void sim_net_destroy(struct sim_net *net)
         free(e);
     }
     for (unsigned i = 0; i < net->n_regions; i++) {
-        free(net->regions[i]->memory);
+        for (unsigned p = 0; p < net->regions[i]->n; p++)
+            if (net->regions[i]->mapped[p])
+                munmap(net->regions[i]->memory[p], net->regions[i]->pieces[p].bytes);
         free(net->regions[i]);
     }
     for (unsigned i = 0; i < net->n_nodes; i++) {
