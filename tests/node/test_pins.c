@@ -1,6 +1,7 @@
-/* Pins without the lock while everything moves: one thread puts, removes and puts again, DRAM is too small, so that the reactor
- * spills all the while, and readers pin, read in place, get and ask. A block says in its first bytes whose it is and which
- * version; every byte follows from that, so that one that is reused under a reader shows. Run it under TSan too. */
+/* Pins without the lock while everything moves: one thread puts, removes and puts again, one parks and resumes a session, whose
+ * blocks leave DRAM and rise again, DRAM is too small for all, so that the reactor spills all the while, and readers pin, read in
+ * place, get and ask. A block says in its first bytes whose it is and which version; every byte follows from that, so that one
+ * that is reused under a reader shows. Run it under TSan too. */
 #include "base/hash.h"
 #include "node/internal.h"
 
@@ -14,16 +15,17 @@
 #include <cmocka.h>
 
 #define SEED 20261125
-#define KEYS 300u
+#define KEYS 340u
 #define READERS 3u
-#define WRITES 6000u
+#define WRITES 8000u /* and on until enough rose, but at most five times as many */
+#define RISEN 20u
 #define BYTES_MAX 16384u
 #define HELD_MAX 8u
 
 struct world {
     struct kvf_node *node;
     _Atomic bool over;
-    _Atomic uint64_t pins, gets, misses, wrong, puts, removes, held_over_remove;
+    _Atomic uint64_t pins, gets, misses, wrong, puts, removes, held_over_remove, parks, risen;
     _Atomic uint32_t version[KEYS]; /* the last one put; odd: it is there, as far as the writer knows */
 };
 
@@ -162,9 +164,13 @@ static void *writer(void *arg)
     uint32_t *from = malloc(BYTES_MAX);
     if (kvf_queue_create(w->node, 8, &q) != KVF_OK)
         atomic_fetch_add(&w->wrong, 1);
-    for (unsigned n = 0; q && n < WRITES; n++) {
+    for (unsigned n = 0; q && (n < WRITES || (atomic_load(&w->risen) < RISEN && n < 5 * WRITES)); n++) {
         uint32_t key = (uint32_t)(draw(t) >> 8) % KEYS, version = atomic_load(&w->version[key]);
         struct kvf_completion c;
+        if (n / 500 % 2 && !(version & 1) && n % 8) { /* fewer now: room for what wants to rise */
+            usleep(50);
+            continue;
+        }
         if (version & 1) {
             atomic_store(&w->version[key], version + 1);
             c = one(q, (struct kvf_request){.op = KVF_OP_REMOVE, .key = key_at(key)});
@@ -189,12 +195,89 @@ static void *writer(void *arg)
     return NULL;
 }
 
+/* ---------------------------------------------------------------- a session beside them */
+
+#define TOKENS 1024u
+#define STEP 128u
+#define DIM 32u
+#define HEADS 2u
+
+static void rows(uint64_t from, char what, uint32_t n, float *out)
+{
+    for (uint32_t i = 0; i < n * HEADS * DIM; i++)
+        out[i] = (float)(int32_t)(kvf_mix(kvf_mix(SEED, (uint64_t)what), from * HEADS * DIM + i) >> 32) / 2147483648.0f;
+}
+
+/* n tokens from `from` on. The attention of the last goes to `out`, unless it is NULL; kept or, to ask again, given up. */
+static enum kvf_status step(struct kvf_session *s, uint64_t from, uint32_t n, bool keep, float *out)
+{
+    static _Thread_local float k[STEP * HEADS * DIM], v[STEP * HEADS * DIM], q[STEP * HEADS * DIM], o[STEP * HEADS * DIM];
+    const int32_t tokens[STEP] = {0};
+    enum kvf_status st = kvf_step_begin(s, tokens, n);
+    rows(from, 'k', n, k);
+    rows(from, 'v', n, v);
+    rows(from, 'q', n, q);
+    if (st == KVF_OK)
+        st = kvf_step_append(s, 0, k, v);
+    if (st == KVF_OK && out)
+        st = kvf_step_attend(s, 0, q, o, NULL);
+    if (st == KVF_OK && out)
+        memcpy(out, o + (n - 1) * HEADS * DIM, HEADS * DIM * sizeof *out);
+    if (st == KVF_OK && keep)
+        return kvf_step_commit(s);
+    kvf_step_abort(s);
+    return st;
+}
+
+/* The same question of the same session has the same answer, bit for bit, wherever its blocks lie. */
+static void *sleeper(void *arg)
+{
+    struct thread *t = arg;
+    struct world *w = t->w;
+    const struct kvf_model_desc desc = {.name = "tiny", .weights_id = SEED, .layers = 1, .kv_heads = HEADS, .q_heads = HEADS,
+                                        .dim_k = DIM, .dim_v = DIM, .dtype = KVF_F32, .chunk_tokens = 16, .block_tokens = 64};
+    struct kvf_model *model;
+    struct kvf_session *s = NULL;
+    float first[HEADS * DIM], again[HEADS * DIM];
+    enum kvf_status st = kvf_model_open(w->node, &desc, &model);
+    if (st == KVF_OK)
+        st = kvf_session_create(w->node, model, 7, &s);
+    for (uint32_t at = 0; st == KVF_OK && at < TOKENS; at += STEP)
+        st = step(s, at, STEP, true, NULL);
+    if (st == KVF_OK)
+        st = step(s, TOKENS, 1, false, first);
+    while (st == KVF_OK && !atomic_load(&w->over)) {
+        struct kvf_session_info info;
+        st = kvf_session_park(s, 20 * KVF_SEC);
+        if (st == KVF_OK)
+            st = kvf_session_resume(s, 20 * KVF_SEC);
+        for (unsigned i = 0; st == KVF_OK && i < 3; i++) { /* on SSD, while they rise, and then */
+            st = step(s, TOKENS, 1, false, again);
+            if (st == KVF_OK && memcmp(first, again, sizeof first) != 0)
+                atomic_fetch_add(&w->wrong, 1);
+            usleep(2000);
+        }
+        if (st == KVF_OK)
+            st = kvf_session_info(s, &info);
+        if (st == KVF_OK)
+            atomic_fetch_add(&w->risen, info.blocks[KVF_TIER_DRAM]);
+        atomic_fetch_add(&w->parks, 1);
+    }
+    if (st == KVF_OK)
+        st = kvf_session_drop(s);
+    if (st != KVF_OK) {
+        fprintf(stderr, "the session: %s\n", kvf_status_name(st));
+        atomic_fetch_add(&w->wrong, 1);
+    }
+    return NULL;
+}
+
 /* ---------------------------------------------------------------- the test */
 
 static struct kvf_node *node_open(void)
 {
     const char *const settings[] = {
-        "node.name",       "pins",  "dram.bytes", "1M",      "fetch.staging", "1M", "block.bytes_max",  "64k",
+        "node.name",       "pins",  "dram.bytes", "2M",      "fetch.staging", "1M", "block.bytes_max",  "64k",
         "block.count_max", "1024",  "ssd.path",   directory, "ssd.bytes",     "8M", "fabric.transport", "none",
         "log.level",       "error", "admin.listen", "",
     };
@@ -214,23 +297,25 @@ static struct kvf_node *node_open(void)
 static void readers_without_the_lock_see_whole_blocks_only(void **state)
 {
     struct world *w = calloc(1, sizeof *w);
-    struct thread threads[READERS + 1];
+    struct thread threads[READERS + 2];
+    void *(*const work[READERS + 2])(void *) = {[READERS] = writer, [READERS + 1] = sleeper};
     w->node = node_open();
-    for (unsigned i = 0; i <= READERS; i++) {
+    for (unsigned i = 0; i < READERS + 2; i++) {
         threads[i] = (struct thread){.w = w, .random = SEED + i};
-        assert_int_equal(pthread_create(&threads[i].id, NULL, i == READERS ? writer : reader, &threads[i]), 0);
+        assert_int_equal(pthread_create(&threads[i].id, NULL, work[i] ? work[i] : reader, &threads[i]), 0);
     }
-    for (unsigned i = 0; i <= READERS; i++)
+    for (unsigned i = 0; i < READERS + 2; i++)
         pthread_join(threads[i].id, NULL);
     struct kvf_core *core = w->node->core;
     uint64_t spilled = kvf_counted(&core->counters.spill_ssd_blocks);
-    print_message("%llu pins, %llu gets, %llu not in DRAM, %llu puts, %llu removes, %llu pins outlived a remove, %llu spilled\n",
+    print_message("%llu pins, %llu gets, %llu not in DRAM, %llu puts, %llu removes, %llu pins outlived a remove, %llu spilled, "
+                  "%llu times parked, %llu blocks rose\n",
                   (unsigned long long)w->pins, (unsigned long long)w->gets, (unsigned long long)w->misses,
                   (unsigned long long)w->puts, (unsigned long long)w->removes, (unsigned long long)w->held_over_remove,
-                  (unsigned long long)spilled);
+                  (unsigned long long)spilled, (unsigned long long)w->parks, (unsigned long long)w->risen);
     assert_int_equal(w->wrong, 0);
-    assert_true(w->pins > 1000 && w->gets > 10 && w->misses > 10 && w->puts > 1000 && w->removes > 1000 && spilled > 100);
-    assert_true(w->held_over_remove > 10);
+    assert_true(w->pins > 1000 && w->gets > 10 && w->misses > 10 && w->puts > 1000 && w->removes > 1000 && spilled > 30);
+    assert_true(w->held_over_remove > 10 && w->parks > 1 && w->risen >= RISEN);
     kvf_core_lock(core);
     kvf_core_check(core);
     uint64_t cursor = 0;
