@@ -48,6 +48,7 @@
     X(prefetch_blocks, "blocks read ahead")                                       \
     X(prefetch_used, "of these, blocks that attention then used")                 \
     X(prefetch_cancelled, "of these, reads dropped from the queue as not wanted") \
+    X(rises_cancelled, "blocks on their way up whose read was dropped likewise")  \
     X(moves_out, "sessions moved to another node")                                \
     X(moves_in, "sessions moved here")                                            \
     X(moves_failed, "moves that ended with the session where it was")             \

@@ -16,7 +16,11 @@
 #define MEMORIES_MAX 64
 #define RUN_MAX 64 /* requests that are started together: bits of a mask */
 
-enum pending_state { PENDING_FREE, PENDING_PUT, PENDING_STAGED, PENDING_DIRECT };
+enum pending_state { PENDING_FREE, PENDING_PUT, PENDING_FILL, PENDING_STAGED, PENDING_DIRECT };
+
+/* Bytes that one turn of the reactor copies and checks, under the lock: what is larger goes on in the next turn, so that
+ * what comes meanwhile waits for little. */
+#define TURN_BYTES (256u << 10)
 
 struct pending {
     struct kvf_queue *queue;
@@ -25,7 +29,9 @@ struct pending {
     struct kvf_key key; /* in the index */
     uint64_t start_ns, deadline_ns;
     uint32_t stage;
-    uint64_t mask;
+    uint64_t mask, checked; /* chunks wanted; of them, checked */
+    uint64_t slot;          /* FILL: where in DRAM */
+    uint64_t copied;        /* FILL: bytes, whole chunks; STAGED: bytes of the range */
     kvf_handle handle;
     bool read_ended, cancelled;
     enum kvf_status read_status;
@@ -50,6 +56,7 @@ struct kvf_memory {
 
 struct kvf_blocks {
     struct pending *pending;
+    uint32_t turn_left; /* of TURN_BYTES */
     struct kvf_memory *memories[MEMORIES_MAX];
     unsigned n_queues;
     struct kvf_queue *queues;
@@ -144,8 +151,8 @@ static uint32_t chunk_count(uint32_t bytes, uint32_t chunk)
     return (bytes + chunk - 1) / chunk;
 }
 
-/* Copies, seals and places. The lock is given up for the copy when `unlock` is set. IN_PROGRESS: no room in DRAM now. */
-static enum kvf_status put_try(struct kvf_core *core, const struct kvf_request *r, bool unlock)
+/* Memory, checksums and an entry in state WRITING. IN_PROGRESS: no room in DRAM now. */
+static enum kvf_status put_begin(struct kvf_core *core, const struct kvf_request *r, kvf_handle *handle, uint64_t *slot)
 {
     struct kvf_key key = key_of(r->key);
     uint32_t bytes = (uint32_t)r->length;
@@ -155,46 +162,99 @@ static enum kvf_status put_try(struct kvf_core *core, const struct kvf_request *
     if (!kvf_block_reserve(core, 1) && !(kvf_evict_entry(core) && kvf_block_reserve(core, 1)))
         return KVF_ERR_FULL;
     core->entries_reserved--;
-    uint64_t slot = kvf_block_memory(core, bytes);
-    if (slot == KVF_ARENA_NONE)
+    *slot = kvf_block_memory(core, bytes);
+    if (*slot == KVF_ARENA_NONE)
         return KVF_IN_PROGRESS;
-    uint32_t chunk = kvf_block_opaque_chunk_bytes(bytes), chunks = chunk_count(bytes, chunk);
+    uint32_t chunks = chunk_count(bytes, kvf_block_opaque_chunk_bytes(bytes));
     uint32_t sums_at = kvf_sums_alloc(core->sums, chunks);
-    kvf_handle h = KVF_HANDLE_NONE;
-    enum kvf_status st = sums_at == KVF_SUMS_NONE ? KVF_ERR_FULL : kvf_index_add(core->index, key, &h);
+    enum kvf_status st = sums_at == KVF_SUMS_NONE ? KVF_ERR_FULL : kvf_index_add(core->index, key, handle);
     if (st != KVF_OK) {
         if (sums_at != KVF_SUMS_NONE)
             kvf_sums_free(core->sums, sums_at, chunks);
-        kvf_arena_free(core->dram, slot, bytes);
+        kvf_arena_free(core->dram, *slot, bytes);
         return KVF_ERR_FULL;
     }
-    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    struct kvf_entry *e = kvf_index_entry(core->index, *handle);
     e->sums = sums_at;
     kvf_entry_set_shape(e, KVF_ENTRY_OPAQUE, chunks);
     e->bytes = bytes;
     e->state = KVF_BLOCK_WRITING;
-    if (unlock)
-        kvf_core_unlock(core);
-    memcpy(core->memory + slot, r->data, bytes);
-    memset(core->memory + slot + bytes, 0, (4096 - bytes % 4096) % 4096); /* SSD writes whole pages: no old bytes behind */
-    kvf_block_sum(core->dev, kvf_block_seed(0, key), core->memory + slot, bytes, chunk, UINT64_MAX,
-                  kvf_sums_at(core->sums, sums_at));
-    if (unlock)
-        kvf_core_lock(core);
+    return KVF_OK;
+}
+
+/* Copies and seals the bytes from `from` (whole chunks) up to `to`. Needs no lock: nobody else touches a block in WRITING. */
+static void put_fill(struct kvf_core *core, const struct kvf_request *r, struct kvf_entry *e, uint64_t slot, uint64_t from,
+                     uint64_t to)
+{
+    uint32_t bytes = (uint32_t)r->length, chunk = kvf_block_opaque_chunk_bytes(bytes);
+    unsigned first = (unsigned)(from / chunk), end = chunk_count((uint32_t)to, chunk);
+    uint64_t mask = (end >= 64 ? UINT64_MAX : (1ull << end) - 1) & ~((1ull << first) - 1);
+    uint8_t *block = core->memory + slot;
+    memcpy(block + from, (const uint8_t *)r->data + from, to - from);
+    if (to == bytes)
+        memset(block + bytes, 0, (4096 - bytes % 4096) % 4096); /* SSD writes whole pages: no old bytes behind */
+    kvf_block_sum(core->dev, kvf_block_seed(0, key_of(r->key)), block, bytes, chunk, mask, kvf_sums_at(core->sums, e->sums));
+}
+
+static void put_end(struct kvf_core *core, kvf_handle h, uint64_t slot)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
     kvf_block_place(core, h, KVF_TIER_DRAM, KVF_PEER_NONE, slot);
     kvf_count(&core->counters.blocks_sealed, 1);
     if (e->flags & KVF_FLAG_REMOVED)
         kvf_block_remove(core, h);
+}
+
+/* A put that finds room at once is done by its caller, who gives up the lock for the copy. */
+static enum kvf_status put_now(struct kvf_core *core, const struct kvf_request *r)
+{
+    kvf_handle h;
+    uint64_t slot;
+    enum kvf_status st = put_begin(core, r, &h, &slot);
+    if (st != KVF_OK)
+        return st;
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    kvf_core_unlock(core);
+    put_fill(core, r, e, slot, 0, r->length);
+    kvf_core_lock(core);
+    put_end(core, h, slot);
     return KVF_OK;
+}
+
+/* Whole chunks of at least one, as far as this turn goes, of `left` bytes; 0: nothing more in this turn. */
+static uint64_t portion(struct kvf_core *core, uint64_t left, uint32_t chunk)
+{
+    struct kvf_blocks *b = core->blocks;
+    if (b->turn_left == 0)
+        return 0;
+    uint64_t bytes = b->turn_left < chunk ? chunk : b->turn_left / chunk * chunk;
+    bytes = bytes < left ? bytes : left;
+    b->turn_left -= bytes < b->turn_left ? (uint32_t)bytes : b->turn_left;
+    return bytes;
 }
 
 static void put_poll(struct kvf_core *core, struct pending *p, uint64_t now)
 {
-    enum kvf_status st = p->queue->closing ? KVF_CANCELLED : put_try(core, &p->request, false);
-    if (st == KVF_IN_PROGRESS && (core->spill_stuck || now >= p->deadline_ns))
-        st = KVF_ERR_FULL;
-    if (st != KVF_IN_PROGRESS)
-        pending_end(core, p, st, KVF_TIER_DRAM, 0);
+    if (p->state == PENDING_PUT) {
+        enum kvf_status st = p->queue->closing ? KVF_CANCELLED : put_begin(core, &p->request, &p->handle, &p->slot);
+        if (st == KVF_IN_PROGRESS && (core->spill_stuck || now >= p->deadline_ns))
+            st = KVF_ERR_FULL;
+        if (st == KVF_OK)
+            p->state = PENDING_FILL; /* and stays so until it is whole: what is WRITING cannot be given up */
+        else if (st != KVF_IN_PROGRESS)
+            pending_end(core, p, st, KVF_TIER_DRAM, 0);
+        if (st != KVF_OK)
+            return;
+    }
+    uint64_t bytes = p->request.length, n = portion(core, bytes - p->copied, kvf_block_opaque_chunk_bytes((uint32_t)bytes));
+    if (n == 0)
+        return;
+    put_fill(core, &p->request, kvf_index_entry(core->index, p->handle), p->slot, p->copied, p->copied + n);
+    p->copied += n;
+    if (p->copied < bytes)
+        return;
+    put_end(core, p->handle, p->slot);
+    pending_end(core, p, KVF_OK, KVF_TIER_DRAM, 0);
 }
 
 /* ---------------------------------------------------------------- get */
@@ -309,11 +369,31 @@ static void get_damaged(struct kvf_core *core, struct pending *p, struct kvf_ent
     pending_end(core, p, status == KVF_LOST ? KVF_MISS : status, tier, 0);
 }
 
-static bool verified(struct kvf_core *core, const struct pending *p, const struct kvf_entry *e, const void *block)
+/* Checks a portion of what is wanted of a block. IN_PROGRESS: more in the next turn; OK: all of it matches; ERR_CORRUPT. */
+static enum kvf_status verify(struct kvf_core *core, struct pending *p, const struct kvf_entry *e, const void *block)
 {
-    kvf_count(&core->counters.blocks_verified, 1);
-    return kvf_block_verify(core->dev, kvf_block_seed_of(core, e), block, e->bytes, kvf_block_chunk_bytes(core, e), p->mask,
-                            kvf_sums_at(core->sums, e->sums));
+    uint32_t chunk = kvf_block_chunk_bytes(core, e);
+    uint64_t left = p->mask & ~p->checked, part = 0;
+    uint64_t bytes = portion(core, (uint64_t)__builtin_popcountll(left) * chunk, chunk);
+    for (; bytes >= chunk; bytes -= chunk, left &= left - 1)
+        part |= left & -left;
+    if (!part)
+        return KVF_IN_PROGRESS;
+    if (!p->checked)
+        kvf_count(&core->counters.blocks_verified, 1);
+    p->checked |= part;
+    if (!kvf_block_verify(core->dev, kvf_block_seed_of(core, e), block, e->bytes, chunk, part, kvf_sums_at(core->sums, e->sums)))
+        return KVF_ERR_CORRUPT;
+    return p->checked == p->mask ? KVF_OK : KVF_IN_PROGRESS;
+}
+
+static void direct_check(struct kvf_core *core, struct pending *p, struct kvf_entry *e)
+{
+    enum kvf_status st = verify(core, p, e, (uint8_t *)p->request.data - p->request.offset);
+    if (st == KVF_OK)
+        pending_end(core, p, KVF_OK, (enum kvf_tier)e->tier, p->request.length);
+    else if (st != KVF_IN_PROGRESS)
+        get_damaged(core, p, e, st);
 }
 
 static void direct_poll(struct kvf_core *core, struct pending *p)
@@ -328,10 +408,8 @@ static void direct_poll(struct kvf_core *core, struct pending *p)
         p->state = PENDING_STAGED;
     else if (p->read_status != KVF_OK)
         get_damaged(core, p, e, p->read_status);
-    else if (!verified(core, p, e, (uint8_t *)p->request.data - p->request.offset))
-        get_damaged(core, p, e, KVF_ERR_CORRUPT);
     else
-        pending_end(core, p, KVF_OK, (enum kvf_tier)e->tier, p->request.length);
+        direct_check(core, p, e);
 }
 
 static void staged_end(struct kvf_core *core, struct pending *p, struct kvf_entry *e, enum kvf_status status)
@@ -345,6 +423,25 @@ static void staged_end(struct kvf_core *core, struct pending *p, struct kvf_entr
         pending_end(core, p, KVF_OK, (enum kvf_tier)e->tier, p->request.length);
     else
         get_damaged(core, p, e, status);
+}
+
+/* All bytes are here: they are checked, then copied, a portion per turn. */
+static void staged_check(struct kvf_core *core, struct pending *p, struct kvf_entry *e, struct kvf_stage *s)
+{
+    enum kvf_status st = KVF_OK;
+    if ((atomic_load(&s->verified) & p->mask) != p->mask)
+        st = verify(core, p, e, s->slot);
+    if (st == KVF_IN_PROGRESS)
+        return;
+    if (st == KVF_OK) {
+        atomic_fetch_or(&s->verified, p->mask);
+        uint64_t n = portion(core, p->request.length - p->copied, 4096);
+        memcpy((uint8_t *)p->request.data + p->copied, s->slot + p->request.offset + p->copied, n);
+        p->copied += n;
+        if (p->copied < p->request.length)
+            return;
+    }
+    staged_end(core, p, e, st);
 }
 
 static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
@@ -369,12 +466,7 @@ static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
     }
     struct kvf_stage *s = &core->stages[p->stage];
     if ((atomic_load(&s->have) & p->mask) == p->mask) {
-        bool good = (atomic_load(&s->verified) & p->mask) == p->mask || verified(core, p, e, s->slot);
-        if (good) {
-            atomic_fetch_or(&s->verified, p->mask);
-            memcpy(p->request.data, s->slot + p->request.offset, p->request.length);
-        }
-        staged_end(core, p, e, good ? KVF_OK : KVF_ERR_CORRUPT);
+        staged_check(core, p, e, s);
     } else if (s->inflight == 0 && (atomic_load(&s->status) == KVF_ERR_BUSY || atomic_load(&s->status) == KVF_ERR_DEADLINE) &&
                now < p->deadline_ns) { /* no room to ask, or the deadline of somebody who asked before us */
         kvf_stage_retry(core, p->stage, p->mask, p->deadline_ns);
@@ -388,16 +480,22 @@ static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
 unsigned kvf_blocks_poll(struct kvf_core *core)
 {
     uint64_t now = core->blocks->pending ? kvf_now(core->env) : 0;
-    for (struct pending *p = core->blocks->pending, *next; p; p = next) {
-        next = p->next;
-        if (p->state == PENDING_PUT)
-            put_poll(core, p, now);
-        else if (p->state == PENDING_STAGED)
-            staged_poll(core, p, now);
-        else
-            direct_poll(core, p);
+    core->blocks->turn_left = TURN_BYTES;
+    for (int puts = 0; puts < 2; puts++) { /* gets first: somebody waits for their bytes */
+        for (struct pending *p = core->blocks->pending, *next; p; p = next) {
+            next = p->next;
+            bool put = p->state == PENDING_PUT || p->state == PENDING_FILL;
+            if (put != puts)
+                continue;
+            if (put)
+                put_poll(core, p, now);
+            else if (p->state == PENDING_STAGED)
+                staged_poll(core, p, now);
+            else
+                direct_poll(core, p);
+        }
     }
-    return 0;
+    return core->blocks->turn_left < TURN_BYTES;
 }
 
 bool kvf_blocks_idle(const struct kvf_core *core)
@@ -483,7 +581,7 @@ static void request_start(struct kvf_queue *q, const struct kvf_request *r, uint
     if (!request_valid(core, r)) {
         complete(q, r->user, KVF_ERR_INVALID, KVF_TIER_DRAM, 0);
     } else if (r->op == KVF_OP_PUT) {
-        enum kvf_status st = put_try(core, r, true);
+        enum kvf_status st = put_now(core, r);
         ended = st != KVF_IN_PROGRESS;
         if (ended)
             complete(q, r->user, st, KVF_TIER_DRAM, 0);

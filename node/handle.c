@@ -164,6 +164,7 @@ static enum kvf_status copies_wait(struct kvf_core *core, struct kvf_sess *s)
 {
     uint64_t deadline = kvf_deadline(kvf_now(core->env), core->settings.fetch_timeout_ns);
     s->state = KVF_SESS_FROZEN; /* so that no other block begins to move */
+    kvf_rises_cancel(core, s->id);
     while (s->spilling) {
         kvf_core_wake(core);
         if (!kvf_core_wait(core, deadline))
@@ -497,6 +498,7 @@ enum kvf_status kvf_session_park(struct kvf_session *h, uint64_t timeout_ns)
         uint64_t deadline = kvf_deadline(kvf_now(core->env), timeout_ns);
         s->parked = s->parking = true;
         kvf_device_close(s);
+        kvf_rises_cancel(core, s->id);
         s->rising = false;
         core->n_parking++;
         core->spill_stuck = false;

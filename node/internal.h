@@ -534,6 +534,8 @@ bool kvf_spills_busy_at(const struct kvf_core *core, const struct kvf_node_peer 
 enum kvf_status kvf_rises_create(struct kvf_core *core);
 void kvf_rises_destroy(struct kvf_core *core);
 unsigned kvf_rises_poll(struct kvf_core *core);
+/* The session is parked or leaves: drops the reads of its rising blocks that are still queued. */
+void kvf_rises_cancel(struct kvf_core *core, uint64_t session);
 uint64_t kvf_rises_bytes(const struct kvf_core *core); /* on their way up */
 
 /* scrub.c */

@@ -432,6 +432,7 @@ enum kvf_status kvf_move_start(struct kvf_core *core, struct kvf_sess *s, const 
     *outcome = (struct kvf_move_outcome){.done = false};
     s->state = KVF_SESS_FROZEN;
     kvf_ahead_cancel(s);
+    kvf_rises_cancel(s->core, s->id);
     kvf_core_wake(core);
     return KVF_OK;
 }

@@ -9,6 +9,7 @@
 #define READ_TIMEOUT_NS (30 * KVF_SEC)
 #define PAUSE_NS (20 * KVF_MS)
 #define LOOK_MAX 4096 /* blocks looked at in one poll */
+#define TURN_BYTES (256u << 10) /* of arrived blocks that one poll checks, under the lock; at least one block */
 
 struct rise {
     struct kvf_core *core;
@@ -18,6 +19,9 @@ struct rise {
     uint32_t bytes;     /* ... which are the exact block's */
     uint64_t codes;     /* of staging, where a block in 8 bits an element arrives; else KVF_ARENA_NONE */
     uint32_t codes_bytes;
+    struct kvf_read *read; /* under way, or NULL */
+    bool arrived;       /* its read has ended, with this status: a poll checks it */
+    enum kvf_status status;
     bool decoded;       /* it waits in its slot until nobody reads the codes */
     uint64_t mask;
     uint64_t start_ns;
@@ -132,7 +136,16 @@ static bool verified(struct rise *r, const uint8_t *data)
 static void rise_read(void *arg, struct kvf_read *read, enum kvf_status status)
 {
     struct rise *r = arg;
+    r->read = NULL;
+    r->arrived = true;
+    r->status = status;
+}
+
+static void rise_check(struct rise *r)
+{
     struct kvf_core *core = r->core;
+    enum kvf_status status = r->status;
+    r->arrived = false;
     struct kvf_entry *e = kvf_index_entry(core->index, r->handle);
     bool here = status == KVF_OK && e->state == KVF_BLOCK_RISING; /* a block that was lost meanwhile has other words */
     const uint8_t *codes = core->memory + core->staging_at + r->codes;
@@ -156,7 +169,7 @@ static bool rise_memory(struct rise *r, const struct kvf_entry *e)
     struct kvf_core *core = r->core;
     enum kvf_cold_format format = kvf_cold_format_of(e);
     r->codes = KVF_ARENA_NONE;
-    r->decoded = false;
+    r->decoded = r->arrived = false;
     r->bytes = kvf_cold_bytes(core->models[kvf_entry_model(e)], KVF_COLD_EXACT);
     r->slot = kvf_block_memory(core, r->bytes);
     if (r->slot == KVF_ARENA_NONE)
@@ -185,7 +198,7 @@ static bool rise_start(struct kvf_core *core, kvf_handle h, uint64_t now)
     r->start_ns = now;
     uint8_t *to = core->memory + (r->codes == KVF_ARENA_NONE ? r->slot : core->staging_at + r->codes);
     if (kvf_read_start(core, h, r->mask, to, kvf_deadline(now, READ_TIMEOUT_NS),
-                       KVF_PRIORITY_AHEAD, rise_read, r, NULL) != KVF_OK) {
+                       KVF_PRIORITY_AHEAD, rise_read, r, &r->read) != KVF_OK) {
         kvf_arena_free(core->dram, r->slot, r->bytes);
         codes_free(r);
         return false;
@@ -198,6 +211,15 @@ static bool rise_start(struct kvf_core *core, kvf_handle h, uint64_t now)
     r->busy = true;
     core->rise->active++;
     return true;
+}
+
+void kvf_rises_cancel(struct kvf_core *core, uint64_t session)
+{
+    for (unsigned i = 0; core->rise && i < RISES_MAX && core->rise->active; i++) {
+        struct rise *r = &core->rise->rises[i];
+        if (r->busy && r->read && kvf_index_entry(core->index, r->handle)->key.hi == session && kvf_read_cancel(core, r->read))
+            kvf_count(&core->counters.rises_cancelled, 1);
+    }
 }
 
 /* Whether blocks of the session should rise: streaming in (from the old home only), or resumed. */
@@ -239,21 +261,37 @@ static void decoded_end(struct kvf_core *core)
     }
 }
 
+/* Checks what has arrived, as much as a turn allows. */
+static unsigned arrived_check(struct kvf_core *core)
+{
+    unsigned events = 0;
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < RISES_MAX && core->rise->active && bytes < TURN_BYTES; i++) {
+        struct rise *r = &core->rise->rises[i];
+        if (!r->busy || !r->arrived)
+            continue;
+        bytes += r->bytes;
+        rise_check(r);
+        events++;
+    }
+    return events;
+}
+
 unsigned kvf_rises_poll(struct kvf_core *core)
 {
     struct kvf_rise *rise = core->rise;
+    unsigned events = arrived_check(core);
     decoded_end(core);
     if (core->n_sessions == 0 || core->reads_queued || rise->active == RISES_MAX)
-        return 0;
+        return events;
     uint64_t now = kvf_now(core->env);
     if (now < rise->pause_ns || kvf_bucket_room(&rise->budget, now) == 0)
-        return 0;
+        return events;
     struct kvf_sess *s = session_next(core);
     if (!s)
-        return 0;
+        return events;
     const struct kvf_model_desc *d = &s->model->desc;
     uint64_t all = (uint64_t)s->model->streams * s->sealed_blocks;
-    unsigned events = 0;
     for (unsigned looked = 0; looked < LOOK_MAX; looked++, rise->at++) {
         if (rise->at >= all) {
             rise->at = 0;

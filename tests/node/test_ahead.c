@@ -177,6 +177,41 @@ static void demand_finds_a_place_among_reads_ahead(void **state)
     lone_end(&l);
 }
 
+/* A resumed session's blocks are on their way up, behind a reader: when it is dropped, what is queued of them is too. */
+static void a_session_that_goes_drops_what_was_rising(void **state)
+{
+    struct lone l = {.c = sim_cluster_create(SEED)};
+    struct order o = {0};
+    kvf_handle h;
+    uint64_t cursor = 0;
+    uint8_t *to = aligned_alloc(4096, 32 * KIB);
+    l.node = sim_cluster_add(l.c, &(struct sim_node_config){.name = "a", .dram = 4096 * KIB, .ssd = 8192 * KIB, .alone = true});
+    assert_int_equal(kvf_session_create(&l.node->node, sim_engine_model(wide, l.node), 7, &l.s), KVF_OK);
+    assert_int_equal(sim_engine_run(wide, l.s, 700, 100), KVF_OK);
+    wide->compared = wide->different = 0;
+    assert_int_equal(kvf_session_park(l.s, 10 * KVF_SEC), KVF_OK);
+    sim_disk_hold(l.node->disk, true);
+    start(&l, &h, &cursor, true, to, &o);
+    kvf_core_poll(l.node->core);
+    assert_int_equal(kvf_session_resume(l.s, 0), KVF_OK);
+    for (unsigned i = 0; i < 4; i++)
+        kvf_core_poll(l.node->core);
+    assert_in_range(l.node->core->reads_queued, 2, 31);
+    uint64_t rising = kvf_rises_bytes(l.node->core);
+    assert_int_equal(kvf_session_drop(l.s), KVF_ERR_BUSY); /* what the disk has must come back first */
+    assert_int_equal(l.node->core->reads_queued, 0);
+    assert_true(COUNTED(l.node, rises_cancelled) >= 2);
+    assert_true(kvf_rises_bytes(l.node->core) < rising);
+    sim_disk_hold(l.node->disk, false);
+    assert_int_equal(kvf_session_drop(l.s), KVF_OK);
+    sim_cluster_settle(l.c, KVF_SEC);
+    assert_int_equal(o.n, 1);
+    sim_cluster_check(l.c);
+    assert_true(sim_cluster_empty(l.node));
+    sim_cluster_destroy(l.c);
+    free(to);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -184,6 +219,7 @@ int main(void)
         cmocka_unit_test(a_step_that_is_given_up_drops_what_it_read_ahead),
         cmocka_unit_test(demand_overtakes_and_promotion_and_cancel_work),
         cmocka_unit_test(demand_finds_a_place_among_reads_ahead),
+        cmocka_unit_test(a_session_that_goes_drops_what_was_rising),
     };
     return cmocka_run_group_tests(tests, wide_make, wide_free);
 }
