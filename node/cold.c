@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define PORTION_BYTES (512 << 10) /* of blocks encoded in one turn of the reactor */
-#define STAGING_SHARE 4           /* of staging, one part of so many at most is lent to blocks on their way down */
+#define STAGING_SHARE 4           /* of staging, one part of so many at most is lent to blocks on their way down or up */
 
 enum kvf_cold_format kvf_cold_format_of(const struct kvf_entry *e)
 {
@@ -147,6 +147,22 @@ static uint64_t staging_share(const struct kvf_core *core)
     return kvf_arena_bytes(core->staging) / STAGING_SHARE;
 }
 
+uint64_t kvf_cold_slot(struct kvf_core *core, uint32_t bytes, bool prefetch)
+{
+    if (core->cold_bytes > 0 && core->cold_bytes + bytes > staging_share(core)) /* a single large block may go */
+        return KVF_ARENA_NONE;
+    uint64_t slot = kvf_stage_memory(core, bytes, prefetch);
+    if (slot != KVF_ARENA_NONE)
+        core->cold_bytes += bytes;
+    return slot;
+}
+
+void kvf_cold_slot_free(struct kvf_core *core, uint64_t slot, uint32_t bytes)
+{
+    kvf_arena_free(core->staging, slot, bytes);
+    core->cold_bytes -= bytes;
+}
+
 /* What a new home was told of a departed block stays true. */
 static bool is_encoded(const struct kvf_core *core, const struct kvf_entry *e)
 {
@@ -169,16 +185,14 @@ bool kvf_cold_copy_make(struct kvf_core *core, const struct kvf_entry *e, struct
     const struct kvf_model *m = core->models[kvf_entry_model(e)];
     struct kvf_cold shape = kvf_cold_shape(m, core->cold_format);
     uint32_t slot_bytes = slot_bytes_of(core, m);
-    uint64_t slot = KVF_ARENA_NONE;
-    if (core->cold_left > 0 && core->cold_bytes + slot_bytes <= staging_share(core))
-        slot = kvf_stage_memory(core, slot_bytes, false); /* before what was read ahead: somebody waits for room */
+    /* Before what was read ahead: somebody waits for room. */
+    uint64_t slot = core->cold_left > 0 ? kvf_cold_slot(core, slot_bytes, false) : KVF_ARENA_NONE;
     if (slot == KVF_ARENA_NONE) {
         core->cold_wait = true;
         return false;
     }
     *copy = (struct kvf_cold_copy){.bytes = kvf_cold_bytes(m, core->cold_format), .slot = slot, .slot_bytes = slot_bytes,
                                    .chunk_bytes = (uint32_t)kvf_cold_chunk_bytes(&shape), .format = KVF_COLD_EXACT};
-    core->cold_bytes += slot_bytes;
     encode(core, e, &shape, copy);
     kvf_count(&core->counters.cold_blocks, 1);
     if (copy->format == KVF_COLD_EXACT) { /* NaN or infinity */
@@ -193,8 +207,7 @@ void kvf_cold_copy_free(struct kvf_core *core, struct kvf_cold_copy *copy)
 {
     if (copy->slot == KVF_ARENA_NONE)
         return;
-    kvf_arena_free(core->staging, copy->slot, copy->slot_bytes);
-    core->cold_bytes -= copy->slot_bytes;
+    kvf_cold_slot_free(core, copy->slot, copy->slot_bytes);
     copy->slot = KVF_ARENA_NONE;
 }
 

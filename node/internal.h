@@ -263,7 +263,7 @@ struct kvf_core {
     enum kvf_cold_format cold_format; /* of this node's session blocks below DRAM */
     uint64_t cold_left;               /* bytes that may still be encoded in this turn */
     bool cold_wait;                   /* some block had to wait in this turn */
-    uint64_t cold_bytes;              /* of staging, lent to blocks on their way down */
+    uint64_t cold_bytes;              /* of staging, lent to blocks on their way down or up */
     uint64_t words_excess, words_excess_max; /* of `sums`: beyond 64 words a block */
     uint64_t entries_reserved;   /* of the index, promised to commits that must not fail half-way */
     struct kvf_dramlist *dram_blocks; /* READY in DRAM */
@@ -512,6 +512,9 @@ bool kvf_cold_copy_make(struct kvf_core *core, const struct kvf_entry *entry, st
 /* The size that the copy will have, unless the block has no cold form: then it is the block's. */
 uint32_t kvf_cold_copy_bytes(const struct kvf_core *core, const struct kvf_entry *entry);
 void kvf_cold_copy_free(struct kvf_core *core, struct kvf_cold_copy *copy);
+/* Staging memory for codes on their way, of the share that such may have; KVF_ARENA_NONE: not now. */
+uint64_t kvf_cold_slot(struct kvf_core *core, uint32_t bytes, bool prefetch);
+void kvf_cold_slot_free(struct kvf_core *core, uint64_t slot, uint32_t bytes);
 /* Whether the block may take on a format now: nobody reads its lower copy in another one. */
 bool kvf_cold_may_change(const struct kvf_core *core, kvf_handle handle, enum kvf_cold_format to);
 /* Its format, bytes and words (NULL: they follow) from now on. It is not booked meanwhile: kvf_block_place_as calls this. */

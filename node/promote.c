@@ -64,7 +64,7 @@ uint64_t kvf_rises_bytes(const struct kvf_core *core)
 static void codes_free(struct rise *r)
 {
     if (r->codes != KVF_ARENA_NONE)
-        kvf_arena_free(r->core->staging, r->codes, r->codes_bytes);
+        kvf_cold_slot_free(r->core, r->codes, r->codes_bytes);
     r->codes = KVF_ARENA_NONE;
 }
 
@@ -177,7 +177,7 @@ static bool rise_memory(struct rise *r, const struct kvf_entry *e)
     if (format == KVF_COLD_EXACT)
         return true;
     r->codes_bytes = e->bytes;
-    r->codes = kvf_stage_memory(core, e->bytes, true);
+    r->codes = kvf_cold_slot(core, e->bytes, true);
     if (r->codes == KVF_ARENA_NONE)
         kvf_arena_free(core->dram, r->slot, r->bytes);
     return r->codes != KVF_ARENA_NONE;

@@ -25,6 +25,7 @@ static int engines_free(void **state)
 struct trio {
     struct sim_cluster *c;
     struct sim_node *a, *b, *lender;
+    unsigned kept; /* oldest requests that a's disk does not do */
 };
 
 static struct trio trio_make(const char *cold_a, const char *cold_b, uint64_t dram, uint64_t lend, uint64_t ssd, enum kvf_way way)
@@ -285,6 +286,33 @@ static void a_session_moves_between_nodes_of_two_formats(void **state) { moves("
 static void a_session_moves_to_a_node_that_keeps_blocks_exact(void **state) { moves("fp8", "exact", 64 * KIB, KVF_WAY_MAPPED); }
 static void a_session_moves_from_a_node_that_keeps_blocks_exact(void **state) { moves("exact", "int8", 0, KVF_WAY_ASK); }
 
+/* Blocks that were handed over exact, from DRAM, and go down at the old home before they are fetched: they are what was said. */
+static void departed_blocks_keep_the_format_they_were_handed_over_in(void **state)
+{
+    struct trio t = {.c = sim_cluster_create(SEED)};
+    t.a = sim_cluster_add(t.c, &(struct sim_node_config){.name = "a", .dram = 1024 * KIB, .ssd = 8192 * KIB, .cold = "int8"});
+    t.b = sim_cluster_add(t.c, &(struct sim_node_config){.name = "b", .dram = 128 * KIB, .no_borrow = true});
+    t.lender = sim_cluster_add(t.c, &(struct sim_node_config){.name = "lender", .dram = 64 * KIB});
+    sim_cluster_connect(t.c);
+    struct kvf_session *s = session_of(large, t.a), *other;
+    assert_int_equal(sim_engine_run(large, s, 650, 64), KVF_OK);
+    assert_int_equal(blocks_in(s, KVF_TIER_DRAM), 40);
+    assert_int_equal(kvf_session_move(s, "b", 10 * KVF_SEC, NULL), KVF_OK);
+    kvf_session_close(s);
+    assert_int_equal(kvf_session_create(&t.a->node, sim_engine_model(large, t.a), ID + 1, &other), KVF_OK);
+    assert_int_equal(sim_engine_run(large, other, 640, 64), KVF_OK); /* needs the room of the departed ones */
+    assert_true(blocks_of(t.a, KVF_TIER_SSD, KVF_COLD_EXACT) > 0);
+    sim_cluster_check(t.c);
+    s = attach(large, t.b);
+    large->compared = large->different = 0;
+    assert_int_equal(sim_engine_run(large, s, 690, 5), KVF_OK); /* all from a: b has no room for more than the open blocks */
+    assert_same_bits(large);
+    assert_int_equal(COUNTED(t.b, blocks_lost) + COUNTED(t.b, blocks_corrupt), 0);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    assert_int_equal(kvf_session_drop(other), KVF_OK);
+    trio_end(&t);
+}
+
 /* ---------------------------------------------------------------- loss and damage */
 
 static void a_dead_lenders_blocks_are_lost_and_refilled(void **state)
@@ -357,6 +385,50 @@ static void a_rising_block_that_is_damaged_is_lost(void **state)
     sim_cluster_check(t.c);
     assert_int_equal(sim_engine_refill(large, s), KVF_OK);
     assert_int_equal(sim_engine_run(large, s, 700, 20), KVF_OK);
+    assert_error(large, bound_of("int8"));
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    trio_end(&t);
+}
+
+/* Lets the disk do everything but its oldest requests. */
+static void release_later(struct sim_cluster *c, void *arg)
+{
+    struct trio *t = arg;
+    for (unsigned i = t->kept; i < sim_disk_pending(t->a->disk); i++)
+        sim_disk_release(t->a->disk, i);
+}
+
+/* A block is found damaged by attention while its rise is under way, and refilled: the rise that ends then changes nothing. */
+static void a_rise_whose_block_was_lost_meanwhile_ends_alone(void **state)
+{
+    struct trio t = trio_make("int8", "exact", 2048 * KIB, 0, 8192 * KIB, KVF_WAY_ASK);
+    struct kvf_session *s = session_of(large, t.a);
+    assert_int_equal(sim_engine_run(large, s, 640, 64), KVF_OK);
+    assert_int_equal(kvf_session_park(s, 60 * KVF_SEC), KVF_OK);
+    kvf_handle h = kvf_index_find(t.a->core->index, kvf_block_key(ID, 0, 0, 0));
+    struct kvf_entry *e = kvf_index_entry(t.a->core->index, h);
+    t.a->media->bytes[kvf_entry_location(e) + 9] ^= 4;
+    sim_disk_hold(t.a->disk, true);
+    assert_int_equal(kvf_session_resume(s, 60 * KVF_SEC), KVF_OK);
+    sim_cluster_settle(t.c, 100 * KVF_MS);
+    t.kept = sim_disk_pending(t.a->disk);
+    assert_true(t.kept > 0 && e->state == KVF_BLOCK_RISING);
+    t.c->stepped = release_later; /* attention's own reads */
+    t.c->stepped_arg = &t;
+    assert_int_equal(sim_engine_step(large, s, 1), KVF_LOST);
+    assert_int_equal(e->state, KVF_BLOCK_LOST);
+    assert_int_equal(sim_engine_refill(large, s), KVF_OK);
+    assert_true(e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM);
+    uint64_t location = kvf_entry_location(e), corrupt = COUNTED(t.a, blocks_corrupt);
+    t.c->stepped = NULL;
+    sim_disk_hold(t.a->disk, false);
+    sim_disk_release_all(t.a->disk);
+    sim_cluster_settle(t.c, 3 * KVF_SEC);
+    sim_cluster_check(t.c);
+    assert_int_equal(kvf_entry_location(e), location);
+    assert_int_equal(COUNTED(t.a, blocks_corrupt), corrupt);
+    large->error2 = large->norm2 = 0;
+    assert_int_equal(sim_engine_run(large, s, 700, 10), KVF_OK);
     assert_error(large, bound_of("int8"));
     assert_int_equal(kvf_session_drop(s), KVF_OK);
     trio_end(&t);
@@ -452,9 +524,11 @@ int main(void)
         cmocka_unit_test(a_session_moves_between_nodes_of_two_formats),
         cmocka_unit_test(a_session_moves_to_a_node_that_keeps_blocks_exact),
         cmocka_unit_test(a_session_moves_from_a_node_that_keeps_blocks_exact),
+        cmocka_unit_test(departed_blocks_keep_the_format_they_were_handed_over_in),
         cmocka_unit_test(a_dead_lenders_blocks_are_lost_and_refilled),
         cmocka_unit_test(a_flipped_bit_of_a_code_or_a_scale_is_found),
         cmocka_unit_test(a_rising_block_that_is_damaged_is_lost),
+        cmocka_unit_test(a_rise_whose_block_was_lost_meanwhile_ends_alone),
         cmocka_unit_test(a_block_with_nan_goes_down_exact),
         cmocka_unit_test(opaque_blocks_come_back_byte_for_byte),
     };
