@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 enum { THREADS_MAX = 64, BATCH = 64, FLIGHT = 16, SAMPLE_EVERY = 16, LATENCY_ROUNDS = 5 };
-#define OPS (1u << 16)        /* of a thread per turn */
+#define OPS (1u << 15)        /* of a thread per turn: a millisecond or a few, which a busy machine may leave whole */
 #define DRAWS_MAX (1u << 23)  /* blocks in a thread's list, which it goes through again and again: more than caches hold */
 #define SAMPLES (1u << 15)    /* timed operations of a thread and latency round */
 #define ABSENT 100000u
