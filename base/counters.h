@@ -36,6 +36,7 @@
     X(spill_failed, "blocks whose write to a lower tier failed")                  \
     X(evicted_blocks, "opaque blocks dropped because nothing had room for them")  \
     X(evicted_bytes, "bytes of these")                                            \
+    X(returned_blocks, "opaque blocks that came back to DRAM, being read again soon") \
     X(ssd_read_failed, "reads from SSD that failed or came short")                 \
     X(ssd_degraded, "times that a failed write made the SSD tier take no blocks") \
     X(ssd_recovered, "times that it took blocks again")                           \

@@ -387,12 +387,28 @@ static enum kvf_status verify(struct kvf_core *core, struct pending *p, const st
     return p->checked == p->mask ? KVF_OK : KVF_IN_PROGRESS;
 }
 
+/* After a get that read a whole block: up with it, if that is wanted and nobody else reads the lower copy. Not one that is more
+ * than a turn may copy and check. */
+static void come_back(struct kvf_core *core, const struct kvf_request *r, kvf_handle h, const uint8_t *data)
+{
+    uint32_t bytes = kvf_index_entry(core->index, h)->bytes;
+    if (r->offset > 0 || r->length < bytes || bytes > TURN_BYTES || kvf_stage_busy(core, h))
+        return;
+    for (const struct pending *p = core->blocks->pending; p; p = p->next)
+        if (p->state == PENDING_DIRECT && p->handle == h)
+            return;
+    kvf_evict_rise(core, h, data);
+}
+
 static void direct_check(struct kvf_core *core, struct pending *p, struct kvf_entry *e)
 {
-    enum kvf_status st = verify(core, p, e, (uint8_t *)p->request.data - p->request.offset);
-    if (st == KVF_OK)
-        pending_end(core, p, KVF_OK, (enum kvf_tier)e->tier, p->request.length);
-    else if (st != KVF_IN_PROGRESS)
+    struct kvf_request r = p->request;
+    kvf_handle h = p->handle;
+    enum kvf_status st = verify(core, p, e, (uint8_t *)r.data - r.offset);
+    if (st == KVF_OK) {
+        pending_end(core, p, KVF_OK, (enum kvf_tier)e->tier, r.length);
+        come_back(core, &r, h, r.data);
+    } else if (st != KVF_IN_PROGRESS)
         get_damaged(core, p, e, st);
 }
 
@@ -428,6 +444,8 @@ static void staged_end(struct kvf_core *core, struct pending *p, struct kvf_entr
 /* All bytes are here: they are checked, then copied, a portion per turn. */
 static void staged_check(struct kvf_core *core, struct pending *p, struct kvf_entry *e, struct kvf_stage *s)
 {
+    struct kvf_request r = p->request;
+    kvf_handle h = p->handle;
     enum kvf_status st = KVF_OK;
     if ((atomic_load(&s->verified) & p->mask) != p->mask)
         st = verify(core, p, e, s->slot);
@@ -442,6 +460,8 @@ static void staged_check(struct kvf_core *core, struct pending *p, struct kvf_en
             return;
     }
     staged_end(core, p, e, st);
+    if (st == KVF_OK)
+        come_back(core, &r, h, s->slot);
 }
 
 static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)

@@ -3,7 +3,8 @@
  * Opaque blocks in DRAM (READY or SPILLING) stand in a policy (tiers/policy.h, dram.policy) under the slot where they begin. It
  * chooses who goes down when spill.c wants one of them to go. Where neither a lender nor the SSD has room it chooses whom to drop:
  * a later get is a miss, which is what a cache may say. Sessions' blocks are never dropped. On the SSD a hand goes round the index
- * and drops the opaque blocks that were not read since it last came by. */
+ * and drops the opaque blocks that were not read since it last came by. One that is read below DRAM while the policy remembers it
+ * comes back. */
 #include "base/hash.h"
 #include "node/internal.h"
 #include <assert.h>
@@ -73,6 +74,33 @@ void kvf_evict_used(struct kvf_core *core, const struct kvf_entry *e)
 {
     if (opaque(e)) /* not a look at its tier: that shares a byte with its state, which may change under a pin */
         kvf_policy_mark(core->evict->policy, e->location4k);
+}
+
+void kvf_evict_rise(struct kvf_core *core, kvf_handle h, const uint8_t *data)
+{
+    const struct kvf_entry *e = kvf_index_entry(core->index, h);
+    enum kvf_tier tier = (enum kvf_tier)e->tier;
+    uint16_t peer = e->peer;
+    uint64_t location = kvf_entry_location(e);
+    if (e->state != KVF_BLOCK_READY || (tier != KVF_TIER_SSD && tier != KVF_TIER_REMOTE) || (e->flags & KVF_FLAG_REMOVED) ||
+        !kvf_policy_missed(core->evict->policy, fingerprint(e)))
+        return;
+    uint64_t slot = kvf_arena_alloc(core->dram, e->bytes); /* room that is free: nobody waits for this */
+    if (slot == KVF_ARENA_NONE)
+        return;
+    uint8_t *to = core->memory + slot;
+    memcpy(to, data, e->bytes);
+    memset(to + e->bytes, 0, (4096 - e->bytes % 4096) % 4096); /* SSD writes whole pages: no old bytes behind */
+    /* The caller's memory, where the bytes may have been verified, was not ours alone. */
+    if (!kvf_block_verify(core->dev, kvf_block_seed_of(core, e), to, e->bytes, kvf_block_chunk_bytes(core, e), UINT64_MAX,
+                          kvf_sums_at(core->sums, e->sums))) {
+        kvf_arena_free(core->dram, slot, e->bytes);
+        return;
+    }
+    kvf_stage_drop(core, h);
+    kvf_block_place(core, h, KVF_TIER_DRAM, KVF_PEER_NONE, slot);
+    kvf_block_release_copy(core, tier, peer, location, e->bytes, e->key);
+    kvf_count(&core->counters.returned_blocks, 1);
 }
 
 struct choice {

@@ -380,6 +380,9 @@ void kvf_evict_came(struct kvf_core *core, const struct kvf_entry *entry);
 void kvf_evict_left(struct kvf_core *core, const struct kvf_entry *entry, bool for_room);
 /* A block in DRAM was used. Any thread that holds a pin of it. */
 void kvf_evict_used(struct kvf_core *core, const struct kvf_entry *entry);
+/* A block below DRAM was read whole to `data`, and nothing else is reading it: brings it up when the policy wants it and there is
+ * room, and frees the lower copy. */
+void kvf_evict_rise(struct kvf_core *core, kvf_handle handle, const uint8_t *data);
 /* The opaque block that should leave DRAM next, but for these n; KVF_HANDLE_NONE: none may. */
 kvf_handle kvf_evict_next(struct kvf_core *core, const kvf_handle *not_these, unsigned n);
 /* Drop opaque blocks in DRAM or on the SSD until so many bytes are free; the bytes dropped, less when there were no more (or, of
@@ -458,6 +461,7 @@ void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint6
 uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch);
 /* Whether attention uses the block's stage. */
 bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle);
+bool kvf_stage_busy(const struct kvf_core *core, kvf_handle handle); /* pinned, or being read into */
 /* Forgets a block's stage (its entry is removed or lost). */
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle);
 

@@ -292,6 +292,12 @@ bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle)
     return n != KVF_STAGE_NONE && core->stages[n].pins > 0;
 }
 
+bool kvf_stage_busy(const struct kvf_core *core, kvf_handle handle)
+{
+    uint32_t n = *place_of(core, handle);
+    return n != KVF_STAGE_NONE && !at_rest(&core->stages[n]);
+}
+
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle)
 {
     uint32_t n = *place_of(core, handle);

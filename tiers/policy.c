@@ -55,8 +55,7 @@ enum kvf_status kvf_policy_create(enum kvf_policy_kind kind, uint32_t ids, uint3
     assert(kind < KVF_POLICY_KINDS && ids < NONE && ghosts < UINT32_MAX / 2);
     if (!p)
         return KVF_ERR_NO_MEMORY;
-    bool learns = kind == KVF_POLICY_S3FIFO || kind == KVF_POLICY_ARC;
-    *p = (struct kvf_policy){.kind = kind, .ids = ids, .n_ghosts = learns ? ghosts : 0, .free_ghost = NONE};
+    *p = (struct kvf_policy){.kind = kind, .ids = ids, .n_ghosts = ghosts, .free_ghost = NONE};
     while (p->mask < p->n_ghosts)
         p->mask = p->mask * 2 + 1;
     p->links = calloc((size_t)ids + 1, sizeof *p->links);
@@ -196,7 +195,7 @@ static unsigned welcome(struct kvf_policy *p, uint64_t fingerprint)
         p->balance -= once > again ? once / again : 1;
     p->balance = p->balance < 0 ? 0 : p->balance > most ? most : p->balance;
     ghost_forget(p, g);
-    return AGAIN;
+    return p->kind == KVF_POLICY_S3FIFO || p->kind == KVF_POLICY_ARC ? AGAIN : FIRST;
 }
 
 void kvf_policy_insert(struct kvf_policy *p, uint32_t id, uint64_t fingerprint)
@@ -236,6 +235,22 @@ void kvf_policy_mark(struct kvf_policy *p, uint32_t id)
         atomic_store_explicit(&p->links[id].marked, 1, memory_order_relaxed);
 }
 
+/* Remembers as many as there are blocks. */
+static void newcomer_left(struct kvf_policy *p, uint64_t fingerprint, uint32_t size)
+{
+    ghost_remember(p, FIRST, fingerprint);
+    while (p->left[FIRST].count > size)
+        ghost_forget(p, p->left[FIRST].oldest);
+}
+
+bool kvf_policy_missed(struct kvf_policy *p, uint64_t fingerprint)
+{
+    if (ghost_find(p, fingerprint) != NONE)
+        return true;
+    newcomer_left(p, fingerprint, p->count);
+    return false;
+}
+
 void kvf_policy_removed(struct kvf_policy *p, uint32_t id)
 {
     assert(kvf_policy_has(p, id));
@@ -249,11 +264,10 @@ void kvf_policy_evicted(struct kvf_policy *p, uint32_t id, uint64_t fingerprint)
     unsigned list = p->links[id].place - 1u;
     uint32_t size = p->count;
     kvf_policy_removed(p, id);
-    if (p->kind == KVF_POLICY_S3FIFO && list == FIRST) {
-        ghost_remember(p, FIRST, fingerprint);
-        while (p->left[FIRST].count > size)
-            ghost_forget(p, p->left[FIRST].oldest);
-    } else if (p->kind == KVF_POLICY_ARC) {
+    if (p->kind != KVF_POLICY_ARC) {
+        if (p->kind != KVF_POLICY_S3FIFO || list == FIRST)
+            newcomer_left(p, fingerprint, size);
+    } else {
         ghost_remember(p, list, fingerprint);
         while (p->left[FIRST].count && p->lists[FIRST].count + p->left[FIRST].count > size)
             ghost_forget(p, p->left[FIRST].oldest);

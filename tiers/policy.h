@@ -1,8 +1,8 @@
 /* Which block leaves a full tier: pure objects over small integers, with no clock and no memory but what create took.
  *
  * An id is a place that can hold a block, 0 .. ids - 1. The owner says what comes to an id (insert), what is used (touch) and what
- * leaves (remove), and asks who should leave next (victim). A fingerprint is a hash of the block's key: the policies that learn
- * from what they let go of too early remember it after the block is gone (a ghost).
+ * leaves (remove), and asks who should leave next (victim). A fingerprint is a hash of the block's key: by it a block is
+ * remembered after it has gone (a ghost). s3fifo and arc learn from ghosts that come back.
  *
  *   lru     the longest unused
  *   lfu     the least often used since it came; among equals the longest unused
@@ -42,6 +42,9 @@ void kvf_policy_mark(struct kvf_policy *p, uint32_t id);
 /* It left for want of room (a ghost may stay), or for any other reason (no ghost). */
 void kvf_policy_evicted(struct kvf_policy *p, uint32_t id, uint64_t fingerprint);
 void kvf_policy_removed(struct kvf_policy *p, uint32_t id);
+/* A block that is at no id was used where it lies. True: it left, or was missed, not long ago, so a little more room would have
+ * kept it, and it should come back. False: it is remembered now. */
+bool kvf_policy_missed(struct kvf_policy *p, uint64_t fingerprint);
 bool kvf_policy_has(const struct kvf_policy *p, uint32_t id);
 uint32_t kvf_policy_count(const struct kvf_policy *p);
 

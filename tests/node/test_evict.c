@@ -73,6 +73,41 @@ static void what_is_used_stays_in_dram(void **state)
     store_end(&t);
 }
 
+/* The second read within the policy's memory brings a block back to DRAM; what is read once stays where it is. */
+static void what_is_read_again_comes_back(void **state)
+{
+    struct store t = store_make(128 * KIB, 0, 4096 * KIB, 8);
+    uint8_t *memory = aligned_alloc(4096, 8192);
+    struct kvf_memory *m;
+    assert_int_equal(kvf_memory_register(&t.n->node, memory, 8192, &m), KVF_OK);
+    for (uint64_t i = 0; i < 100; i++)
+        assert_int_equal(put(&t, i, 0, i % 2 ? 8192 : 5000), KVF_OK);
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_int_equal(op(&t, KVF_OP_EXISTS, 20).tier, KVF_TIER_SSD);
+    for (uint64_t i = 10; i < 20; i++)
+        assert_range(&t, i, 0, i % 2 ? 8192 : 5000, 0, i % 2 ? 8192 : 5000);
+    assert_int_equal(COUNTED(t.n, returned_blocks), 0);
+    assert_range(&t, 12, 0, 5000, 0, 5000); /* by a copy */
+    assert_int_equal(COUNTED(t.n, returned_blocks), 1);
+    assert_int_equal(op(&t, KVF_OP_EXISTS, 12).tier, KVF_TIER_DRAM);
+    assert_range(&t, 12, 0, 5000, 1, 4999);
+    assert_int_equal(get(&t, 13, 0, 8192, memory).status, KVF_OK); /* straight into the caller's memory */
+    assert_int_equal(COUNTED(t.n, returned_blocks), 2);
+    assert_int_equal(op(&t, KVF_OP_EXISTS, 13).tier, KVF_TIER_DRAM);
+    sim_cluster_check(t.c);
+    assert_range(&t, 14, 0, 5000, 100, 200); /* a part of a block brings nothing back */
+    assert_int_equal(COUNTED(t.n, returned_blocks), 2);
+    for (uint64_t i = 100; i < 200; i++) /* down again, and up */
+        assert_int_equal(put(&t, i, 0, 8192), KVF_OK);
+    for (uint64_t i = 0; i < 200; i++)
+        assert_range(&t, i, 0, i % 2 || i >= 100 ? 8192 : 5000, 0, i % 2 || i >= 100 ? 8192 : 5000);
+    sim_cluster_check(t.c);
+    kvf_memory_unregister(m);
+    free(memory);
+    remove_all(&t, 200);
+    store_end(&t);
+}
+
 static void a_full_ssd_drops_what_is_not_read(void **state)
 {
     struct store t = store_make(128 * KIB, 0, 3072 * KIB, 8); /* 2 MiB of slots */
@@ -160,15 +195,110 @@ static void the_two_kinds_share_the_way_down(void **state)
     store_end(&t);
 }
 
+enum { KEYS = 500, BATCH = 12, BATCHES = 2000 };
+
+struct known {
+    bool put;
+    uint64_t version;
+    size_t bytes;
+};
+
+/* The key's bytes of its version, or a miss: never others. */
+static void check_get(const struct kvf_request *r, const struct kvf_completion *c, const struct known *k, uint64_t key)
+{
+    static uint8_t want[16384];
+    if (c->status == KVF_MISS)
+        return;
+    assert_int_equal(c->status, KVF_OK);
+    assert_true(k->put);
+    bytes_of(key, k->version, want, k->bytes);
+    assert_memory_equal(r->data, want + r->offset, r->length);
+}
+
+/* A put or remove of the key; what it will be goes into *k. A key that is put again has the bytes it had. */
+static struct kvf_request change_of(struct sim_env *env, uint64_t key, struct known *k, uint8_t *data)
+{
+    struct kvf_request r = {.op = KVF_OP_REMOVE, .key = key_at(key)};
+    if (k->put && sim_env_random(env, 3) == 0) {
+        k->put = false;
+        return r;
+    }
+    if (!k->put) {
+        k->version++;
+        k->bytes = sim_env_random(env, 4) ? 4096 : 1 + sim_env_random(env, 4096);
+    }
+    k->put = true;
+    bytes_of(key, k->version, data, k->bytes);
+    return (struct kvf_request){.op = KVF_OP_PUT, .key = key_at(key), .data = data, .length = k->bytes};
+}
+
+static void run_batch(struct store *t, const struct kvf_request *requests, struct kvf_completion *done)
+{
+    size_t n, ended = 0, more;
+    assert_int_equal(kvf_submit(t->q, requests, BATCH, 0, &n), KVF_OK);
+    assert_int_equal(n, BATCH);
+    for (unsigned turns = 0; ended < BATCH; turns++, ended += more) {
+        assert_true(turns < 100000);
+        assert_int_equal(kvf_drain(t->q, done + ended, BATCH - ended, &more), KVF_OK);
+        sim_cluster_step(t->c);
+    }
+}
+
+/* Batches of puts and removes of distinct keys, then of gets of any, with room for a part of the blocks: whatever leaves, comes
+ * back or is dropped meanwhile, a get has the key's bytes or misses. */
+static void random_batches_never_get_other_bytes(void **state)
+{
+    struct store t = store_make(160 * KIB, 64 * KIB, 2048 * KIB, BATCH);
+    static _Alignas(4096) uint8_t data[BATCH][16384];
+    struct known known[KEYS] = {{0}};
+    uint64_t keys[BATCH], missed = 0, got = 0;
+    struct kvf_memory *m;
+    print_message("seed %d\n", SEED);
+    assert_int_equal(kvf_memory_register(&t.n->node, data, sizeof data / 2, &m), KVF_OK);
+    for (unsigned batch = 0; batch < BATCHES; batch++) {
+        struct kvf_request requests[BATCH];
+        struct kvf_completion done[BATCH];
+        bool change = batch % 2 == 0;
+        for (unsigned i = 0; i < BATCH; i++) {
+            keys[i] = change ? (batch * 7 + i * 7) % KEYS : sim_env_random(&t.c->env, KEYS / 4);
+            struct known *k = &known[keys[i]];
+            uint64_t length = k->put && sim_env_random(&t.c->env, 4) ? k->bytes : 1;
+            requests[i] = (struct kvf_request){.op = KVF_OP_GET, .key = key_at(keys[i]), .data = data[i], .length = length};
+            if (change)
+                requests[i] = change_of(&t.c->env, keys[i], k, data[i]);
+            requests[i].user = i;
+        }
+        run_batch(&t, requests, done);
+        for (unsigned i = 0; i < BATCH; i++) {
+            uint64_t at = done[i].user;
+            assert_true(done[i].status == KVF_OK || done[i].status == KVF_MISS || (change && done[i].status == KVF_ERR_EXISTS));
+            if (!change)
+                check_get(&requests[at], &done[i], &known[keys[at]], keys[at]);
+            got += !change && done[i].status == KVF_OK;
+            missed += !change && done[i].status == KVF_MISS;
+        }
+        sim_cluster_check(t.c);
+    }
+    print_message("%u gets had their bytes, %u missed, %u blocks were dropped, %u came back\n", (unsigned)got, (unsigned)missed,
+                  (unsigned)COUNTED(t.n, evicted_blocks), (unsigned)COUNTED(t.n, returned_blocks));
+    assert_int_equal(COUNTED(t.n, blocks_corrupt), 0);
+    assert_true(got > 1000 && COUNTED(t.n, evicted_blocks) > 100 && COUNTED(t.n, returned_blocks) > 20);
+    kvf_memory_unregister(m);
+    remove_all(&t, KEYS);
+    store_end(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_room_the_oldest_unused_is_dropped),
         cmocka_unit_test(what_is_used_stays_in_dram),
+        cmocka_unit_test(what_is_read_again_comes_back),
         cmocka_unit_test(a_full_ssd_drops_what_is_not_read),
         cmocka_unit_test(a_full_index_drops_a_block),
         cmocka_unit_test(sessions_push_opaque_blocks_out),
         cmocka_unit_test(the_two_kinds_share_the_way_down),
+        cmocka_unit_test(random_batches_never_get_other_bytes),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
 }

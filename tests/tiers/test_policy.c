@@ -277,6 +277,29 @@ static void a_ghost_that_returns_outlives_a_scan(void **state)
     }
 }
 
+/* A block that is not here is wanted back when it left, or was asked for, not long ago. */
+static void what_is_missed_twice_is_wanted(void **state)
+{
+    for (int kind = 0; kind < KVF_POLICY_KINDS; kind++) {
+        struct kvf_policy *p;
+        assert_int_equal(kvf_policy_create((enum kvf_policy_kind)kind, 4, 8, &p), KVF_OK);
+        assert_false(kvf_policy_missed(p, 7)); /* an empty tier remembers nothing */
+        assert_false(kvf_policy_missed(p, 7));
+        for (uint32_t i = 0; i < 4; i++)
+            kvf_policy_insert(p, i, 100 + i);
+        assert_false(kvf_policy_missed(p, 7));
+        assert_true(kvf_policy_missed(p, 7));
+        kvf_policy_evicted(p, 0, 100);
+        assert_true(kvf_policy_missed(p, 100));
+        kvf_policy_insert(p, 0, 100);
+        for (uint64_t i = 0; i < 20; i++)
+            assert_false(kvf_policy_missed(p, 200 + i));
+        assert_false(kvf_policy_missed(p, 7)); /* too long ago */
+        kvf_policy_check(p);
+        kvf_policy_destroy(p);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -285,6 +308,7 @@ int main(void)
         cmocka_unit_test(s3fifo_is_its_twin),
         cmocka_unit_test(arc_is_its_twin),
         cmocka_unit_test(the_end_of_a_chain_leaves_first),
+        cmocka_unit_test(what_is_missed_twice_is_wanted),
         cmocka_unit_test(a_ghost_that_returns_outlives_a_scan),
     };
     print_message("seed %u\n", SEED);
