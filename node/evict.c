@@ -22,7 +22,7 @@ struct kvf_evict {
 
 enum kvf_status kvf_evict_create(struct kvf_core *core)
 {
-    uint64_t slots = kvf_arena_bytes(core->dram) / KVF_LOCATION_UNIT, ghosts = slots / BLOCKS_PER_GHOST + GHOSTS_MIN;
+    uint64_t slots = kvf_arena_planned(core->dram) / KVF_LOCATION_UNIT, ghosts = slots / BLOCKS_PER_GHOST + GHOSTS_MIN;
     int kind = 0;
     core->evict = calloc(1, sizeof *core->evict);
     if (!core->evict || slots >= KVF_POLICY_NONE)
@@ -99,7 +99,7 @@ void kvf_evict_rise(struct kvf_core *core, kvf_handle h, const uint8_t *data)
     }
     kvf_stage_drop(core, h);
     kvf_block_place(core, h, KVF_TIER_DRAM, KVF_PEER_NONE, slot);
-    kvf_block_release_copy(core, tier, peer, location, e->bytes, e->key);
+    kvf_block_release_copy(core, tier, peer, location, e->bytes, kvf_entry_chunks(e), e->key);
     kvf_count(&core->counters.returned_blocks, 1);
 }
 
