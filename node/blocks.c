@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #define QUEUES_MAX 256
-#define MEMORIES_MAX 64
 #define RUN_MAX 64 /* requests that are started together: bits of a mask */
 
 enum pending_state { PENDING_FREE, PENDING_PUT, PENDING_FILL, PENDING_STAGED, PENDING_DIRECT };
@@ -48,16 +47,9 @@ struct kvf_queue {
     struct kvf_queue *next;
 };
 
-struct kvf_memory {
-    struct kvf_core *core;
-    uint8_t *base;
-    size_t bytes;
-};
-
 struct kvf_blocks {
     struct pending *pending;
     uint32_t turn_left; /* of TURN_BYTES */
-    struct kvf_memory *memories[MEMORIES_MAX];
     unsigned n_queues;
     struct kvf_queue *queues;
 };
@@ -85,8 +77,6 @@ void kvf_blocks_destroy(struct kvf_core *core)
         next = q->next;
         queue_free(q);
     }
-    for (unsigned i = 0; i < MEMORIES_MAX; i++)
-        free(core->blocks->memories[i]);
     free(core->blocks);
     core->blocks = NULL;
 }
@@ -289,16 +279,6 @@ static void get_dram(struct kvf_queue *q, const struct kvf_request *r, struct kv
     complete(q, r->user, KVF_OK, KVF_TIER_DRAM, r->length);
 }
 
-static bool registered(const struct kvf_core *core, const uint8_t *data, size_t bytes)
-{
-    for (unsigned i = 0; i < MEMORIES_MAX; i++) {
-        const struct kvf_memory *m = core->blocks->memories[i];
-        if (m && data >= m->base && bytes <= m->bytes && (size_t)(data - m->base) <= m->bytes - bytes)
-            return true;
-    }
-    return false;
-}
-
 static void direct_done(void *arg, struct kvf_read *read, enum kvf_status status)
 {
     struct pending *p = arg;
@@ -310,7 +290,7 @@ static void direct_done(void *arg, struct kvf_read *read, enum kvf_status status
 static bool get_direct(struct kvf_core *core, const struct kvf_entry *e, const struct kvf_request *r)
 {
     uint32_t chunk = kvf_block_chunk_bytes(core, e);
-    return registered(core, r->data, r->length) && (uintptr_t)r->data % 4096 == 0 && r->offset % chunk == 0 &&
+    return kvf_registered_has(core, r->data, r->length) && (uintptr_t)r->data % 4096 == 0 && r->offset % chunk == 0 &&
            r->length % 4096 == 0 && (r->length % chunk == 0 || r->offset + r->length == e->bytes);
 }
 
@@ -777,42 +757,4 @@ void kvf_block_unpin(struct kvf_node *node, struct kvf_key key)
     kvf_handle h = kvf_index_find_pinned(node->core->index, key_of(key));
     if (h != KVF_HANDLE_NONE)
         kvf_index_unpin(node->core->index, h);
-}
-
-enum kvf_status kvf_memory_register(struct kvf_node *node, void *memory, size_t bytes, struct kvf_memory **out)
-{
-    if (!node || !memory || !out || bytes == 0 || (uintptr_t)memory % 4096)
-        return KVF_ERR_INVALID;
-    struct kvf_core *core = node->core;
-    struct kvf_memory *m = malloc(sizeof *m);
-    if (!m)
-        return KVF_ERR_NO_MEMORY;
-    *m = (struct kvf_memory){.core = core, .base = memory, .bytes = bytes};
-    enum kvf_status st = KVF_ERR_BUSY;
-    kvf_core_lock(core);
-    for (unsigned i = 0; i < MEMORIES_MAX && st != KVF_OK; i++) {
-        if (core->blocks->memories[i])
-            continue;
-        core->blocks->memories[i] = m;
-        st = KVF_OK;
-    }
-    kvf_core_unlock(core);
-    if (st == KVF_OK)
-        *out = m;
-    else
-        free(m);
-    return st;
-}
-
-void kvf_memory_unregister(struct kvf_memory *m)
-{
-    if (!m)
-        return;
-    struct kvf_core *core = m->core;
-    kvf_core_lock(core);
-    for (unsigned i = 0; i < MEMORIES_MAX; i++)
-        if (core->blocks->memories[i] == m)
-            core->blocks->memories[i] = NULL;
-    kvf_core_unlock(core);
-    free(m);
 }

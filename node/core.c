@@ -494,6 +494,7 @@ void kvf_core_destroy(struct kvf_core *core)
         free(core->models[i]);
     kvf_dramlist_destroy(core->dram_blocks);
     kvf_evict_destroy(core);
+    kvf_registered_free(core);
     kvf_index_destroy(core->index);
     kvf_sums_destroy(core->sums);
     kvf_workers_destroy(core->workers);

@@ -41,6 +41,7 @@
 #define KVF_MODELS_MAX 64
 #define KVF_PEER_NONE UINT16_MAX
 #define KVF_ORIGINS_MAX 16
+#define KVF_MEMORIES_MAX 64 /* pieces of callers' memory that are registered */
 #define KVF_TAIL_BLOCKS 18 /* open blocks of one (layer, head): one, and what a step of 256 tokens adds with blocks of 16 */
 #define KVF_BATCH_MAX 64   /* blocks in one message */
 #define KVF_OPAQUE_BIT (1ull << 63)
@@ -300,6 +301,7 @@ struct kvf_core {
     struct kvf_serve *serves;
     struct kvf_lend *lend;
     struct kvf_blocks *blocks;
+    struct kvf_memory *memories[KVF_MEMORIES_MAX]; /* registered.c; NULL: free */
     unsigned n_parking;  /* sessions on their way out of DRAM */
     bool spill_urgent;   /* somebody waits for room */
     bool spill_stuck;    /* ... and there is nowhere to spill to */
@@ -371,6 +373,10 @@ bool kvf_block_reserve(struct kvf_core *core, uint64_t n);
 /* DRAM for a block, or KVF_ARENA_NONE (then spilling was asked to make room). */
 uint64_t kvf_block_memory(struct kvf_core *core, uint32_t bytes);
 void kvf_core_check(struct kvf_core *core); /* every invariant, by assert: for tests */
+
+/* registered.c */
+bool kvf_registered_has(const struct kvf_core *core, const uint8_t *data, size_t bytes); /* all of it, in one piece */
+void kvf_registered_free(struct kvf_core *core);
 
 /* evict.c: under the lock but for kvf_evict_used */
 enum kvf_status kvf_evict_create(struct kvf_core *core);

@@ -126,7 +126,8 @@ static void a_full_ssd_drops_what_is_not_read(void **state)
     cold = there(&t, 60, 200, 4096);
     print_message("of the read ones %u of 20 are there, of the others %u of 200\n", (unsigned)hot, (unsigned)cold);
     assert_true(hot >= 18 && cold < 150);
-    assert_int_equal(there(&t, 0, n + 400, 4096), n + 400 - COUNTED(t.n, evicted_blocks));
+    uint64_t dropped = COUNTED(t.n, evicted_blocks), found = there(&t, 0, n + 400, 4096); /* reads may drop a few more */
+    assert_in_range(found, n + 400 - COUNTED(t.n, evicted_blocks), n + 400 - dropped);
     assert_int_equal(COUNTED(t.n, blocks_lost), 0);
     remove_all(&t, n + 400);
     store_end(&t);
