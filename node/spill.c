@@ -15,6 +15,7 @@
 #define DROPS_MAX 64
 #define LOOK_MAX 4096 /* blocks looked at in one choice */
 #define PUTS_MAX 4 /* messages of one job under way */
+#define JOB_BYTES (4u << 20) /* and the block that passes it: the lender checks a whole job in one turn */
 #define CALL_TIMEOUT_NS (5 * KVF_SEC)
 #define LENDER_FULL_NS (5 * KVF_SEC)
 #define LENDER_FAILED_NS (1 * KVF_SEC)
@@ -557,7 +558,8 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
         for (unsigned i = 0; i < JOBS_MAX && lender && !j; i++)
             if (core->spills->jobs[i].state == JOB_FREE)
                 j = &core->spills->jobs[i];
-        unsigned n = j ? pick(core, only_parking, false, bytes, handles, KVF_BATCH_MAX) : 0;
+        uint64_t most = bytes < JOB_BYTES ? bytes : JOB_BYTES;
+        unsigned n = j ? pick(core, only_parking, false, most, handles, KVF_BATCH_MAX) : 0;
         if (n == 0 || !job_start(core, j, lender, handles, n))
             break;
         started = true;
