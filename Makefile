@@ -75,10 +75,11 @@ $(B)/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(call say,cc   $<)
 	$(q)$(CC) $(cflags) $(simd) -MMD -MP -c $< -o $@
+$(B)/kernels/cache_cuda.cu.o: nvflags := -fmad=false
 $(B)/%.cu.o: %.cu $(B)/flags
 	@mkdir -p $(@D)
 	$(call say,nvcc $<)
-	$(q)$(NVCC) -std=c++17 -O3 $(gencode) -I include -I . -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -c $< -o $@
+	$(q)$(NVCC) -std=c++17 -O3 $(gencode) $(nvflags) -I include -I . -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -c $< -o $@
 $(B)/libkvf.a: $(lib_o)
 	$(call say,ar   $@)
 	$(q)rm -f $@; ar rcs $@ $^

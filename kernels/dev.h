@@ -6,8 +6,8 @@
  *
  * Streams: operations are queued on a stream and done in order; a CPU stream is done when the call returns. stream NULL
  * is the default stream. All calls are thread-safe for different streams. Operations not yet written for a device are
- * NULL in its table (on CUDA: those after gather and scatter, but for encode and decode); callers that may run on CUDA
- * test for that.
+ * NULL in its table (on CUDA: those after gather and scatter, but for encode, decode and the cache's); callers that may run
+ * on CUDA test for that.
  *
  * LAYOUT. A chunk is [K: chunk_tokens x dim_k][V: chunk_tokens x dim_v] in the storage type, contiguous, chunk after
  * chunk in a block. Arithmetic is fp32 whatever the storage type.
@@ -124,7 +124,8 @@ struct kvf_cache_step {
     uint32_t n_chunks;        /* every chunk of a slot is below it too */
     const float *scores;      /* [n_chunks] of this step, or NULL: then every score counts as 0 */
     /* where the bytes of misses can be had at once; NULL: nowhere */
-    const void *const *blocks; /* [block of the chunk] chunk c is at blocks[c / block_chunks] + c % block_chunks * chunk_bytes;
+    const void *const *blocks; /* [block of the chunk] chunk c is at blocks[c / block_chunks] + c % block_chunks * chunk_bytes,
+                                  16-byte aligned;
                                   NULL: not in memory that the device reads */
     uint32_t block_chunks, chunk_bytes;
     uint8_t *memory;

@@ -14,6 +14,7 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/cache.cuh"
 #include "kernels/cold.cuh"
 #include "kernels/dev.h"
 
@@ -293,6 +294,57 @@ kvf_status dev_decode(const kvf_dev *dev, kvf_stream *stream, const kvf_cold *sh
     return status_of(kvf_cold_cuda_decode(stream_of(dev, stream)->stream, *shape, mask, codes, scales, block));
 }
 
+/* Bytes that a launch reads, from the caller's memory to the device by way of a staging. */
+kvf_status stage(kvf_stream *s, const void *from, size_t bytes, staging **slot_out)
+{
+    staging *slot = &s->slots[s->next++ % SLOTS];
+    kvf_status status = status_of(cudaEventSynchronize(slot->done));
+    if (status != KVF_OK)
+        return status;
+    memcpy(slot->host, from, bytes);
+    *slot_out = slot;
+    return status_of(cudaMemcpyAsync(slot->device, slot->host, bytes, cudaMemcpyHostToDevice, s->stream));
+}
+
+kvf_status dev_cache_step(const kvf_dev *dev, kvf_stream *stream, const kvf_cache_step *steps, size_t n)
+{
+    const size_t batch = BATCH * sizeof(piece) / sizeof *steps;
+    kvf_status status = kvf_check_cache_step(steps, n) ? use(dev) : KVF_ERR_INVALID;
+    kvf_stream *s = stream_of(dev, stream);
+    for (size_t i = 0; status == KVF_OK && i < n; i += batch) {
+        size_t now = n - i < batch ? n - i : batch;
+        uint32_t most = 0;
+        for (size_t j = i; j < i + now; j++)
+            most = steps[j].n_selected > most ? steps[j].n_selected : most;
+        staging *slot = nullptr;
+        status = stage(s, steps + i, now * sizeof *steps, &slot);
+        if (status == KVF_OK)
+            status = status_of(kvf_cache_cuda_step(s->stream, reinterpret_cast<const kvf_cache_step *>(slot->device),
+                                                   static_cast<unsigned>(now), most));
+        if (status == KVF_OK)
+            status = status_of(cudaEventRecord(slot->done, s->stream));
+    }
+    return status;
+}
+
+kvf_status dev_cache_forget(const kvf_dev *dev, kvf_stream *stream, const kvf_cache_forget *parts, size_t n)
+{
+    const size_t batch = BATCH * sizeof(piece) / sizeof *parts;
+    kvf_status status = kvf_check_cache_forget(parts, n) ? use(dev) : KVF_ERR_INVALID;
+    kvf_stream *s = stream_of(dev, stream);
+    for (size_t i = 0; status == KVF_OK && i < n; i += batch) {
+        size_t now = n - i < batch ? n - i : batch;
+        staging *slot = nullptr;
+        status = stage(s, parts + i, now * sizeof *parts, &slot);
+        if (status == KVF_OK)
+            status = status_of(kvf_cache_cuda_forget(s->stream, reinterpret_cast<const kvf_cache_forget *>(slot->device),
+                                                     static_cast<unsigned>(now)));
+        if (status == KVF_OK)
+            status = status_of(cudaEventRecord(slot->done, s->stream));
+    }
+    return status;
+}
+
 kvf_status open_dev(cuda_dev *c, int index, const char **why)
 {
     cudaDeviceProp prop;
@@ -322,6 +374,8 @@ kvf_status open_dev(cuda_dev *c, int index, const char **why)
     d->stream_destroy = dev_stream_destroy;
     d->stream_sync = dev_stream_sync;
     d->gather = d->scatter = dev_copies;
+    d->cache_step = dev_cache_step;
+    d->cache_forget = dev_cache_forget;
     d->encode = dev_encode;
     d->decode = dev_decode;
     c->ready = true;
