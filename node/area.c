@@ -50,14 +50,20 @@ enum kvf_status kvf_area_create(struct kvf_core *core, char *error, size_t error
     const struct kvf_settings *s = &core->settings;
     if (!core->disk)
         return KVF_OK;
+    struct kvf_ssd_owner owner;
+    enum kvf_status st = kvf_persist_create(core, &owner);
+    if (st != KVF_OK)
+        return st;
     const struct kvf_ssd_options options = {.bytes = s->ssd_bytes, .node = core->name, .incarnation = core->incarnation,
                                             .block_max = (uint32_t)s->block_bytes_max, .depth = (unsigned)s->ssd_depth,
-                                            .env = core->env, .log = &core->log};
-    enum kvf_status st = kvf_ssd_create(core->disk, &options, &core->ssd);
+                                            .env = core->env, .log = &core->log, .owner = owner};
+    st = kvf_ssd_create(core->disk, &options, &core->ssd);
     if (st == KVF_OK) {
         kvf_ssd_observe(core->ssd, &core->latencies);
+        kvf_persist_report(core);
         return st;
     }
+    kvf_persist_abandon(core);
     explain(core, st, error, error_size);
     if (s->ssd_required || st == KVF_ERR_NO_MEMORY || st == KVF_ERR_INVALID)
         return st;

@@ -15,7 +15,7 @@
 #define QUEUES_MAX 256
 #define RUN_MAX 64 /* requests that are started together: bits of a mask */
 
-enum pending_state { PENDING_FREE, PENDING_PUT, PENDING_FILL, PENDING_STAGED, PENDING_DIRECT };
+enum pending_state { PENDING_FREE, PENDING_PUT, PENDING_FILL, PENDING_STAGED, PENDING_DIRECT, PENDING_PERSIST };
 
 /* Bytes that one turn of the reactor copies and checks, under the lock: what is larger goes on in the next turn, so that
  * what comes meanwhile waits for little. */
@@ -34,6 +34,7 @@ struct pending {
     kvf_handle handle;
     bool read_ended, cancelled;
     enum kvf_status read_status;
+    struct kvf_keep keep;
     struct pending *next, **at; /* in the node's list, or the queue's free list */
 };
 
@@ -477,6 +478,24 @@ static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
     }
 }
 
+/* ---------------------------------------------------------------- persist */
+
+static void persist_poll(struct kvf_core *core, struct pending *p, uint64_t now)
+{
+    kvf_handle h = KVF_HANDLE_NONE;
+    if (p->keep.busy)
+        return; /* the SSD has the request: it ends it */
+    enum kvf_status st = p->keep.status;
+    if (st == KVF_IN_PROGRESS) {
+        struct kvf_entry *e = readable(core, p->key, &h);
+        st = p->queue->closing ? KVF_CANCELLED : !e ? KVF_MISS : kvf_persist_keep(core, &p->keep, h);
+    }
+    if (st == KVF_IN_PROGRESS && !p->keep.busy && now >= p->deadline_ns)
+        st = KVF_ERR_DEADLINE;
+    if (st != KVF_IN_PROGRESS)
+        pending_end(core, p, st, KVF_TIER_SSD, 0);
+}
+
 unsigned kvf_blocks_poll(struct kvf_core *core)
 {
     uint64_t now = core->blocks->pending ? kvf_now(core->env) : 0;
@@ -491,6 +510,8 @@ unsigned kvf_blocks_poll(struct kvf_core *core)
                 put_poll(core, p, now);
             else if (p->state == PENDING_STAGED)
                 staged_poll(core, p, now);
+            else if (p->state == PENDING_PERSIST)
+                persist_poll(core, p, now);
             else
                 direct_poll(core, p);
         }
@@ -565,7 +586,7 @@ void kvf_queue_destroy(struct kvf_queue *q)
 
 static bool request_valid(const struct kvf_core *core, const struct kvf_request *r)
 {
-    if (r->op == KVF_OP_EXISTS || r->op == KVF_OP_REMOVE)
+    if (r->op == KVF_OP_EXISTS || r->op == KVF_OP_REMOVE || r->op == KVF_OP_PERSIST)
         return true;
     if (r->op == KVF_OP_GET)
         return r->data && r->length > 0;
@@ -590,6 +611,9 @@ static void request_start(struct kvf_queue *q, const struct kvf_request *r, uint
         core->spill_stuck &= ended; /* what was true for an earlier waiter need not be true now */
     } else if (r->op == KVF_OP_GET) {
         ended = get_start(q, r, start_ns, deadline_ns);
+    } else if (r->op == KVF_OP_PERSIST) {
+        pending_new(q, r, start_ns, deadline_ns, PENDING_PERSIST)->keep.status = KVF_IN_PROGRESS;
+        ended = false;
     } else {
         struct kvf_entry *e = readable(core, key_of(r->key), &h);
         enum kvf_tier tier = e ? (enum kvf_tier)e->tier : KVF_TIER_DRAM;

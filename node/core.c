@@ -214,6 +214,7 @@ static void forget(struct kvf_core *core, kvf_handle handle)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
     kvf_stage_drop(core, handle);
+    kvf_persist_forget(core, e);
     if (e->sums != KVF_SUMS_NONE)
         kvf_cold_words_free(core, e);
     kvf_index_remove(core->index, handle);
@@ -473,6 +474,7 @@ void kvf_core_destroy(struct kvf_core *core)
     core->ssd = NULL;
     kvf_cluster_stop(core); /* ends every call and pull likewise */
     kvf_blocks_destroy(core);
+    kvf_persist_destroy(core);
     kvf_moves_destroy(core);
     kvf_serves_destroy(core);
     kvf_lend_destroy(core);

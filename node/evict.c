@@ -164,6 +164,10 @@ uint64_t kvf_evict_ssd(struct kvf_core *core, uint64_t bytes)
             continue;
         }
         struct kvf_entry *e = kvf_index_entry(core->index, h);
+        if (opaque(e) && e->ssd4k && e->tier == KVF_TIER_DRAM && e->state == KVF_BLOCK_READY) {
+            sum += e->bytes; /* the copy beside the one in DRAM */
+            kvf_persist_forget(core, e);
+        }
         if (!opaque(e) || e->tier != KVF_TIER_SSD || e->state != KVF_BLOCK_READY)
             continue;
         if (!(e->flags & KVF_FLAG_USED))

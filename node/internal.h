@@ -223,6 +223,7 @@ struct kvf_scrub; /* scrub.c */
 struct kvf_serve; /* serve.c */
 struct kvf_lend;  /* lend.c */
 struct kvf_blocks; /* blocks.c */
+struct kvf_persist; /* persist.c */
 struct kvf_admin;  /* admin.c */
 struct kvf_ram;    /* ram.c */
 
@@ -258,6 +259,7 @@ struct kvf_core {
     struct kvf_sums *sums;
     struct kvf_disk *disk;
     struct kvf_ssd *ssd; /* NULL: no SSD tier */
+    struct kvf_persist *persist; /* NULL as long as there is no SSD tier */
     char ssd_off[KVF_CONFIG_TEXT_MAX]; /* why there is none though ssd.path is set; else "" */
     bool ssd_degraded;                 /* as last logged */
     char ssd_reason[256];              /* ... and why */
@@ -410,6 +412,36 @@ void kvf_area_off(struct kvf_core *core, enum kvf_status status, const char *why
 /* Each turn: logs and counts when the tier becomes degraded or recovers. */
 void kvf_area_watch(struct kvf_core *core);
 
+/* persist.c: what survives on this node's SSD */
+/* A block on its way to stay; the caller's, until it is not busy. */
+struct kvf_keep {
+    struct kvf_core *core;
+    kvf_handle handle;
+    uint64_t offset;
+    bool busy;              /* the SSD has the request */
+    enum kvf_status status; /* IN_PROGRESS: not begun, or not done */
+    struct kvf_ssd_request request;
+};
+enum kvf_status kvf_persist_create(struct kvf_core *core, struct kvf_ssd_owner *out);
+void kvf_persist_destroy(struct kvf_core *core);
+void kvf_persist_report(const struct kvf_core *core); /* logs what was found */
+/* The tier could not be started: what was found already is forgotten again. Before anything else is in the index. */
+void kvf_persist_abandon(struct kvf_core *core);
+/* A session of this id begins: blocks of an earlier one are freed. */
+void kvf_persist_session(struct kvf_core *core, uint64_t session);
+/* Frees orphans, the bytes of which are returned; 0: there are none. */
+uint64_t kvf_persist_evict(struct kvf_core *core, uint64_t bytes);
+uint64_t kvf_persist_orphans(const struct kvf_core *core, uint64_t *bytes); /* how many */
+/* What the journal keeps of an exact block whose copy lies at `offset`. */
+void kvf_persist_record(const struct kvf_core *core, const struct kvf_entry *entry, uint64_t offset, struct kvf_ssd_record *out);
+/* Frees the copy beside the block, if there is one. */
+void kvf_persist_forget(struct kvf_core *core, struct kvf_entry *entry);
+/* A block in DRAM with a copy on the SSD leaves DRAM. false: it is pinned. */
+bool kvf_persist_shed(struct kvf_core *core, kvf_handle handle);
+/* Makes a block durable. IN_PROGRESS: begun when keep->busy, and keep->status tells the end; else it is to be asked for again.
+ * ERR_UNSUPPORTED (no SSD), ERR_STATE (it lies at another node), ERR_FULL, ERR_IO (degraded), ERR_BUSY. */
+enum kvf_status kvf_persist_keep(struct kvf_core *core, struct kvf_keep *keep, kvf_handle handle);
+
 /* cluster.c */
 enum kvf_status kvf_cluster_start(struct kvf_core *core);
 void kvf_cluster_poll(struct kvf_core *core);
@@ -538,6 +570,8 @@ enum kvf_status kvf_spills_create(struct kvf_core *core);
 void kvf_spills_destroy(struct kvf_core *core);
 unsigned kvf_spills_poll(struct kvf_core *core);
 bool kvf_spills_idle(const struct kvf_core *core);
+/* Blocks that are written to SSD, with a record, and still stand as being in DRAM; one per call, *cursor begins as 0. */
+bool kvf_spills_walk(const struct kvf_core *core, uint64_t *cursor, struct kvf_ssd_record *out);
 uint64_t kvf_spills_next_timer(const struct kvf_core *core, uint64_t now_ns);
 uint64_t kvf_spills_bytes(const struct kvf_core *core); /* on their way down */
 /* Whether blocks are on their way to this lender. */

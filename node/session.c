@@ -72,6 +72,7 @@ enum kvf_status kvf_sess_new(struct kvf_core *core, struct kvf_model *model, uin
         return KVF_ERR_EXISTS;
     if (core->n_sessions >= core->settings.sessions_max)
         return KVF_ERR_BUSY;
+    kvf_persist_session(core, id);
     struct kvf_sess *s = calloc(1, sizeof *s);
     if (!s)
         return KVF_ERR_NO_MEMORY;

@@ -66,6 +66,7 @@ struct kvf_spill {
     struct job jobs[JOBS_MAX];
     struct drop drops[DROPS_MAX];
     unsigned active;
+    uint64_t shed_bytes;  /* in this turn, by blocks that went back to a copy on SSD */
     uint64_t going_bytes; /* DRAM that will be free when what is under way ends */
     bool emptying;        /* it was above 15/16 and is not yet at 7/8 */
     uint16_t next_lender;
@@ -234,8 +235,26 @@ static bool drop_start(struct kvf_core *core, kvf_handle h, bool *full)
     d->start_ns = kvf_now(core->env);
     d->request.done = drop_done;
     d->request.arg = d;
-    kvf_ssd_write(core->ssd, &d->request, offset, d->copy.data, (d->copy.bytes + 4095) / 4096 * 4096);
+    if (d->copy.format != KVF_COLD_EXACT) { /* its scales have no place in a record: it is not found after a restart */
+        kvf_ssd_write(core->ssd, &d->request, offset, d->copy.data, (d->copy.bytes + 4095) / 4096 * 4096);
+        return true;
+    }
+    struct kvf_ssd_record record;
+    kvf_persist_record(core, e, offset, &record);
+    kvf_ssd_put(core->ssd, &d->request, &record, d->copy.data, false);
     return true;
+}
+
+bool kvf_spills_walk(const struct kvf_core *core, uint64_t *cursor, struct kvf_ssd_record *out)
+{
+    while (core->spills && *cursor < DROPS_MAX) {
+        const struct drop *d = &core->spills->drops[(*cursor)++];
+        if (d->state != DROP_FINISHING || d->status != KVF_OK || d->copy.format != KVF_COLD_EXACT)
+            continue;
+        kvf_persist_record(core, kvf_index_entry(core->index, d->handle), d->offset, out);
+        return true;
+    }
+    return false;
 }
 
 /* ---------------------------------------------------------------- to a lender */
@@ -520,6 +539,12 @@ static unsigned pick(struct kvf_core *core, bool only_parking, bool departed, ui
             slot = goes ? e->location4k : slot;
         }
         next = kvf_dramlist_newer(list, slot);
+        if (goes && e->ssd4k) { /* it needs no writing */
+            uint64_t shed = kvf_persist_shed(core, h) ? kvf_index_entry(core->index, h)->bytes : 0;
+            core->spills->shed_bytes += shed;
+            sum += shed;
+            continue;
+        }
         if (goes) {
             out[n++] = h;
             sum += e->bytes;
@@ -541,7 +566,7 @@ static uint64_t excess(const struct kvf_core *core)
 /* Nothing takes blocks: opaque ones are dropped, those on the SSD first when it is full, those in DRAM only when somebody waits. */
 static bool drop_some(struct kvf_core *core, uint64_t bytes, bool ssd_full)
 {
-    if (ssd_full && kvf_evict_ssd(core, bytes))
+    if (ssd_full && (kvf_persist_evict(core, bytes) || kvf_evict_ssd(core, bytes)))
         return true;
     uint64_t some = kvf_arena_bytes(core->dram) / 64;
     return core->spill_urgent && kvf_evict_dram(core, some < bytes ? some : bytes) > 0;
@@ -552,6 +577,7 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
 {
     kvf_handle handles[KVF_BATCH_MAX];
     bool any = false, started = false;
+    core->spills->shed_bytes = 0;
     for (;;) {
         struct kvf_node_peer *lender = lender_next(core, &any);
         struct job *j = NULL;
@@ -583,6 +609,7 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
             started = true;
         }
     }
+    started |= core->spills->shed_bytes > 0;
     if (!started && !any && !only_parking && (full || !ssd))
         started = drop_some(core, bytes, full);
     return started || any || core->cold_wait;

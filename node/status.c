@@ -46,6 +46,7 @@ struct copy {
     struct kvf_ssd_stats ssd;
     struct kvf_cache_stats device;
     bool has_device;
+    uint64_t orphans, orphan_bytes;
     bool has_ssd;
     char ssd_why[KVF_CONFIG_TEXT_MAX];
     struct kvf_ram_stats ram;
@@ -178,6 +179,7 @@ static void copy_tiers(struct kvf_core *core, struct copy *copy)
     snprintf(copy->ssd_why, sizeof copy->ssd_why, "%s", core->ssd_off[0] ? core->ssd_off : core->ssd_reason);
     if (core->ssd) {
         kvf_ssd_stats(core->ssd, &copy->ssd);
+        copy->orphans = kvf_persist_orphans(core, &copy->orphan_bytes);
         ssd->capacity_bytes = copy->ssd.capacity_bytes;
         ssd->used_bytes = copy->ssd.used_bytes;
         if (copy->ssd.degraded)
@@ -270,6 +272,25 @@ static json_t *hex_of(uint64_t value)
     return json_string(text);
 }
 
+/* What the disk did for the bytes that were asked of it, and what the start found. */
+static void ssd_json(const struct copy *copy, json_t *tier)
+{
+    const struct kvf_ssd_stats *s = &copy->ssd;
+    json_object_set_new(tier, "write_amplification",
+                        json_real(s->written_bytes ? (double)s->disk_written_bytes / (double)s->written_bytes : 1));
+    json_object_set_new(tier, "read_amplification",
+                        json_real(s->read_bytes ? (double)s->disk_read_bytes / (double)s->read_bytes : 1));
+    json_object_set_new(tier, "disk_reads", number_of(s->disk_reads));
+    json_object_set_new(tier, "disk_writes", number_of(s->disk_writes));
+    json_object_set_new(tier, "journal_bytes", number_of(s->journal_bytes));
+    json_object_set_new(tier, "checkpoints", number_of(s->checkpoints));
+    json_object_set_new(tier, "recovered_blocks", number_of(s->recovered_blocks));
+    json_object_set_new(tier, "recovered_bytes", number_of(s->recovered_bytes));
+    json_object_set_new(tier, "recovery_ms", json_real((double)s->recovery_ns / 1e6));
+    json_object_set_new(tier, "orphan_blocks", number_of(copy->orphans));
+    json_object_set_new(tier, "orphan_bytes", number_of(copy->orphan_bytes));
+}
+
 static json_t *tiers_json(const struct copy *copy)
 {
     json_t *tiers = json_array();
@@ -289,6 +310,7 @@ static json_t *tiers_json(const struct copy *copy)
         if (t == KVF_TIER_SSD && copy->has_ssd) {
             json_object_set_new(tier, "engine", text_of(copy->ssd.engine));
             json_object_set_new(tier, "errors", number_of(copy->ssd.errors));
+            ssd_json(copy, tier);
         }
         if (t == KVF_TIER_GPU && copy->has_device) {
             json_object_set_new(tier, "chunks_missed", number_of(copy->device.misses));
