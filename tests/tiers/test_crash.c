@@ -259,7 +259,7 @@ static unsigned check(struct area *a, unsigned kill_number, unsigned *found)
 static void kills_lose_nothing_durable(void **state)
 {
     const char *tmp = getenv("TMPDIR"), *times = getenv("KVF_KILLS");
-    unsigned kills = times ? (unsigned)atoi(times) : KILLS, durable = 0, found = 0;
+    unsigned kills = times ? (unsigned)strtoull(times, NULL, 10) : KILLS, durable = 0, found = 0;
 #ifdef __SANITIZE_ADDRESS__
     kills = times ? kills : 40;
 #endif
