@@ -18,6 +18,7 @@ static const struct kvf_bench_entry benches[] = {
      kvf_bench_movement_run},
     {"index", "look-up, pin and unpin of blocks in DRAM, beside a plain array, at 1 M and 32 M blocks", kvf_bench_index_run},
     {"cold", "what 8 bits an element below DRAM cost attention, and how fast they are made and read", kvf_bench_cold_run},
+    {"cache", "the device cache's pass for one head, beside scoring its chunks and copying those selected", kvf_bench_cache_run},
     {"policy", "miss curves of the device cache's rules on recorded selections (--log)", kvf_bench_policy_run},
     {"trace", "hit rates of the block policies on a trace of requests (--trace)", kvf_bench_trace_run},
 };
