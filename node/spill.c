@@ -70,6 +70,8 @@ struct kvf_spill {
     uint64_t going_bytes; /* DRAM that will be free when what is under way ends */
     bool emptying;        /* it was above 15/16 and is not yet at 7/8 */
     uint16_t next_lender;
+    uint64_t park_session, park_at; /* the parking session being looked through, and where */
+    bool park_found;                /* a block to go, since the lowest of them was begun; or what was under way may come back */
     struct kvf_bucket budget;
     uint64_t hurry_ns;    /* until then writes go beside reads: somebody waited for room a moment ago */
 };
@@ -506,19 +508,15 @@ static struct kvf_node_peer *lender_next(struct kvf_core *core, bool *any)
     return NULL;
 }
 
-static bool may_go(struct kvf_core *core, const struct kvf_entry *e, bool only_parking)
+static bool may_go(struct kvf_core *core, const struct kvf_entry *e)
 {
     struct kvf_sess *sess = kvf_block_session(core, e);
-    if (kvf_entry_pins(e) > 0)
-        return false;
-    if (sess && sess->state == KVF_SESS_FROZEN)
-        return false;
-    return !only_parking || (sess && sess->parking);
+    return kvf_entry_pins(e) == 0 && !(sess && sess->state == KVF_SESS_FROZEN);
 }
 
 /* The oldest blocks that may go, at most `max` (and no more than `bytes`). When it is an opaque block's turn, the one that the
  * policy chooses takes its place: so the two kinds share the way down as they came. */
-static unsigned pick(struct kvf_core *core, bool only_parking, bool departed, uint64_t bytes, kvf_handle *out, unsigned max)
+static unsigned pick(struct kvf_core *core, bool departed, uint64_t bytes, kvf_handle *out, unsigned max)
 {
     unsigned n = 0;
     bool none = false; /* no opaque block may go */
@@ -529,8 +527,8 @@ static unsigned pick(struct kvf_core *core, bool only_parking, bool departed, ui
     for (; left > 0 && n < max && sum < bytes; left--, slot = next) {
         kvf_handle h = kvf_dramlist_handle(list, slot);
         struct kvf_entry *e = kvf_index_entry(core->index, h);
-        bool goes = may_go(core, e, only_parking) && (departed || !(e->flags & KVF_FLAG_DEPARTED));
-        if (kvf_entry_model(e) == KVF_ENTRY_OPAQUE && !only_parking) {
+        bool goes = may_go(core, e) && (departed || !(e->flags & KVF_FLAG_DEPARTED));
+        if (kvf_entry_model(e) == KVF_ENTRY_OPAQUE) {
             h = none ? KVF_HANDLE_NONE : kvf_evict_next(core, out, n);
             none = h == KVF_HANDLE_NONE;
             goes = !none;
@@ -549,6 +547,65 @@ static unsigned pick(struct kvf_core *core, bool only_parking, bool departed, ui
             out[n++] = h;
             sum += e->bytes;
         }
+    }
+    return n;
+}
+
+/* The parking session of the next higher id, or of the lowest (*round); NULL: none parks. */
+static struct kvf_sess *parking_next(struct kvf_core *core, uint64_t id, bool *round)
+{
+    struct kvf_sess *next = NULL, *lowest = NULL;
+    for (uint32_t b = 0; b < core->session_buckets; b++) {
+        for (struct kvf_sess *s = core->sessions[b]; s; s = s->next) {
+            if (!s->parking)
+                continue;
+            lowest = !lowest || s->id < lowest->id ? s : lowest;
+            next = s->id > id && (!next || s->id < next->id) ? s : next;
+        }
+    }
+    *round = next == NULL;
+    return next ? next : lowest;
+}
+
+/* Blocks of parking sessions, wherever they stand in the list of DRAM: looked for by key, LOOK_MAX of them at a time, from
+ * where the last call ended. *ended: all were looked at since one was last found. */
+static unsigned pick_parking(struct kvf_core *core, uint64_t bytes, kvf_handle *out, unsigned max, bool *ended)
+{
+    struct kvf_spill *sp = core->spills;
+    unsigned n = 0;
+    uint64_t sum = 0;
+    *ended = false;
+    for (unsigned looked = 0; looked < LOOK_MAX && n < max && sum < bytes; looked++) {
+        struct kvf_sess *s = kvf_sess_find(core, sp->park_session);
+        uint64_t streams = s ? s->model->streams : 1;
+        if (!s || !s->parking || sp->park_at >= streams * s->sealed_blocks) {
+            bool round;
+            s = parking_next(core, sp->park_session, &round);
+            *ended = !s || (round && !sp->park_found);
+            if (*ended)
+                break;
+            sp->park_found = round ? false : sp->park_found;
+            sp->park_session = s->id;
+            sp->park_at = (uint64_t)s->model->streams * (s->n_origins ? s->origins[s->n_origins - 1].blocks_to : 0);
+            if (round)
+                break; /* none twice in one call */
+            continue;
+        }
+        uint32_t stream = (uint32_t)(sp->park_at % streams), index = (uint32_t)(sp->park_at / streams);
+        sp->park_at++;
+        kvf_handle h = kvf_sess_block(s, stream / s->model->desc.kv_heads, stream % s->model->desc.kv_heads, index);
+        struct kvf_entry *e = h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, h);
+        if (!e || e->tier != KVF_TIER_DRAM || e->state != KVF_BLOCK_READY || (e->flags & KVF_FLAG_REMOVED) || !may_go(core, e))
+            continue;
+        sp->park_found = true;
+        if (e->ssd4k) { /* it needs no writing */
+            uint64_t shed = kvf_persist_shed(core, h) ? kvf_index_entry(core->index, h)->bytes : 0;
+            sp->shed_bytes += shed;
+            sum += shed;
+            continue;
+        }
+        out[n++] = h;
+        sum += e->bytes;
     }
     return n;
 }
@@ -576,7 +633,7 @@ static bool drop_some(struct kvf_core *core, uint64_t bytes, bool ssd_full)
 static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
 {
     kvf_handle handles[KVF_BATCH_MAX];
-    bool any = false, started = false;
+    bool any = false, started = false, ended = true; /* ended: no block is left that could be found by looking further */
     core->spills->shed_bytes = 0;
     for (;;) {
         struct kvf_node_peer *lender = lender_next(core, &any);
@@ -585,7 +642,8 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
             if (core->spills->jobs[i].state == JOB_FREE)
                 j = &core->spills->jobs[i];
         uint64_t most = bytes < JOB_BYTES ? bytes : JOB_BYTES;
-        unsigned n = j ? pick(core, only_parking, false, most, handles, KVF_BATCH_MAX) : 0;
+        unsigned n = !j ? 0 : only_parking ? pick_parking(core, most, handles, KVF_BATCH_MAX, &ended)
+                                           : pick(core, false, most, handles, KVF_BATCH_MAX);
         if (n == 0 || !job_start(core, j, lender, handles, n))
             break;
         started = true;
@@ -599,7 +657,8 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
     bool ssd = core->ssd && !kvf_ssd_degraded(core->ssd), full = false;
     if (ssd && drop_free(core)) {
         /* Departed blocks go to SSD whatever the lenders say; the others only when no lender has room. */
-        unsigned n = pick(core, only_parking, true, bytes, handles, KVF_BATCH_MAX);
+        unsigned n = only_parking ? pick_parking(core, bytes, handles, KVF_BATCH_MAX, &ended)
+                                  : pick(core, true, bytes, handles, KVF_BATCH_MAX);
         for (unsigned i = 0; i < n; i++) {
             struct kvf_entry *e = kvf_index_entry(core->index, handles[i]);
             if (any && !(e->flags & KVF_FLAG_DEPARTED))
@@ -608,11 +667,12 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
                 break;
             started = true;
         }
+        ended |= n > 0 && !started; /* what was found has nowhere to go */
     }
     started |= core->spills->shed_bytes > 0;
     if (!started && !any && !only_parking && (full || !ssd))
         started = drop_some(core, bytes, full);
-    return started || any || core->cold_wait;
+    return started || any || !ended || core->cold_wait;
 }
 
 unsigned kvf_spills_poll(struct kvf_core *core)
@@ -643,6 +703,7 @@ unsigned kvf_spills_poll(struct kvf_core *core)
             sp->hurry_ns = kvf_deadline(now, HURRY_NS);
         kvf_ssd_hurry(core->ssd, now < sp->hurry_ns);
     }
+    sp->park_found |= before > 0;
     if (parks) {
         uint64_t room = kvf_bucket_room(&sp->budget, kvf_now(core->env));
         moving |= room == 0 || send_down(core, true, room);

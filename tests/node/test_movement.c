@@ -336,6 +336,32 @@ static void blocks_come_up_within_the_budget(void **state)
     sim_cluster_destroy(c);
 }
 
+/* The session's blocks are the youngest of very many in DRAM: parking finds them all the same. */
+static void a_session_behind_many_blocks_is_parked(void **state)
+{
+    struct store t = store_make((struct sim_node_config){.dram = 65536 * KIB, .ssd = 65536 * KIB, .blocks_max = 16384});
+    memset(t.data, 1, 4096);
+    for (uint64_t i = 0; i < 6000; i++) {
+        size_t n = 0;
+        struct kvf_request r = {.op = KVF_OP_PUT, .key = key_at(i), .data = t.data, .length = 4096};
+        assert_int_equal(kvf_submit(t.q, &r, 1, KVF_SEC, &n), KVF_OK);
+        assert_int_equal(await(&t).status, KVF_OK);
+    }
+    struct kvf_session *s = session_on(t.n, 7), *other = session_on(t.n, 8);
+    assert_int_equal(sim_engine_run(engine, other, 300, 50), KVF_OK);
+    assert_int_equal(sim_engine_run(engine, s, 1200, 50), KVF_OK);
+    assert_true(blocks_in(s, KVF_TIER_DRAM) > 64);
+    assert_int_equal(kvf_session_park(s, 10 * KVF_SEC), KVF_OK);
+    assert_int_equal(blocks_in(s, KVF_TIER_DRAM), 0);
+    assert_int_equal(COUNTED(t.n, spill_ssd_blocks), blocks_in(s, KVF_TIER_SSD)); /* and nobody else's went */
+    assert_int_equal(kvf_session_resume(s, 10 * KVF_SEC), KVF_OK);
+    assert_int_equal(sim_engine_run(engine, s, 1250, 50), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    assert_int_equal(kvf_session_drop(other), KVF_OK);
+    store_end(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -349,6 +375,7 @@ int main(void)
         cmocka_unit_test(blocks_go_down_within_the_budget),
         cmocka_unit_test(who_waits_for_room_goes_beyond_the_budget),
         cmocka_unit_test(blocks_come_up_within_the_budget),
+        cmocka_unit_test(a_session_behind_many_blocks_is_parked),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
 }
