@@ -73,10 +73,14 @@ void kvf_scrub_destroy(struct kvf_core *core)
     core->scrub = NULL;
 }
 
-static bool on_ssd(const struct kvf_entry *e)
+/* Where the block's bytes lie on SSD: those of the block, or of a copy beside the one in DRAM. 0: nowhere at rest. */
+static uint64_t place_of(const struct kvf_entry *e)
 {
-    bool whole = e->state == KVF_BLOCK_READY || e->state == KVF_BLOCK_RISING;
-    return e->tier == KVF_TIER_SSD && whole && !(e->flags & KVF_FLAG_REMOVED);
+    if (e->flags & KVF_FLAG_REMOVED)
+        return 0;
+    if (e->tier == KVF_TIER_SSD && (e->state == KVF_BLOCK_READY || e->state == KVF_BLOCK_RISING))
+        return kvf_entry_location(e);
+    return e->tier == KVF_TIER_DRAM && e->state == KVF_BLOCK_READY ? (uint64_t)e->ssd4k * KVF_LOCATION_UNIT : 0;
 }
 
 /* The block being scrubbed, or NULL when it is gone or elsewhere by now. */
@@ -85,7 +89,7 @@ static struct kvf_entry *entry_of(const struct kvf_scrub *s)
     if (kvf_index_find(s->core->index, s->key) != s->handle)
         return NULL;
     struct kvf_entry *e = kvf_index_entry(s->core->index, s->handle);
-    return on_ssd(e) && kvf_entry_location(e) == s->location && e->bytes == s->bytes ? e : NULL;
+    return place_of(e) == s->location && e->bytes == s->bytes ? e : NULL;
 }
 
 static void rest(struct kvf_scrub *s, uint64_t pause_ns)
@@ -144,11 +148,11 @@ static unsigned look(struct kvf_scrub *s, uint64_t now)
             return 0;
         }
         struct kvf_entry *e = kvf_index_entry(core->index, h);
-        if (!on_ssd(e) || e->bytes > s->slot_bytes)
+        if (place_of(e) == 0 || e->bytes > s->slot_bytes)
             continue;
         s->handle = h;
         s->key = e->key;
-        s->location = kvf_entry_location(e);
+        s->location = place_of(e);
         s->bytes = e->bytes;
         s->start_ns = now;
         s->again = false;
@@ -184,7 +188,10 @@ static void block_end(struct kvf_scrub *s, struct kvf_entry *e, enum kvf_status 
             kvf_count(&core->counters.blocks_corrupt, 1);
         kvf_log_error(&core->log, "scrub: block %016llx%016llx on SSD %s: dropped", (unsigned long long)s->key.hi,
                       (unsigned long long)s->key.lo, corrupt ? "does not match its checksum" : "cannot be read");
-        kvf_block_lose(core, s->handle);
+        if (e->tier == KVF_TIER_SSD)
+            kvf_block_lose(core, s->handle);
+        else
+            kvf_persist_forget(core, e); /* the one in DRAM is good */
         /* A disk that fails altogether is not to lose us everything at once: it may come back. */
         if (!corrupt) {
             pause = s->failed_pause_ns;

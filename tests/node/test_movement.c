@@ -166,6 +166,28 @@ static void a_sessions_damaged_block_becomes_a_range_to_refill(void **state)
     sim_cluster_destroy(c);
 }
 
+/* A block in DRAM with a copy on SSD that was made to stay: the copy is checked too, and alone is dropped. */
+static void a_damaged_copy_is_dropped_and_the_block_stays(void **state)
+{
+    struct store t = store_make((struct sim_node_config){.dram = 1024 * KIB, .scrub_rate = 4096 * KIB});
+    assert_int_equal(put(&t, 1, 0), KVF_OK);
+    assert_int_equal(put(&t, 2, 0), KVF_OK);
+    submit(&t, KVF_OP_PERSIST, 1, 10 * KVF_SEC);
+    assert_int_equal(await(&t).status, KVF_OK);
+    struct kvf_entry *e = entry_of(&t, 1);
+    assert_int_equal(e->tier, KVF_TIER_DRAM);
+    assert_true(e->ssd4k > 0);
+    settle_until_pass(&t, 1);
+    assert_int_equal(COUNTED(t.n, scrub_blocks), 1);
+    assert_int_equal(COUNTED(t.n, scrub_corrupt), 0);
+    t.n->media->bytes[(uint64_t)e->ssd4k * KVF_LOCATION_UNIT + 9] ^= 1;
+    settle_until_pass(&t, 2);
+    assert_int_equal(COUNTED(t.n, scrub_corrupt), 1);
+    assert_int_equal(e->ssd4k, 0);
+    assert_int_equal(get(&t, 1, 0), KVF_OK);
+    store_end(&t);
+}
+
 static void the_rate_of_the_scrub_is_kept(void **state)
 {
     struct store t = filled(128 * KIB);
@@ -367,6 +389,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_flipped_bit_is_found_within_one_pass),
         cmocka_unit_test(a_sessions_damaged_block_becomes_a_range_to_refill),
+        cmocka_unit_test(a_damaged_copy_is_dropped_and_the_block_stays),
         cmocka_unit_test(the_rate_of_the_scrub_is_kept),
         cmocka_unit_test(the_scrub_yields_to_demand),
         cmocka_unit_test(a_block_that_changes_under_the_scrub_is_not_damaged),
