@@ -21,6 +21,7 @@ static const struct kvf_bench_entry benches[] = {
     {"cache", "the device cache's pass for one head, beside scoring its chunks and copying those selected", kvf_bench_cache_run},
     {"policy", "miss curves of the device cache's rules on recorded selections (--log)", kvf_bench_policy_run},
     {"trace", "hit rates of the block policies on a trace of requests (--trace)", kvf_bench_trace_run},
+    {"start", "how soon a node serves and its memory is ready, beside memset of as much (--memory)", kvf_bench_start_run},
 };
 enum { N_BENCHES = sizeof benches / sizeof *benches };
 
@@ -159,6 +160,7 @@ static void usage(FILE *out)
                  "  --trace FILE     trace: JSON lines with hash_ids (default ../shared/traces/conversation_trace.jsonl)\n"
                  "  --path FOLDER    movement: a folder on the disk to measure; what it makes there goes again (default .)\n"
                  "  --capacity N     trace: percent of all blocks that fit; may be repeated (default 1 2 5 10 20 30 50 100)\n"
+                 "  --memory GIB     start: memory of the node, 0.25 to 1024 (default 2); one more must be free\n"
                  "  --help           this text\n"
                  "\nexit codes: 0 done, 1 a result was wrong or could not be written, 2 wrong usage\n"
                  "\nexamples:\n"
@@ -214,6 +216,8 @@ static bool parse(struct kvf_bench *bench, int argc, char **argv)
         } else if (!strcmp(argv[i], "--path")) {
             bench->path = value;
             good = *value;
+        } else if (!strcmp(argv[i], "--memory")) {
+            good = parse_number(value, 0.25, 1024, &bench->memory_gib);
         } else if (!strcmp(argv[i], "--trace")) {
             bench->trace = value;
             good = *value;

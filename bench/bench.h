@@ -24,6 +24,7 @@ struct kvf_bench {
     unsigned n_logs;
     const char *trace; /* --trace, or NULL */
     const char *path;  /* --path, or NULL: a folder on the disk to measure */
+    double memory_gib; /* --memory, or 0 */
     double capacities[KVF_BENCH_CAPACITIES_MAX]; /* --capacity, percent */
     unsigned n_capacities;
     /* filled by the bench */
@@ -73,6 +74,7 @@ bool kvf_bench_index_run(struct kvf_bench *bench);
 bool kvf_bench_cold_run(struct kvf_bench *bench);
 bool kvf_bench_policy_run(struct kvf_bench *bench);
 bool kvf_bench_trace_run(struct kvf_bench *bench);
+bool kvf_bench_start_run(struct kvf_bench *bench);
 
 /* `kvf bench NAME [options]`; argv[0] is "bench". Returns the exit code: 0 done, 1 failed, 2 wrong usage. */
 int kvf_bench_main(int argc, char **argv);
