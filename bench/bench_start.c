@@ -69,7 +69,7 @@ static double touch(enum way way, size_t bytes)
             pthread_join(thread, NULL);
         else if (ways[way].threads == 2)
             set_slice(&half[1]);
-    } else if (kvf_pages_populate(&pages, base, bytes, NULL) != KVF_OK) {
+    } else if (kvf_pages_populate(&pages, base, bytes, false, NULL) != KVF_OK) {
         goto release;
     }
     seconds = kvf_bench_now() - start;
@@ -82,8 +82,9 @@ release:
 
 static struct kvf_node *node_open(const char *bytes, const char *budget)
 {
-    const char *const settings[] = {"node.name",       "bench", "dram.bytes",          bytes,  "fetch.staging", "32M", "admin.listen", "",
-                                    "block.count_max", "65536", "memory.start_budget", budget, "log.level",     "error"};
+    const char *const settings[] = {"node.name",    "bench", "dram.bytes",      bytes,   "fetch.staging",       "32M",
+                                    "admin.listen", "",      "block.count_max", "65536", "memory.start_budget", budget,
+                                    "log.level",    "error"};
     struct kvf_config *config = NULL;
     struct kvf_node *node = NULL;
     enum kvf_status st = kvf_config_create(&config);

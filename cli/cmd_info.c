@@ -87,7 +87,7 @@ static void read_line(const char *path, char *text, size_t size)
 
 static void print_memory(const struct kvf_settings *settings)
 {
-    char total[48], available[48], huge[48], text[320], thp[96], shmem[96];
+    char total[48], available[48], huge[48], text[320], thp[96];
     struct rlimit lock;
     memory_info("MemTotal", total, sizeof total);
     memory_info("MemAvailable", available, sizeof available);
@@ -96,8 +96,7 @@ static void print_memory(const struct kvf_settings *settings)
     snprintf(text, sizeof text, "%s, %s available", total, available);
     line("ram", text);
     read_line("/sys/kernel/mm/transparent_hugepage/enabled", thp, sizeof thp);
-    read_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled", shmem, sizeof shmem);
-    snprintf(text, sizeof text, "%s reserved; transparent: %s; for lent memory: %s", huge, thp, shmem);
+    snprintf(text, sizeof text, "%s reserved; transparent: %s", huge, thp);
     line("huge pages", text);
     if (!getrlimit(RLIMIT_MEMLOCK, &lock)) {
         if (lock.rlim_cur == RLIM_INFINITY)

@@ -118,7 +118,7 @@ static enum kvf_status prepare(struct kvf_core *core, struct kvf_ram *ram, struc
     if (st == KVF_OK && piece->kind < KVF_PAGE_2M && kvf_pages_available() < piece->bytes + HEADROOM)
         st = KVF_ERR_NO_MEMORY; /* rather than be killed for it */
     if (st == KVF_OK)
-        st = kvf_pages_populate(&ram->pages, at, piece->bytes, &ram->stop);
+        st = kvf_pages_populate(&ram->pages, at, piece->bytes, lent && piece->kind == KVF_PAGE_THP, &ram->stop);
     if (st == KVF_OK && lent)
         st = core->transport->ops->region_add(core->transport, core->region, piece->offset, piece->bytes, piece->fd);
     if (st != KVF_OK)

@@ -29,6 +29,7 @@
 #define POLICY_INTERLEAVE 3
 #define POLICY_PREFERRED_MANY 5
 #define ADVICE_POPULATE_WRITE 23
+#define ADVICE_COLLAPSE 25
 #define PAGE_SHIFT_AT 26 /* of log2(huge page size) in the flags of mmap and memfd_create */
 #define MEMFD_HUGETLB 4u
 
@@ -231,6 +232,7 @@ enum kvf_status kvf_pages_back(const struct kvf_pages *p, void *at, size_t bytes
 struct job {
     uint8_t *at;
     size_t bytes;
+    bool join;
     const _Atomic bool *stop;
     _Atomic size_t next;
     _Atomic int error;
@@ -257,15 +259,18 @@ static void *populate_some(void *arg)
         size_t from = atomic_fetch_add(&job->next, STRIDE);
         if (from >= job->bytes || atomic_load(&job->error) || (job->stop && atomic_load(job->stop)))
             return NULL;
-        int error = populate_range(job->at + from, job->bytes - from < STRIDE ? job->bytes - from : STRIDE);
+        size_t n = job->bytes - from < STRIDE ? job->bytes - from : STRIDE;
+        int error = populate_range(job->at + from, n);
+        if (!error && job->join)
+            (void)madvise(job->at + from, n, ADVICE_COLLAPSE); /* Linux 6.1; refused, they stay small */
         if (error)
             atomic_store(&job->error, error);
     }
 }
 
-enum kvf_status kvf_pages_populate(const struct kvf_pages *p, void *at, size_t bytes, const _Atomic bool *stop)
+enum kvf_status kvf_pages_populate(const struct kvf_pages *p, void *at, size_t bytes, bool join, const _Atomic bool *stop)
 {
-    struct job job = {.at = at, .bytes = bytes, .stop = stop};
+    struct job job = {.at = at, .bytes = bytes, .join = join, .stop = stop};
     pthread_t threads[THREADS_MAX];
     unsigned started = 0, useful = (unsigned)(bytes / STRIDE < p->threads ? bytes / STRIDE : p->threads);
     while (started + 1 < useful && pthread_create(&threads[started], NULL, populate_some, &job) == 0)

@@ -42,9 +42,10 @@ void kvf_pages_release(void *base, size_t bytes);
  * ERR_NO_MEMORY. */
 enum kvf_status kvf_pages_back(const struct kvf_pages *pages, void *at, size_t bytes, bool shared, enum kvf_page_kind *kind,
                                int *fd);
-/* Makes the kernel find every page of it now. Ends early, with CANCELLED, when *stop becomes true. ERR_NO_MEMORY, ERR_IO (the
- * memory is broken). */
-enum kvf_status kvf_pages_populate(const struct kvf_pages *pages, void *at, size_t bytes, const _Atomic bool *stop);
+/* Makes the kernel find every page of it now. `join`: small pages are joined to huge ones where it did not give those by itself,
+ * as it does not for shared memory. Ends early, with CANCELLED, when *stop becomes true. ERR_NO_MEMORY, ERR_IO (the memory is
+ * broken). */
+enum kvf_status kvf_pages_populate(const struct kvf_pages *pages, void *at, size_t bytes, bool join, const _Atomic bool *stop);
 
 /* Bytes of the range that lie in huge pages of any kind, as the kernel tells. Takes milliseconds per GiB. */
 uint64_t kvf_pages_huge_bytes(const void *at, size_t bytes);

@@ -106,6 +106,56 @@ static void lent_memory_is_lent_as_far_as_it_is_ready(void **state)
     }
 }
 
+static enum kvf_status request(struct sim_cluster *c, struct kvf_queue *q, enum kvf_op op, uint64_t key, uint8_t *data,
+                               uint64_t length)
+{
+    struct kvf_completion done;
+    struct kvf_request r = {.op = op, .key = {.hi = key, .lo = 9}, .data = data, .length = length};
+    size_t count = 0;
+    assert_int_equal(kvf_submit(q, &r, 1, 5 * KVF_SEC, &count), KVF_OK);
+    for (count = 0; count == 0; sim_cluster_step(c))
+        assert_int_equal(kvf_drain(q, &done, 1, &count), KVF_OK);
+    return done.status;
+}
+
+/* Every page of the arena holds one small block, so that none is free for a large one: those go down until pages are. Nothing
+ * is lost on the way, and memory moves back to the small size afterwards. */
+static void large_blocks_do_not_starve_beside_scattered_small_ones(void **state)
+{
+    static _Alignas(4096) uint8_t data[64 * KIB];
+    struct sim_cluster *c = sim_cluster_create(SEED);
+    struct sim_node *n =
+        sim_cluster_add(c, &(struct sim_node_config){.name = "n", .dram = 2 * MIB, .ssd = 16 * MIB, .alone = true});
+    struct kvf_queue *q;
+    assert_int_equal(kvf_queue_create(&n->node, 8, &q), KVF_OK);
+    enum { SMALL = 4096, PER_PAGE = 16, PAGES = 28, LARGE = 24 };
+    for (unsigned turn = 0; turn < 3; turn++) {
+        uint64_t base = turn * 100000;
+        for (unsigned i = 0; i < PAGES * PER_PAGE; i++) {
+            memset(data, (int)(base + i), SMALL);
+            assert_int_equal(request(c, q, KVF_OP_PUT, base + i, data, SMALL), KVF_OK);
+        }
+        for (unsigned i = 0; i < PAGES * PER_PAGE; i++)
+            if (i % PER_PAGE)
+                assert_int_equal(request(c, q, KVF_OP_REMOVE, base + i, NULL, 0), KVF_OK);
+        for (unsigned i = 0; i < LARGE; i++) {
+            memset(data, (int)(i + turn), sizeof data);
+            assert_int_equal(request(c, q, KVF_OP_PUT, base + 50000 + i, data, sizeof data), KVF_OK);
+        }
+        for (unsigned i = 0; i < PAGES * PER_PAGE; i += PER_PAGE) {
+            assert_int_equal(request(c, q, KVF_OP_GET, base + i, data, SMALL), KVF_OK);
+            assert_true(data[0] == (uint8_t)(base + i) && data[SMALL - 1] == (uint8_t)(base + i));
+        }
+        for (unsigned i = 0; i < LARGE; i++) {
+            assert_int_equal(request(c, q, KVF_OP_GET, base + 50000 + i, data, sizeof data), KVF_OK);
+            assert_true(data[0] == (uint8_t)(i + turn) && data[sizeof data - 1] == (uint8_t)(i + turn));
+        }
+        sim_cluster_check(c);
+    }
+    kvf_queue_destroy(q);
+    sim_cluster_destroy(c);
+}
+
 static void more_than_the_machine_has_is_refused(void **state)
 {
     struct kvf_config *config;
@@ -152,6 +202,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_node_serves_with_its_first_piece_and_grows),
         cmocka_unit_test(lent_memory_is_lent_as_far_as_it_is_ready),
+        cmocka_unit_test(large_blocks_do_not_starve_beside_scattered_small_ones),
         cmocka_unit_test(more_than_the_machine_has_is_refused),
         cmocka_unit_test(a_node_closes_while_its_memory_is_made_ready),
     };

@@ -113,7 +113,7 @@ static void pieces_are_zeros_and_there(void **state)
             uint8_t *at = base + 64 * MIB;
             assert_int_equal(kvf_pages_back(&p, at, 130 * MIB, shared, &kind, &fd), KVF_OK);
             assert_int_equal(fd >= 0, shared);
-            assert_int_equal(kvf_pages_populate(&p, at, 130 * MIB, NULL), KVF_OK);
+            assert_int_equal(kvf_pages_populate(&p, at, 130 * MIB, shared && kind == KVF_PAGE_THP, NULL), KVF_OK);
             unsigned char in_core[4];
             assert_int_equal(mincore(at, 4 * 4096, in_core), 0);
             assert_true(in_core[0] & in_core[3] & 1);
@@ -149,7 +149,7 @@ static void populating_stops_when_told_and_impossible_ranges_are_refused(void **
     assert_int_equal(kvf_pages_init(&p, "off", "off", "", 2, "/sys"), KVF_OK);
     uint8_t *base = kvf_pages_reserve(128 * MIB);
     assert_int_equal(kvf_pages_back(&p, base, 128 * MIB, false, &kind, &fd), KVF_OK);
-    assert_int_equal(kvf_pages_populate(&p, base, 128 * MIB, &stop), KVF_CANCELLED);
+    assert_int_equal(kvf_pages_populate(&p, base, 128 * MIB, false, &stop), KVF_CANCELLED);
     unsigned char in_core;
     assert_int_equal(mincore(base, 4096, &in_core), 0);
     assert_int_equal(in_core & 1, 0);
@@ -159,7 +159,7 @@ static void populating_stops_when_told_and_impossible_ranges_are_refused(void **
     assert_null(kvf_pages_reserve(1ull << 52));
     /* Memory that is not mapped cannot be populated. */
     uint8_t *gone = kvf_pages_reserve(64 * MIB);
-    assert_int_equal(kvf_pages_populate(&p, gone, 64 * MIB, NULL), KVF_ERR_NO_MEMORY);
+    assert_int_equal(kvf_pages_populate(&p, gone, 64 * MIB, false, NULL), KVF_ERR_NO_MEMORY);
     kvf_pages_release(gone, 64 * MIB);
     assert_true(kvf_pages_available() > 0 && kvf_pages_available() <= kvf_pages_machine());
 }
