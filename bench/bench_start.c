@@ -176,8 +176,8 @@ static void report(struct kvf_bench *bench, double gib, double touched[WAYS][ROU
         rate[w] = gib * (double)GIB / 1e9 / median(touched[w]);
         snprintf(name, sizeof name, "%s, %s pages, %u thread%s", ways[w].name, ways[w].huge ? "huge" : "small", ways[w].threads,
                  ways[w].threads == 1 ? "" : "s");
-        add(bench, name, "GB/s", rate[w], gib * (double)GIB / 1e9 / touched[w][ROUNDS - 1], ways[w].set ? NULL : "memset",
-            ways[w].set ? 0 : rate[w - READY_SMALL]);
+        add(bench, name, "GB/s", rate[w], gib * (double)GIB / 1e9 / touched[w][ROUNDS - 1], w < READY_SMALL ? NULL : "memset",
+            w < READY_SMALL ? 0 : rate[w - READY_SMALL]);
         if (ways[w].set && touched[w][ROUNDS / 2] < least)
             least = touched[w][ROUNDS / 2];
     }

@@ -21,6 +21,7 @@
 #define SMALL 4096u
 #define STRIDE (32ull << 20) /* of one thread's turn: between two of them it looks at *stop */
 #define THREADS_MAX 64u
+#define TRIES_MAX 1000u /* of what the kernel refuses for now */
 #define WORD (8 * sizeof(unsigned long))
 
 /* linux/mempolicy.h, asm-generic/mman-common.h, linux/memfd.h: older headers lack some. */
@@ -240,12 +241,11 @@ struct job {
 
 static int populate_range(uint8_t *at, size_t bytes)
 {
-    int rc;
     if (madvise(at, 0, ADVICE_POPULATE_WRITE) == 0) {
-        do {
-            rc = madvise(at, bytes, ADVICE_POPULATE_WRITE);
-        } while (rc != 0 && (errno == EINTR || errno == EAGAIN));
-        return rc == 0 ? 0 : errno;
+        for (unsigned tries = 0; madvise(at, bytes, ADVICE_POPULATE_WRITE) != 0; tries++)
+            if (tries == TRIES_MAX || (errno != EINTR && errno != EAGAIN))
+                return errno;
+        return 0;
     }
     for (size_t i = 0; i < bytes; i += SMALL) /* before Linux 5.14. The memory is new: it holds zeros */
         *(volatile uint8_t *)(at + i) = 0;
