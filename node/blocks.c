@@ -4,6 +4,7 @@
  * a pin without the lock wherever the index lets them (tiers/index.h); the rest stands
  * in the node's list of pending requests and is looked at in every poll: a put waits for room in DRAM, a get for its bytes
  * in staging or, where the caller's memory is registered and aligned, for the read that goes straight there. */
+#include "base/hash.h"
 #include "node/internal.h"
 #include <assert.h>
 #include <errno.h>
@@ -29,6 +30,8 @@ struct pending {
     uint64_t start_ns, deadline_ns;
     uint32_t stage;
     uint64_t mask, checked; /* chunks wanted; of them, checked */
+    uint32_t bytes;         /* of the block when the get began, */
+    uint64_t content;       /* ... and what its wanted chunks should be */
     uint64_t slot;          /* FILL: where in DRAM */
     uint64_t copied;        /* FILL: bytes, whole chunks; STAGED: bytes of the range */
     kvf_handle handle;
@@ -304,6 +307,25 @@ static uint64_t mask_of(const struct kvf_core *core, const struct kvf_entry *e, 
     return mask;
 }
 
+/* Stands for the bytes of these chunks: equal for equal ones only. */
+static uint64_t content_of(const struct kvf_core *core, const struct kvf_entry *e, uint64_t mask)
+{
+    const uint64_t *sums = kvf_sums_at(core->sums, e->sums);
+    uint64_t x = e->bytes;
+    for (; mask; mask &= mask - 1)
+        x = kvf_mix(x, sums[__builtin_ctzll(mask)]);
+    return x;
+}
+
+/* The entry that a get began with, or NULL: its block went away. One that was put under the key since may have got the same handle;
+ * if it also has the same size, it is for the caller to know. */
+static struct kvf_entry *still(struct kvf_core *core, const struct pending *p)
+{
+    kvf_handle h;
+    struct kvf_entry *e = readable(core, p->key, &h);
+    return e && h == p->handle && e->bytes == p->bytes ? e : NULL;
+}
+
 /* false: it waits in the list of pending requests. */
 static bool get_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t start_ns, uint64_t deadline_ns)
 {
@@ -326,6 +348,8 @@ static bool get_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t
     struct pending *p = pending_new(q, r, start_ns, deadline_ns, PENDING_STAGED);
     p->handle = h;
     p->mask = mask_of(core, e, r->offset, r->length);
+    p->bytes = e->bytes;
+    p->content = content_of(core, e, p->mask);
     if (!get_direct(core, e, r))
         return false; /* the poll finds it room in staging */
     p->state = PENDING_DIRECT;
@@ -395,11 +419,10 @@ static void direct_check(struct kvf_core *core, struct pending *p, struct kvf_en
 
 static void direct_poll(struct kvf_core *core, struct pending *p)
 {
-    kvf_handle h;
-    struct kvf_entry *e = readable(core, p->key, &h);
     if (!p->read_ended)
         return;
-    if (!e || h != p->handle)
+    struct kvf_entry *e = still(core, p);
+    if (!e || content_of(core, e, p->mask) != p->content)
         pending_end(core, p, KVF_MISS, KVF_TIER_DRAM, 0);
     else if (p->read_status == KVF_ERR_BUSY)
         p->state = PENDING_STAGED;
@@ -447,9 +470,10 @@ static void staged_check(struct kvf_core *core, struct pending *p, struct kvf_en
 
 static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
 {
-    kvf_handle h;
-    struct kvf_entry *e = readable(core, p->key, &h);
-    if (p->queue->closing || !e || h != p->handle) {
+    struct kvf_entry *e = still(core, p);
+    if (p->stage != KVF_STAGE_NONE && core->stages[p->stage].orphan)
+        e = NULL; /* what is read there is of a block that went away */
+    if (p->queue->closing || !e) {
         staged_end(core, p, NULL, p->queue->closing ? KVF_CANCELLED : KVF_MISS);
         return;
     }
@@ -459,7 +483,7 @@ static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
         return;
     }
     if (p->stage == KVF_STAGE_NONE)
-        p->stage = kvf_stage_get(core, h, p->mask, p->deadline_ns);
+        p->stage = kvf_stage_get(core, p->handle, p->mask, p->deadline_ns);
     if (p->stage == KVF_STAGE_NONE) {
         if (now >= p->deadline_ns)
             staged_end(core, p, e, KVF_ERR_DEADLINE);

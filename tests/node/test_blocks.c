@@ -123,6 +123,58 @@ static void damage_and_failures_are_told(void **state)
     sim_cluster_destroy(t.c);
 }
 
+/* While a get waits for the disk its block is removed, and another one put under the key: of the same size, or smaller. */
+static void a_get_returns_nothing_of_a_block_that_is_put_anew(void **state)
+{
+    const size_t sizes[] = {32 * KIB, 4 * KIB};
+    uint8_t *to = aligned_alloc(4096, 32 * KIB), *fresh = malloc(32 * KIB);
+    bytes_of(0, 1, fresh, 32 * KIB);
+    struct store t = store_make(64 * KIB, 0, 4096 * KIB, 8);
+    for (unsigned i = 0; i < 8; i++) {
+        struct kvf_memory *m = NULL;
+        struct kvf_completion done[3];
+        size_t n, bytes = sizes[i & 1];
+        bool posted = i & 2;
+        for (uint64_t key = 0; key < 8; key++)
+            assert_int_equal(put(&t, key, 0, 32 * KIB), KVF_OK);
+        assert_int_equal(op(&t, KVF_OP_EXISTS, 0).tier, KVF_TIER_SSD);
+        assert_int_equal(op(&t, KVF_OP_EXISTS, 7).tier, KVF_TIER_DRAM);
+        assert_int_equal(op(&t, KVF_OP_REMOVE, 7).status, KVF_OK);
+        if (i & 4)
+            assert_int_equal(kvf_memory_register(&t.n->node, to, 32 * KIB, &m), KVF_OK);
+        sim_disk_hold(t.n->disk, true);
+        struct kvf_request r[3] = {
+            {.op = KVF_OP_GET, .key = key_at(0), .data = to, .length = 32 * KIB, .user = 0},
+            {.op = KVF_OP_REMOVE, .key = key_at(0), .user = 1},
+            {.op = KVF_OP_PUT, .key = key_at(0), .data = fresh, .length = bytes, .user = 2},
+        };
+        assert_int_equal(kvf_submit(t.q, r, posted ? 1 : 3, 0, &n), KVF_OK);
+        for (unsigned turn = 0; posted && turn < 10; turn++)
+            sim_cluster_step(t.c);
+        if (posted)
+            assert_int_equal(kvf_submit(t.q, r + 1, 2, 0, &n), KVF_OK);
+        sim_disk_hold(t.n->disk, false);
+        sim_disk_release_all(t.n->disk);
+        for (size_t ended = 0; ended < 3; ended += n) {
+            assert_int_equal(kvf_drain(t.q, done, 3, &n), KVF_OK);
+            for (size_t j = 0; j < n; j++) {
+                assert_int_equal(done[j].status, done[j].user != 0 ? KVF_OK : i == 0 ? KVF_OK : KVF_MISS);
+                if (i == 0 && done[j].user == 0)
+                    assert_memory_equal(to, fresh, 32 * KIB);
+            }
+            sim_cluster_step(t.c);
+        }
+        assert_int_equal(COUNTED(t.n, blocks_corrupt), 0);
+        assert_range(&t, 0, 1, bytes, 0, bytes);
+        for (uint64_t key = 0; key < 8; key++)
+            op(&t, KVF_OP_REMOVE, key);
+        kvf_memory_unregister(m);
+    }
+    store_end(&t);
+    free(to);
+    free(fresh);
+}
+
 /* ---------------------------------------------------------------- limits */
 
 /* Full is said only when nothing may be dropped: here everything is pinned. */
@@ -296,6 +348,7 @@ int main(void)
         cmocka_unit_test(blocks_are_had_back_from_every_tier),
         cmocka_unit_test(registered_memory_is_written_in_place),
         cmocka_unit_test(damage_and_failures_are_told),
+        cmocka_unit_test(a_get_returns_nothing_of_a_block_that_is_put_anew),
         cmocka_unit_test(full_is_said_and_passes),
         cmocka_unit_test(a_queue_takes_its_depth_and_rings),
         cmocka_unit_test(destroying_a_queue_cancels_what_is_outstanding),
