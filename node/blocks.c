@@ -4,7 +4,6 @@
  * a pin without the lock wherever the index lets them (tiers/index.h); the rest stands
  * in the node's list of pending requests and is looked at in every poll: a put waits for room in DRAM, a get for its bytes
  * in staging or, where the caller's memory is registered and aligned, for the read that goes straight there. */
-#include "base/hash.h"
 #include "node/internal.h"
 #include <assert.h>
 #include <errno.h>
@@ -307,16 +306,6 @@ static uint64_t mask_of(const struct kvf_core *core, const struct kvf_entry *e, 
     return mask;
 }
 
-/* Stands for the bytes of these chunks: equal for equal ones only. */
-static uint64_t content_of(const struct kvf_core *core, const struct kvf_entry *e, uint64_t mask)
-{
-    const uint64_t *sums = kvf_sums_at(core->sums, e->sums);
-    uint64_t x = e->bytes;
-    for (; mask; mask &= mask - 1)
-        x = kvf_mix(x, sums[__builtin_ctzll(mask)]);
-    return x;
-}
-
 /* The entry that a get began with, or NULL: its block went away. One that was put under the key since may have got the same handle;
  * if it also has the same size, it is for the caller to know. */
 static struct kvf_entry *still(struct kvf_core *core, const struct pending *p)
@@ -349,7 +338,7 @@ static bool get_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t
     p->handle = h;
     p->mask = mask_of(core, e, r->offset, r->length);
     p->bytes = e->bytes;
-    p->content = content_of(core, e, p->mask);
+    p->content = kvf_block_content(core, e, p->mask);
     if (!get_direct(core, e, r))
         return false; /* the poll finds it room in staging */
     p->state = PENDING_DIRECT;
@@ -422,7 +411,7 @@ static void direct_poll(struct kvf_core *core, struct pending *p)
     if (!p->read_ended)
         return;
     struct kvf_entry *e = still(core, p);
-    if (!e || content_of(core, e, p->mask) != p->content)
+    if (!e || kvf_block_content(core, e, p->mask) != p->content)
         pending_end(core, p, KVF_MISS, KVF_TIER_DRAM, 0);
     else if (p->read_status == KVF_ERR_BUSY)
         p->state = PENDING_STAGED;

@@ -114,6 +114,15 @@ bool kvf_block_verify(const struct kvf_dev *dev, uint64_t seed, const void *data
     return true;
 }
 
+uint64_t kvf_block_content(const struct kvf_core *core, const struct kvf_entry *e, uint64_t mask)
+{
+    const uint64_t *sums = kvf_sums_at(core->sums, e->sums);
+    uint64_t x = e->bytes;
+    for (; mask; mask &= mask - 1)
+        x = kvf_mix(x, sums[__builtin_ctzll(mask)]);
+    return x;
+}
+
 struct kvf_sess *kvf_block_session(struct kvf_core *core, const struct kvf_entry *entry)
 {
     return entry->key.hi & KVF_OPAQUE_BIT ? NULL : kvf_sess_find(core, entry->key.hi);

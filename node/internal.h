@@ -353,6 +353,8 @@ void kvf_block_sum(const struct kvf_dev *dev, uint64_t seed, const void *data, u
 /* True when the chunks of `mask` match. */
 bool kvf_block_verify(const struct kvf_dev *dev, uint64_t seed, const void *data, uint32_t bytes, uint32_t chunk_bytes,
                       uint64_t mask, const uint64_t *sums);
+/* Stands for the bytes of these chunks: other bytes give another number. */
+uint64_t kvf_block_content(const struct kvf_core *core, const struct kvf_entry *entry, uint64_t mask);
 /* Books: every change of tier, state or list goes through these, so that the counts agree with the entries. */
 void kvf_block_place(struct kvf_core *core, kvf_handle handle, enum kvf_tier tier, uint16_t peer, uint64_t location); /* -> READY */
 /* ... in another format, of which these are the words. kvf_cold_may_change allows it. */
