@@ -629,6 +629,24 @@ static bool drop_some(struct kvf_core *core, uint64_t bytes, bool ssd_full)
     return core->spill_urgent && kvf_evict_dram(core, some < bytes ? some : bytes) > 0;
 }
 
+/* By session, layer, head and index: slots are given out in rising order where there is room, so what attention reads together
+ * lies together, and goes down and comes up in few requests. */
+static void group(const struct kvf_core *core, kvf_handle *handles, unsigned n)
+{
+    for (unsigned i = 1; i < n; i++) {
+        kvf_handle h = handles[i];
+        struct kvf_key key = kvf_index_entry(core->index, h)->key;
+        unsigned at = i;
+        for (; at > 0; at--) {
+            struct kvf_key before = kvf_index_entry(core->index, handles[at - 1])->key;
+            if (before.hi < key.hi || (before.hi == key.hi && before.lo <= key.lo))
+                break;
+            handles[at] = handles[at - 1];
+        }
+        handles[at] = h;
+    }
+}
+
 /* Starts what can be started for `bytes`; true when something is or will be under way. */
 static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
 {
@@ -659,6 +677,7 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
         /* Departed blocks go to SSD whatever the lenders say; the others only when no lender has room. */
         unsigned n = only_parking ? pick_parking(core, bytes, handles, KVF_BATCH_MAX, &ended)
                                   : pick(core, true, bytes, handles, KVF_BATCH_MAX);
+        group(core, handles, n);
         for (unsigned i = 0; i < n; i++) {
             struct kvf_entry *e = kvf_index_entry(core->index, handles[i]);
             if (any && !(e->flags & KVF_FLAG_DEPARTED))
