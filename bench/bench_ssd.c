@@ -185,7 +185,8 @@ static double run_tier(struct bench *b, bool write, uint32_t bytes, unsigned dep
     return rate;
 }
 
-/* The same by fio; 0: it could not. */
+/* The same by fio; 0: it could not. In a thread: a process of fio's begins a session, and with it loses the first place among
+ * all processes that this one has. */
 static double run_fio(const struct bench *b, bool write, uint32_t bytes, unsigned depth, double seconds)
 {
     char command[1400], line[4096];
@@ -193,7 +194,7 @@ static double run_fio(const struct bench *b, bool write, uint32_t bytes, unsigne
     snprintf(command, sizeof command,
              "fio --name=x --filename='%s' --size=%llu --rw=%s --bs=%u --iodepth=%u --ioengine=io_uring --direct=1 --fixedbufs=1 "
              "--registerfiles=1 --time_based --runtime=%.0fms --norandommap --randrepeat=0 --allow_file_create=0 "
-             "--output-format=terse --terse-version=3 2>/dev/null",
+             "--thread --output-format=terse --terse-version=3 2>/dev/null",
              b->twin, (unsigned long long)AREA_BYTES, write ? "randwrite" : "randread", bytes, depth, seconds * 1000);
     FILE *f = popen(command, "r");
     while (f && fgets(line, sizeof line, f)) {
