@@ -23,7 +23,9 @@
 #define LARGE (1u << 20)
 #define DEPTH_MAX 32u
 #define ROUNDS 5u
-#define SPIN_POLLS 50u
+/* How long is polled before sleeping. With several requests in flight, sleeping soon lets them end together. */
+#define SPIN_SECONDS_ALONE 100e-6
+#define SPIN_SECONDS 2e-6
 
 struct op {
     struct kvf_ssd_request request;
@@ -50,6 +52,7 @@ struct bench {
     unsigned n_blocks;
     struct slot *slots; /* of writes */
     unsigned n_slots;
+    unsigned depth;
     uint64_t random, done;
     bool wrong;
 };
@@ -84,9 +87,11 @@ static bool marked(const uint8_t *data, uint64_t offset, uint32_t bytes)
 /* Polls as a reactor does: a while without sleeping, then on the event fd. */
 static void turn(struct bench *b)
 {
-    for (unsigned i = 0; i < SPIN_POLLS; i++)
+    double end = kvf_bench_now() + (b->depth == 1 ? SPIN_SECONDS_ALONE : SPIN_SECONDS);
+    do
         if (kvf_ssd_poll(b->ssd))
             return;
+    while (kvf_bench_now() < end);
     struct pollfd wait = {.fd = kvf_ssd_event_fd(b->ssd), .events = POLLIN};
     (void)poll(&wait, 1, 1);
 }
@@ -158,6 +163,7 @@ static double run_tier(struct bench *b, bool write, uint32_t bytes, unsigned dep
 {
     double began = kvf_bench_now(), end = began + seconds, now = began;
     b->done = 0;
+    b->depth = depth;
     for (unsigned i = 0; i < depth; i++) {
         b->ops[i].ready = true;
         b->ops[i].offset = 0;
