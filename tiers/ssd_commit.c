@@ -97,6 +97,9 @@ void kvf_ssd_commit_written(struct kvf_ssd *s, struct kvf_ssd_request *r)
 
 void kvf_ssd_commit_freed(struct kvf_ssd *s, uint64_t offset, uint32_t bytes)
 {
+    /* The walk's record of the block must not come behind: its slot may be another block's by then. */
+    if (s->has_pending && s->pending.offset == offset)
+        s->has_pending = false;
     if (may_record(s, 16) && kvf_journal_free(&s->journal, offset, bytes))
         note_open(s);
 }
@@ -271,7 +274,7 @@ void kvf_ssd_commit_step(struct kvf_ssd *s)
     bool may_seal = !s->writing && !s->syncing && j->count && has_room(s, 0);
     if (may_seal && (s->want > j->sealed || kvf_now(s->env) - s->open_ns >= LAZY_NS))
         kvf_journal_seal(j);
-    if (!s->writing)
+    if (!s->writing && j->written - j->durable <= KVF_SSD_GAP_BLOCKS - KVF_JOURNAL_RING)
         start_write(s);
     bool wanted = s->want > j->durable || j->written - j->durable >= KVF_SSD_UNSYNCED_BLOCKS;
     if (!s->writing && !s->syncing && wanted && j->written > j->durable)

@@ -10,6 +10,9 @@
 #define KVF_SSD_UNIT 4096u
 /* The journal is synced when so much of it was written since the last time, whether or not somebody waits. */
 #define KVF_SSD_UNSYNCED_BLOCKS 1024u
+/* ... and no more than this is ever written and not synced: recovery finds the end of a generation behind any gap shorter than
+ * this. Blocks behind a longer one would stay there as seemingly newer than those that are written into the gap later. */
+#define KVF_SSD_GAP_BLOCKS (2 * KVF_SSD_UNSYNCED_BLOCKS)
 
 struct kvf_ssd_queue {
     struct kvf_ssd_request *head, **tail;

@@ -27,11 +27,11 @@
 #define PIECES 8u
 #define PROBE_BYTES (64u << 10)
 #define PROBE_BLOCKS (PROBE_BYTES / BLOCK)
-/* Valid blocks behind the last one that is surely on disk lie closer than this: more is never unsynced (ssd_commit.c). */
-#define GAP_BLOCKS (2 * KVF_SSD_UNSYNCED_BLOCKS)
+#define GAP_BLOCKS KVF_SSD_GAP_BLOCKS
 /* The disk is asked before the node serves, so this is the one place that waits. */
 #define NAP_MS 10
 #define NAPS_MAX 3000u
+#define TELL_NS (5 * KVF_SEC)
 
 /* ------------------------------------------------------------------------------------------------- waiting I/O */
 
@@ -149,21 +149,27 @@ static enum kvf_status io_flush(struct start_io *io, struct kvf_journal *j)
             return st;
         kvf_journal_wrote(j, bytes);
     }
-    return KVF_OK;
+    if (j->written - j->durable < KVF_SSD_UNSYNCED_BLOCKS)
+        return KVF_OK;
+    enum kvf_status st = io->disk->ops->sync(io->disk); /* a crash in here may leave no longer gap than any other */
+    if (st == KVF_OK)
+        j->durable = j->written;
+    return st;
 }
 
 /* ------------------------------------------------------------------------------------------------- the superblock */
 
-/* Both copies; OK also for version 1. ERR_CORRUPT: neither is whole. */
+/* Of the first copy that is whole; OK also for version 1. ERR_CORRUPT: neither is whole. */
 static enum kvf_status read_superblock(struct start_io *io, struct kvf_superblock *out)
 {
-    enum kvf_status st = KVF_ERR_CORRUPT;
-    for (unsigned copy = 0; copy < 2 && st == KVF_ERR_CORRUPT; copy++) {
+    enum kvf_status st = KVF_ERR_CORRUPT, first = KVF_ERR_CORRUPT;
+    for (unsigned copy = 0; copy < 2 && (st == KVF_ERR_CORRUPT || st == KVF_ERR_IO); copy++) {
+        first = st;
         st = io_run(io, false, copy * KVF_SUPERBLOCK_BYTES, KVF_SUPERBLOCK_BYTES);
         if (st == KVF_OK)
             st = kvf_superblock_decode(io->pieces[0].data, KVF_SUPERBLOCK_BYTES, out);
     }
-    return st;
+    return st == KVF_ERR_CORRUPT ? first : st; /* what cannot be read now may be whole: it is not made anew */
 }
 
 static void lay_out(struct kvf_superblock *sb, const struct kvf_ssd_options *o)
@@ -212,6 +218,7 @@ struct replay {
     uint64_t *claimed; /* a bit per unit of the slots */
     bool ended;  /* END was met */
     bool append; /* what lives goes into the newest generation, too */
+    uint64_t told_ns;
     enum kvf_status status;
 };
 
@@ -332,11 +339,20 @@ static void append(struct replay *r, const struct kvf_ssd_record *record)
         r->status = KVF_ERR_FULL;
 }
 
+/* Records that may be found: more than may live, since freed blocks can come back, and these must not cost a living one its
+ * place. The next checkpoint still has room for all of them. */
+static uint64_t found_max(const struct kvf_ssd *s)
+{
+    uint32_t blocks = s->journal.half_blocks;
+    uint64_t most = blocks > 8 ? (blocks - 8ull) * KVF_JOURNAL_FILL : 0;
+    return most > s->live_max ? most : s->live_max;
+}
+
 static void replay_put(struct replay *r, const struct kvf_ssd_record *record)
 {
     struct kvf_ssd *s = r->s;
     uint32_t size = kvf_journal_record_bytes(record->chunks);
-    if (claim(r, record->offset, record->bytes) || !s->owner.found || s->live_bytes + size > s->live_max)
+    if (claim(r, record->offset, record->bytes) || !s->owner.found || s->live_bytes + size > found_max(s))
         return;
     if (!kvf_arena_take(s->arena, record->offset - s->slots_start, record->bytes))
         return; /* its page has slots of another size: it was freed before they were given out */
@@ -375,6 +391,17 @@ static void replay_block(struct replay *r, const struct half *h, const uint8_t *
     }
 }
 
+/* A large journal takes its time. */
+static void tell(struct replay *r, const struct half *h, uint32_t left)
+{
+    uint64_t now = kvf_now(r->s->env);
+    if (now - r->told_ns < TELL_NS)
+        return;
+    r->told_ns = now;
+    kvf_log_info(r->s->log, "SSD: looking for blocks: %llu found, %u of %u MiB of the journal still to read",
+                 (unsigned long long)r->s->stats.recovered_blocks, left / (1048576 / BLOCK), h->tail / (1048576 / BLOCK));
+}
+
 /* Blocks tail-1 down to 0, pieces of the half read ahead in a ring. */
 static enum kvf_status replay_half(struct replay *r, const struct half *h)
 {
@@ -403,6 +430,7 @@ static enum kvf_status replay_half(struct replay *r, const struct half *h)
         left -= p->blocks;
         head = 1 + head % (PIECES - 1);
         n--;
+        tell(r, h, left);
     }
     return r->status;
 }
@@ -504,11 +532,11 @@ static enum kvf_status start(struct kvf_ssd *s, struct start_io *io, const struc
     if (st != KVF_OK || !found)
         return st;
 
-    struct replay r = {.s = s, .io = io, .status = KVF_OK};
+    uint64_t began = kvf_now(s->env);
+    struct replay r = {.s = s, .io = io, .status = KVF_OK, .told_ns = began};
     r.claimed = calloc(kvf_arena_bytes(s->arena) / UNIT / 64 + 1, sizeof *r.claimed);
     if (!r.claimed)
         return KVF_ERR_NO_MEMORY;
-    uint64_t began = kvf_now(s->env);
     st = recover(s, &r);
     free(r.claimed);
     st = recovered(s, st == KVF_ERR_CORRUPT ? format(s, io, &sb) : st);

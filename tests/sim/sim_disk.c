@@ -37,7 +37,7 @@ struct sim_disk {
     struct sim_media *media;
     unsigned depth, count, slow;
     struct pending *pending; /* [depth], oldest first */
-    struct plan plans[2];    /* reads, writes */
+    struct plan plans[3];    /* reads, writes, syncs */
     bool hold, closing, dead, cut_planned;
     unsigned cut_after, cut_misdirect;
     uint64_t cut_seed;
@@ -84,13 +84,14 @@ enum kvf_status sim_media_track(struct sim_media *m)
     return KVF_OK;
 }
 
-/* The first `mark` writes ever are safe. */
-static void media_sync(struct sim_media *m, uint64_t mark)
+/* The first `mark` writes ever are safe; or lost, as far as no sync before made them safe. */
+static void media_sync(struct sim_media *m, uint64_t mark, bool lost)
 {
     unsigned count = mark > m->synced ? (unsigned)(mark - m->synced) : 0;
     assert(count <= m->n_unsynced);
     for (unsigned i = 0; i < count; i++) {
-        memcpy(m->durable + m->unsynced[i].offset, m->unsynced[i].data, m->unsynced[i].bytes);
+        if (!lost)
+            memcpy(m->durable + m->unsynced[i].offset, m->unsynced[i].data, m->unsynced[i].bytes);
         free(m->unsynced[i].data);
     }
     m->n_unsynced -= count;
@@ -165,9 +166,9 @@ static void signal_ready(struct sim_disk *d)
     (void)!write(d->event_fd, &(uint64_t){1}, sizeof(uint64_t));
 }
 
-static enum sim_fault next_fault(struct sim_disk *d, bool write)
+static enum sim_fault next_fault(struct sim_disk *d, unsigned kind)
 {
-    struct plan *p = &d->plans[write];
+    struct plan *p = &d->plans[kind];
     if (!p->count)
         return SIM_FAULT_NONE;
     if (p->after) {
@@ -211,7 +212,7 @@ static enum kvf_status sim_submit(struct kvf_disk *disk, struct kvf_disk_request
         return KVF_ERR_INVALID;
     if (d->count == d->depth || d->closing)
         return KVF_ERR_BUSY;
-    d->pending[d->count++] = (struct pending){.request = r, .fault = r->sync ? SIM_FAULT_NONE : next_fault(d, r->write),
+    d->pending[d->count++] = (struct pending){.request = r, .fault = next_fault(d, r->sync ? 2 : r->write),
                                               .polls_left = d->slow, .mark = d->media->synced + d->media->n_unsynced};
     if (r->write && !r->sync && d->cut_planned && !d->dead && d->cut_after-- == 0)
         sim_disk_cut(d, d->cut_seed, d->cut_misdirect);
@@ -257,8 +258,9 @@ static enum kvf_status perform(struct sim_disk *d, const struct pending *p)
         return KVF_ERR_IO;
     }
     if (r->sync) {
-        media_sync(d->media, p->mark);
-        return KVF_OK;
+        media_sync(d->media, p->mark, p->fault != SIM_FAULT_NONE);
+        r->error = p->fault == SIM_FAULT_NONE ? 0 : EIO;
+        return p->fault == SIM_FAULT_NONE ? KVF_OK : KVF_ERR_IO;
     }
     switch (p->fault) {
     case SIM_FAULT_IO:
@@ -333,7 +335,7 @@ static enum kvf_status sim_sync(struct kvf_disk *disk)
     if (d->dead)
         return KVF_ERR_IO;
     d->syncs++;
-    media_sync(d->media, d->media->synced + d->media->n_unsynced);
+    media_sync(d->media, d->media->synced + d->media->n_unsynced, false);
     return KVF_OK;
 }
 
@@ -422,6 +424,11 @@ void sim_disk_release_all(struct sim_disk *d)
 void sim_disk_fail(struct sim_disk *d, bool write, enum sim_fault fault, unsigned after, unsigned count)
 {
     d->plans[write] = (struct plan){.fault = fault, .after = after, .count = count};
+}
+
+void sim_disk_fail_sync(struct sim_disk *d, unsigned after, unsigned count)
+{
+    d->plans[2] = (struct plan){.fault = SIM_FAULT_IO, .after = after, .count = count};
 }
 
 uint64_t sim_disk_reads(const struct sim_disk *d)

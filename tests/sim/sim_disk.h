@@ -52,6 +52,10 @@ void sim_disk_release_all(struct sim_disk *disk);
 /* Of the reads (or writes) submitted from now on, `after` pass and the next `count` meet the fault. Replaces the plan. */
 void sim_disk_fail(struct sim_disk *disk, bool write, enum sim_fault fault, unsigned after, unsigned count);
 
+/* Of the syncs submitted from now on, `after` pass and the next `count` fail with ERR_IO; what they were to make safe then is
+ * lost at a power cut, and later syncs say OK all the same, as Linux does it. */
+void sim_disk_fail_sync(struct sim_disk *disk, unsigned after, unsigned count);
+
 /* The power goes. Of the writes that no sync covered, and of those still pending, each is kept, lost, torn (some of its
  * sectors of 512 bytes) or misdirected (to another multiple of 4096), as `seed` says; misdirect: one in so many, 0 for
  * none. Everything pending and all that follows on this disk fails with ERR_IO and reaches nothing. */
