@@ -78,7 +78,7 @@ void kvf_evict_used(struct kvf_core *core, const struct kvf_entry *e)
 
 void kvf_evict_rise(struct kvf_core *core, kvf_handle h, const uint8_t *data)
 {
-    const struct kvf_entry *e = kvf_index_entry(core->index, h);
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
     enum kvf_tier tier = (enum kvf_tier)e->tier;
     uint16_t peer = e->peer;
     uint64_t location = kvf_entry_location(e);
@@ -99,7 +99,10 @@ void kvf_evict_rise(struct kvf_core *core, kvf_handle h, const uint8_t *data)
     }
     kvf_stage_drop(core, h);
     kvf_block_place(core, h, KVF_TIER_DRAM, KVF_PEER_NONE, slot);
-    kvf_block_release_copy(core, tier, peer, location, e->bytes, kvf_entry_chunks(e), e->key);
+    if (tier == KVF_TIER_SSD)
+        e->ssd4k = (uint32_t)(location / KVF_LOCATION_UNIT); /* the copy stays: it may have been made durable */
+    else
+        kvf_block_release_copy(core, tier, peer, location, e->bytes, kvf_entry_chunks(e), e->key);
     kvf_count(&core->counters.returned_blocks, 1);
 }
 

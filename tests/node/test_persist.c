@@ -209,6 +209,46 @@ static void close_keeps_what_lay_on_ssd(void **state)
     free(want);
 }
 
+/* A durable block that went down and came back to DRAM, because it was read, is as durable as before. */
+static void a_durable_block_stays_so_when_it_comes_back(void **state)
+{
+    enum { first = 2000, n = 10 };
+    uint8_t *data = malloc(BYTES), *want = malloc(BYTES);
+    unsigned back = 0;
+    struct kvf_queue *q;
+    struct kvf_node *node = node_open(directory);
+    assert_non_null(node);
+    assert_int_equal(kvf_queue_create(node, 8, &q), KVF_OK);
+    for (unsigned key = first; key < first + 150; key++) {
+        fill(data, key);
+        assert_int_equal(run(q, KVF_OP_PUT, key, data, BYTES).status, KVF_OK);
+        if (key < first + n)
+            assert_int_equal(run(q, KVF_OP_PERSIST, key, NULL, 0).status, KVF_OK);
+    }
+    for (unsigned round = 0; round < 100 && back == 0; round++) {
+        for (unsigned key = first; key < first + n; key++)
+            assert_int_equal(run(q, KVF_OP_GET, key, data, BYTES).status, KVF_OK);
+        for (unsigned key = first; key < first + n; key++)
+            back += run(q, KVF_OP_EXISTS, key, NULL, 0).tier == KVF_TIER_DRAM;
+        usleep(10000);
+    }
+    assert_true(back > 0);
+    kvf_queue_destroy(q);
+    kvf_node_close(node);
+    node = node_open(directory);
+    assert_non_null(node);
+    assert_int_equal(kvf_queue_create(node, 8, &q), KVF_OK);
+    for (unsigned key = first; key < first + n; key++) {
+        assert_int_equal(run(q, KVF_OP_GET, key, data, BYTES).status, KVF_OK);
+        fill(want, key);
+        assert_memory_equal(data, want, BYTES);
+    }
+    kvf_queue_destroy(q);
+    kvf_node_close(node);
+    free(data);
+    free(want);
+}
+
 /* The blocks of a session whose node ended wait, counted, until a session of that id begins. */
 static void blocks_of_sessions_are_orphans(void **state)
 {
@@ -266,6 +306,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(persisted_blocks_survive_kill_9),
         cmocka_unit_test(close_keeps_what_lay_on_ssd),
+        cmocka_unit_test(a_durable_block_stays_so_when_it_comes_back),
         cmocka_unit_test(blocks_of_sessions_are_orphans),
         cmocka_unit_test(without_ssd_nothing_persists),
     };

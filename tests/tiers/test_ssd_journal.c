@@ -317,9 +317,9 @@ static void author_write(struct author *a)
 
 static void author_begin(struct author *a, struct fixture *f, uint64_t generation)
 {
-    uint64_t slots_start = f->area_bytes / 32;
+    uint64_t half_blocks = (f->area_bytes / 32 - JOURNAL_START) / 2 / UNIT;
     *a = (struct author){.f = f};
-    assert_int_equal(kvf_journal_init(&a->journal, AREA, JOURNAL_START, (uint32_t)((slots_start - JOURNAL_START) / 2 / UNIT)), KVF_OK);
+    assert_int_equal(kvf_journal_init(&a->journal, AREA, JOURNAL_START, (uint32_t)half_blocks), KVF_OK);
     kvf_journal_position(&a->journal, generation, generation, 0);
 }
 
@@ -387,6 +387,42 @@ static void recovery_does_not_run_away_from_its_sync(void **state)
     stop(f);
     assert_int_equal(start(f), KVF_OK);
     assert_int_equal(f->found, KEYS);
+    tear_down(f);
+}
+
+/* Whole blocks where they do not belong: one that was written to a wrong place, and one of a generation of the same number that
+ * a power cut kept from beginning. Neither is newer than what stands in its place before it. */
+static void misplaced_and_stale_blocks_are_passed_over(void **state)
+{
+    struct fixture *f = set_up(64u << 20);
+    uint64_t slot = f->area_bytes / 32;
+    struct author a;
+    for (unsigned stale = 0; stale < 2; stale++) {
+        stop(f);
+        author_begin(&a, f, 2 + 2 * stale);
+        if (stale)
+            kvf_journal_position(&a.journal, 4, 99, 0); /* another nonce */
+        author_put(&a, 1, slot, UNIT);
+        author_write(&a);
+        uint8_t *first = f->media->bytes + JOURNAL_START;
+        memcpy(f->data, first, UNIT);
+        if (stale) { /* ... of the same number: as it stood behind, in place */
+            author_put(&a, 1, slot, UNIT);
+            author_write(&a);
+            memcpy(f->data, first + UNIT, UNIT);
+            author_end(&a, false);
+            author_begin(&a, f, 4);
+            author_put(&a, 3, slot, UNIT);
+        } else {
+            author_put(&a, 2, slot, UNIT);
+        }
+        author_end(&a, true);
+        memcpy(first + (stale ? 1 : 2) * UNIT, f->data, UNIT);
+        memset(f->data, 0, UNIT);
+        assert_int_equal(start(f), KVF_OK);
+        assert_int_equal(f->found, 1);
+        assert_true(f->offset[stale ? 3 : 2] == slot);
+    }
     tear_down(f);
 }
 
@@ -468,6 +504,7 @@ int main(void)
         cmocka_unit_test(an_unreadable_superblock_has_a_copy),
         cmocka_unit_test(freed_blocks_that_come_back_cost_no_living_one),
         cmocka_unit_test(recovery_does_not_run_away_from_its_sync),
+        cmocka_unit_test(misplaced_and_stale_blocks_are_passed_over),
         cmocka_unit_test(made_up_records_are_refused),
         cmocka_unit_test(random_records_are_survived),
     };
