@@ -483,8 +483,10 @@ bool kvf_bench_ssd_run(struct kvf_bench *bench)
         free(b);
         return fail("starting", "no memory");
     }
-    for (size_t i = 0; i < (size_t)DEPTH_MAX * LARGE; i += 8)
-        memcpy(b->memory + i, &(uint64_t){kvf_mix(i, bench->seed)}, 8);
+    for (size_t i = 0; i < (size_t)DEPTH_MAX * LARGE; i += 8) {
+        uint64_t word = kvf_mix(i, bench->seed);
+        memcpy(b->memory + i, &word, 8);
+    }
     for (unsigned i = 0; i < DEPTH_MAX; i++) {
         b->ops[i] = (struct op){.b = b, .data = b->memory + (size_t)i * LARGE};
         b->ops[i].request.done = op_done;
