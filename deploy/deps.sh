@@ -26,6 +26,7 @@ packages=(
 [ "${1:-}" = --ci ] && packages+=(
   clang                    # the second compiler, for the fuzzers
   cppcheck                 # static analysis in `make tidy`
+  fio                      # the limit beside which `kvf bench ssd` measures; it runs without, too
 )
 
 missing=()
