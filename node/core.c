@@ -312,8 +312,10 @@ static void last_pin_gone(void *arg, kvf_handle handle)
 
 bool kvf_block_reserve(struct kvf_core *core, uint64_t n)
 {
-    if (kvf_index_count(core->index) + core->entries_reserved + n > core->settings.blocks_max)
+    uint64_t taken = kvf_index_count(core->index) + core->entries_reserved + n;
+    if (taken > core->settings.blocks_max)
         return false;
+    kvf_persist_limit(core, core->settings.blocks_max - taken);
     core->entries_reserved += n;
     return true;
 }

@@ -156,7 +156,8 @@ uint64_t kvf_evict_dram(struct kvf_core *core, uint64_t bytes)
     return sum;
 }
 
-uint64_t kvf_evict_ssd(struct kvf_core *core, uint64_t bytes)
+/* `copies`: those beside blocks in DRAM too, which frees SSD but no entry. */
+static uint64_t hand_on(struct kvf_core *core, uint64_t bytes, bool copies)
 {
     struct kvf_evict *ev = core->evict;
     uint64_t sum = 0;
@@ -167,8 +168,8 @@ uint64_t kvf_evict_ssd(struct kvf_core *core, uint64_t bytes)
             continue;
         }
         struct kvf_entry *e = kvf_index_entry(core->index, h);
-        if (opaque(e) && e->ssd4k && e->tier == KVF_TIER_DRAM && e->state == KVF_BLOCK_READY) {
-            sum += e->bytes; /* the copy beside the one in DRAM */
+        if (copies && opaque(e) && e->ssd4k && e->tier == KVF_TIER_DRAM && e->state == KVF_BLOCK_READY) {
+            sum += e->bytes;
             kvf_persist_forget(core, e);
         }
         if (!opaque(e) || e->tier != KVF_TIER_SSD || e->state != KVF_BLOCK_READY)
@@ -181,9 +182,14 @@ uint64_t kvf_evict_ssd(struct kvf_core *core, uint64_t bytes)
     return sum;
 }
 
+uint64_t kvf_evict_ssd(struct kvf_core *core, uint64_t bytes)
+{
+    return hand_on(core, bytes, true);
+}
+
 bool kvf_evict_entry(struct kvf_core *core)
 {
-    return kvf_evict_ssd(core, 1) > 0 || kvf_evict_dram(core, 1) > 0;
+    return hand_on(core, 1, false) > 0 || kvf_evict_dram(core, 1) > 0;
 }
 
 void kvf_evict_check(const struct kvf_core *core)

@@ -433,6 +433,8 @@ void kvf_persist_abandon(struct kvf_core *core);
 void kvf_persist_session(struct kvf_core *core, uint64_t session);
 /* Frees orphans, the bytes of which are returned; 0: there are none. */
 uint64_t kvf_persist_evict(struct kvf_core *core, uint64_t bytes);
+/* Frees orphans until no more than this are left: they have checksums too, of which there are enough for block.count_max in all. */
+void kvf_persist_limit(struct kvf_core *core, uint64_t orphans_max);
 uint64_t kvf_persist_orphans(const struct kvf_core *core, uint64_t *bytes); /* how many */
 /* What the journal keeps of an exact block whose copy lies at `offset`. */
 void kvf_persist_record(const struct kvf_core *core, const struct kvf_entry *entry, uint64_t offset, struct kvf_ssd_record *out);

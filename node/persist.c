@@ -36,7 +36,7 @@ void kvf_persist_destroy(struct kvf_core *core)
 static bool orphan_add(struct kvf_core *core, const struct kvf_ssd_record *r)
 {
     struct kvf_persist *p = core->persist;
-    if (p->n >= core->settings.blocks_max)
+    if (kvf_index_count(core->index) + p->n >= core->settings.blocks_max)
         return false;
     if (p->n == p->room) {
         uint64_t room = p->room ? 2 * p->room : GROW;
@@ -84,6 +84,12 @@ uint64_t kvf_persist_evict(struct kvf_core *core, uint64_t bytes)
     return sum;
 }
 
+void kvf_persist_limit(struct kvf_core *core, uint64_t orphans_max)
+{
+    while (core->persist && core->persist->n > orphans_max)
+        orphan_remove(core, core->persist->n - 1);
+}
+
 uint64_t kvf_persist_orphans(const struct kvf_core *core, uint64_t *bytes)
 {
     *bytes = core->persist ? core->persist->bytes : 0;
@@ -96,7 +102,8 @@ static bool opaque_add(struct kvf_core *core, const struct kvf_ssd_record *r)
 {
     uint32_t chunk = kvf_block_opaque_chunk_bytes(r->bytes);
     if (r->fingerprint != 0 || r->bytes > core->settings.block_bytes_max || r->chunks != (r->bytes + chunk - 1) / chunk ||
-        !kvf_location_fits(r->offset) || !kvf_block_reserve(core, 1))
+        !kvf_location_fits(r->offset) ||
+        kvf_index_count(core->index) + core->persist->n >= core->settings.blocks_max || !kvf_block_reserve(core, 1))
         return false;
     core->entries_reserved--;
     uint32_t sums = kvf_sums_alloc(core->sums, r->chunks);

@@ -136,13 +136,19 @@ static void a_full_ssd_drops_what_is_not_read(void **state)
 static void a_full_index_drops_a_block(void **state)
 {
     struct store t = {.c = sim_cluster_create(SEED)};
-    struct sim_node_config config = {.name = "n", .dram = 256 * KIB, .alone = true, .blocks_max = 40};
+    struct sim_node_config config = {.name = "n", .dram = 256 * KIB, .ssd = 4096 * KIB, .alone = true, .blocks_max = 40};
     t.n = sim_cluster_add(t.c, &config);
     assert_int_equal(kvf_queue_create(&t.n->node, 8, &t.q), KVF_OK);
     for (uint64_t i = 0; i < 60; i++)
         assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
     assert_int_equal(COUNTED(t.n, evicted_blocks), 20);
     assert_int_equal(there(&t, 20, 40, 4096), 40);
+    for (uint64_t i = 20; i < 60; i++) /* a copy on the SSD beside the block in DRAM: to free one makes no room in the index */
+        assert_int_equal(op(&t, KVF_OP_PERSIST, i).status, KVF_OK);
+    for (uint64_t i = 60; i < 70; i++)
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+    assert_int_equal(COUNTED(t.n, evicted_blocks), 30);
+    assert_int_equal(there(&t, 30, 40, 4096), 40);
     kvf_queue_destroy(t.q);
     sim_cluster_destroy(t.c);
 }

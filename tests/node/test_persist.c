@@ -249,18 +249,19 @@ static void a_durable_block_stays_so_when_it_comes_back(void **state)
     free(want);
 }
 
+static const struct kvf_model_desc tiny = {.name = "tiny", .layers = 1, .kv_heads = 2, .q_heads = 2, .dim_k = 32, .dim_v = 32,
+                                           .dtype = KVF_F32, .chunk_tokens = 16, .block_tokens = 64};
+
 /* The blocks of a session whose node ended wait, counted, until a session of that id begins. */
 static void blocks_of_sessions_are_orphans(void **state)
 {
-    const struct kvf_model_desc desc = {.name = "tiny", .layers = 1, .kv_heads = 2, .q_heads = 2, .dim_k = 32, .dim_v = 32,
-                                        .dtype = KVF_F32, .chunk_tokens = 16, .block_tokens = 64};
     static float k[256 * 64], v[256 * 64];
     static int32_t tokens[256];
     struct kvf_node *node = node_open(directory);
     struct kvf_model *model;
     struct kvf_session *s;
     assert_non_null(node);
-    assert_int_equal(kvf_model_open(node, &desc, &model), KVF_OK);
+    assert_int_equal(kvf_model_open(node, &tiny, &model), KVF_OK);
     assert_int_equal(kvf_session_create(node, model, 7, &s), KVF_OK);
     for (unsigned n = 0; n < 40; n++) { /* 320 blocks of 16 KiB, of which the DRAM holds 128 */
         assert_int_equal(kvf_step_begin(s, tokens, 256), KVF_OK);
@@ -273,7 +274,7 @@ static void blocks_of_sessions_are_orphans(void **state)
     assert_non_null(node);
     uint64_t orphans = ssd_figure(node, "orphan_blocks");
     assert_in_range(orphans, 100, 320);
-    assert_int_equal(kvf_model_open(node, &desc, &model), KVF_OK);
+    assert_int_equal(kvf_model_open(node, &tiny, &model), KVF_OK);
     assert_int_equal(kvf_session_create(node, model, 8, &s), KVF_OK);
     kvf_session_close(s);
     assert_int_equal(ssd_figure(node, "orphan_blocks"), orphans);
@@ -283,6 +284,43 @@ static void blocks_of_sessions_are_orphans(void **state)
     kvf_node_close(node);
     node = node_open(directory);
     assert_int_equal(ssd_figure(node, "orphan_blocks"), 0);
+    kvf_node_close(node);
+}
+
+/* Orphans have checksums, as blocks have, of which there are enough for block.count_max of both together. */
+static void orphans_make_room_for_entries(void **state)
+{
+    static float k[256 * 64], v[256 * 64];
+    static int32_t tokens[256];
+    struct kvf_node *node = node_open(directory);
+    struct kvf_model *model;
+    struct kvf_session *s;
+    struct kvf_queue *q;
+    uint8_t byte = 7;
+    assert_non_null(node);
+    assert_int_equal(kvf_model_open(node, &tiny, &model), KVF_OK);
+    assert_int_equal(kvf_session_create(node, model, 7, &s), KVF_OK);
+    for (unsigned n = 0; n < 40; n++) {
+        assert_int_equal(kvf_step_begin(s, tokens, 256), KVF_OK);
+        assert_int_equal(kvf_step_append(s, 0, k, v), KVF_OK);
+        assert_int_equal(kvf_step_commit(s), KVF_OK);
+    }
+    kvf_session_close(s);
+    kvf_node_close(node);
+    node = node_open(directory);
+    assert_non_null(node);
+    uint64_t orphans = ssd_figure(node, "orphan_blocks");
+    assert_in_range(orphans, 100, 320);
+    assert_int_equal(kvf_queue_create(node, 8, &q), KVF_OK);
+    uint64_t stood = 0;
+    for (unsigned key = 0; key < KEYS; key++) /* of earlier tests */
+        stood += run(q, KVF_OP_EXISTS, key, NULL, 0).status == KVF_OK;
+    for (unsigned key = 0; key < 4096 - stood - orphans + 50; key++)
+        assert_int_equal(run(q, KVF_OP_PUT, 10000 + key, &byte, 1).status, KVF_OK);
+    assert_in_range(ssd_figure(node, "orphan_blocks"), 0, orphans - 50);
+    for (unsigned key = 0; key < 4096; key++)
+        run(q, KVF_OP_REMOVE, 10000 + key, NULL, 0);
+    kvf_queue_destroy(q);
     kvf_node_close(node);
 }
 
@@ -308,6 +346,7 @@ int main(void)
         cmocka_unit_test(close_keeps_what_lay_on_ssd),
         cmocka_unit_test(a_durable_block_stays_so_when_it_comes_back),
         cmocka_unit_test(blocks_of_sessions_are_orphans),
+        cmocka_unit_test(orphans_make_room_for_entries),
         cmocka_unit_test(without_ssd_nothing_persists),
     };
     return cmocka_run_group_tests(tests, open_world, close_world);
