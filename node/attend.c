@@ -210,7 +210,7 @@ static uint64_t need(const struct kvf_want *w)
     return w->mask & ~w->cached;
 }
 
-/* Finds one block and asks for it. false: no staging room now. */
+/* Finds one block and asks for it. false: not now, for want of staging room as a rule. */
 static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status *st)
 {
     struct kvf_core *core = a->core;
@@ -229,6 +229,8 @@ static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status
         *st = KVF_LOST;
         return true;
     }
+    if (e->state == KVF_BLOCK_WRITING && !a->sess->step_refill)
+        return false; /* a session that shares it by fork refills it: it is whole, or lost again, when that ends */
     if (e->tier == KVF_TIER_DRAM) {
         if (!kvf_entry_pin(e))
             return false;

@@ -141,6 +141,7 @@ struct kvf_sess {
 
     /* the open step; the handle's thread writes it under the lock */
     bool step_open, step_refill;
+    struct kvf_sess *refiller; /* of a session that is no fork: who of it and its forks has a refill open, or NULL */
     uint64_t step_first;
     uint32_t step_n;
     int32_t step_tokens[KVF_STEP_TOKENS_MAX];

@@ -44,6 +44,14 @@ enum kvf_status kvf_step_begin(struct kvf_session *handle, const int32_t *tokens
     return st;
 }
 
+/* Of a session and its forks, which share blocks, one refills at a time: so a block that is WRITING is that one's. */
+static struct kvf_sess **refiller_of(struct kvf_sess *s)
+{
+    while (s->parent)
+        s = s->parent;
+    return &s->refiller;
+}
+
 enum kvf_status kvf_step_refill(struct kvf_session *handle, uint64_t first, uint32_t n)
 {
     if (!handle || n < 1 || n > KVF_STEP_TOKENS_MAX)
@@ -55,7 +63,10 @@ enum kvf_status kvf_step_refill(struct kvf_session *handle, uint64_t first, uint
     uint32_t block = st == KVF_OK ? s->model->desc.block_tokens : 1;
     if (st == KVF_OK && (first % block || n % block || first + n > (uint64_t)s->sealed_blocks * block))
         st = KVF_ERR_INVALID;
+    if (st == KVF_OK && *refiller_of(s))
+        st = KVF_ERR_BUSY;
     if (st == KVF_OK) {
+        *refiller_of(s) = s;
         s->step_open = s->step_refill = true;
         s->step_first = first;
         s->step_n = n;
@@ -100,8 +111,10 @@ void kvf_sess_step_end(struct kvf_sess *s)
             *slot = KVF_ARENA_NONE;
         }
     }
-    if (s->step_refill)
+    if (s->step_refill) {
         refill_drop(s);
+        *refiller_of(s) = NULL;
+    }
     s->step_open = s->step_refill = false;
     kvf_core_changed(s->core);
 }

@@ -311,7 +311,8 @@ KVF_API enum kvf_status kvf_session_move(struct kvf_session *session, const char
 KVF_API enum kvf_status kvf_step_begin(struct kvf_session *session, const int32_t *tokens, uint32_t n);
 
 /* Opens a step that recomputes n committed tokens from position `first`, at most KVF_STEP_TOKENS_MAX; both are multiples of
- * the model's block_tokens (the ranges of kvf_session_lost are whole blocks). Blocks that are not lost stay as they are. */
+ * the model's block_tokens (the ranges of kvf_session_lost are whole blocks). Blocks that are not lost stay as they are. Of a
+ * session and its forks one refills at a time: the others get ERR_BUSY, and their attends wait for blocks that are refilled. */
 KVF_API enum kvf_status kvf_step_refill(struct kvf_session *session, uint64_t first, uint32_t n);
 
 /* The step's K [n][kv_heads][dim_k] and V [n][kv_heads][dim_v] of one layer, after position encoding; once per layer.

@@ -123,6 +123,37 @@ static void a_fork_learns_what_its_parent_lost(void **state)
     quad_end(&t);
 }
 
+/* What a session is refilling is no business of its forks until it is whole, and theirs to refill when it was given up. */
+static void a_fork_reads_nothing_that_is_being_refilled(void **state)
+{
+    struct quad t = quad_make(192 * KIB, 128 * KIB, 0, 4096 * KIB, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.home, 7), *f;
+    struct kvf_range range;
+    size_t count;
+    assert_int_equal(sim_engine_run(engine, s, 1300, 50), KVF_OK);
+    assert_int_equal(kvf_session_fork(s, 8, &f), KVF_OK);
+    sim_cluster_kill(t.a, true);
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_int_equal(kvf_session_lost(s, &range, 1, &count), KVF_OK);
+    assert_true(count > 0);
+    assert_int_equal(kvf_step_refill(s, range.first, 64), KVF_OK);
+    memset(engine->k, 0, (size_t)64 * engine->desc.kv_heads * engine->desc.dim_k * sizeof(float)); /* wrong bytes so far */
+    memset(engine->v, 0, (size_t)64 * engine->desc.kv_heads * engine->desc.dim_v * sizeof(float));
+    for (uint32_t l = 0; l < engine->desc.layers; l++)
+        assert_int_equal(kvf_step_append(s, l, engine->k, engine->v), KVF_OK);
+    assert_int_equal(kvf_step_refill(f, range.first, 64), KVF_ERR_BUSY);
+    assert_int_equal(sim_engine_step(engine, f, 1), KVF_ERR_DEADLINE);
+    kvf_step_abort(s);
+    assert_int_equal(sim_engine_step(engine, f, 1), KVF_LOST);
+    sim_cluster_check(t.c);
+    assert_int_equal(sim_engine_run(engine, f, 1400, 20), KVF_OK);
+    assert_int_equal(sim_engine_run(engine, s, 1350, 20), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(f), KVF_OK);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    quad_end(&t);
+}
+
 static void a_lender_that_comes_back_starts_empty_and_is_used_again(void **state)
 {
     struct quad t = quad_make(128 * KIB, 64 * KIB, 0, 4096 * KIB, KVF_WAY_ASK);
@@ -497,6 +528,7 @@ int main(void)
         cmocka_unit_test(a_silent_lenders_blocks_are_listed_and_refilled),
         cmocka_unit_test(a_dead_lender_whose_memory_is_mapped_is_lost_too),
         cmocka_unit_test(a_fork_learns_what_its_parent_lost),
+        cmocka_unit_test(a_fork_reads_nothing_that_is_being_refilled),
         cmocka_unit_test(a_lender_that_comes_back_starts_empty_and_is_used_again),
         cmocka_unit_test(a_short_break_of_the_wire_leaks_nothing_at_the_lender),
         cmocka_unit_test(a_lender_that_restarts_is_another),
