@@ -105,7 +105,8 @@ static void rise_end(struct rise *r, enum kvf_status status)
         if (sess && e->key.hi == sess->id && sess->summary_chunks_room) {
             uint32_t stream = (uint32_t)(e->key.lo >> 32);
             kvf_sess_summarise(sess, stream >> 16, stream & 0xffff, (uint32_t)e->key.lo, core->memory + r->slot);
-            e->flags |= KVF_FLAG_SUMMARY;
+            if (sess->forks == 0) /* those that it has by now were given no summary of this block */
+                e->flags |= KVF_FLAG_SUMMARY;
         }
     } else {
         kvf_arena_free(core->dram, r->slot, r->bytes);

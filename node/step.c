@@ -313,7 +313,8 @@ static void refill_commit(struct kvf_sess *s)
                 kvf_core_lock(core);
                 struct kvf_sess *owner = kvf_block_session(core, e); /* a fork refills its parent's blocks too */
                 kvf_sess_summarise(s, l, h, (uint32_t)i, block);
-                e->flags |= KVF_FLAG_SUMMARY;
+                if (owner == s && s->forks == 0) /* who shares it has no summary of it, unless it had one before */
+                    e->flags |= KVF_FLAG_SUMMARY;
                 kvf_block_place(core, handle, KVF_TIER_DRAM, KVF_PEER_NONE, kvf_entry_location(e));
                 owner->lost--;
                 kvf_count(&core->counters.blocks_refilled, 1);

@@ -478,9 +478,45 @@ static void an_unknown_outcome_is_settled_later(void **state)
     }
 }
 
+/* A fork that is made while blocks still stream in has no summaries of those: none may be taken for known afterwards. */
+static void a_fork_of_a_session_that_streams_in_knows_what_it_does_not_know(void **state)
+{
+    struct trio t = trio_make(512 * KIB, 512 * KIB, 0, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.a, ID), *f;
+    struct kvf_session_info info;
+    assert_int_equal(sim_engine_run(engine, s, 1000, 50), KVF_OK);
+    assert_int_equal(kvf_session_move(s, "b", 10 * KVF_SEC, NULL), KVF_OK);
+    kvf_session_close(s);
+    s = attach(t.b);
+    assert_int_equal(kvf_session_fork(s, 8, &f), KVF_OK);
+    assert_int_equal(kvf_session_info(s, &info), KVF_OK);
+    assert_true(info.streaming && info.blocks[KVF_TIER_PEER] > 0);
+    sim_cluster_settle(t.c, 4 * KVF_SEC);
+    assert_int_equal(kvf_session_info(s, &info), KVF_OK);
+    assert_false(info.streaming);
+    const struct kvf_sess *p = s->sess, *q = f->sess;
+    const struct kvf_model *m = p->model;
+    for (uint32_t i = 0; i < p->sealed_blocks * m->streams; i++) {
+        uint32_t stream = i % m->streams, index = i / m->streams;
+        kvf_handle h = kvf_sess_block(f->sess, stream / m->desc.kv_heads, stream % m->desc.kv_heads, index);
+        if (!(kvf_index_entry(t.b->core->index, h)->flags & KVF_FLAG_SUMMARY))
+            continue;
+        size_t floats = (size_t)m->chunks * m->summary_floats;
+        const float *one = p->summaries + (size_t)stream * p->summary_chunks_room * m->summary_floats + index * floats;
+        const float *two = q->summaries + (size_t)stream * q->summary_chunks_room * m->summary_floats + index * floats;
+        assert_memory_equal(one, two, floats * sizeof *one);
+    }
+    assert_int_equal(sim_engine_run(engine, f, 1050, 10), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(f), KVF_OK);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    trio_end(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_fork_of_a_session_that_streams_in_knows_what_it_does_not_know),
         cmocka_unit_test(a_session_moves_with_its_blocks_in_dram),
         cmocka_unit_test(a_session_moves_with_its_blocks_in_every_tier),
         cmocka_unit_test(a_session_moves_to_one_who_lent_to_it),
