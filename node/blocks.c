@@ -747,13 +747,15 @@ enum kvf_status kvf_exists_prefix(struct kvf_node *node, const struct kvf_key *k
         return KVF_ERR_INVALID;
     struct kvf_core *core = node->core;
     kvf_handle h;
-    size_t n = 0;
-    enum kvf_seen seen = KVF_SEEN_OPEN;
-    while (n < count && (seen = kvf_index_peek(core->index, key_of(keys[n]))) == KVF_SEEN_OPEN)
-        n++;
-    if (n < count && seen == KVF_SEEN_CLOSED) { /* what lies below DRAM is known under the lock */
+    size_t n = 0, end = 0;
+    for (enum kvf_seen seen; n < count && n >= end && (seen = kvf_index_peek(core->index, key_of(keys[n]))) != KVF_SEEN_NOT;) {
+        if (seen == KVF_SEEN_OPEN) {
+            n++;
+            continue;
+        }
+        end = count - n < RUN_MAX ? count : n + RUN_MAX; /* what lies below DRAM is known under the lock, which others want too */
         kvf_core_lock(core);
-        while (n < count && readable(core, key_of(keys[n]), &h))
+        while (n < end && readable(core, key_of(keys[n]), &h))
             n++;
         kvf_core_unlock(core);
     }

@@ -68,6 +68,12 @@ static void what_is_used_stays_in_dram(void **state)
     for (uint64_t i = 0; i < 8; i++)
         assert_int_equal(op(&t, KVF_OP_EXISTS, i).tier, KVF_TIER_DRAM);
     assert_int_equal(COUNTED(t.n, evicted_blocks), 0);
+    struct kvf_key keys[310];
+    size_t prefix;
+    for (uint64_t i = 0; i < 310; i++)
+        keys[i] = key_at(i);
+    assert_int_equal(kvf_exists_prefix(&t.n->node, keys, 310, &prefix), KVF_OK); /* some here, some below */
+    assert_int_equal(prefix, 300);
     assert_int_equal(there(&t, 0, 300, 4096), 300);
     remove_all(&t, 300);
     store_end(&t);
