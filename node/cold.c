@@ -220,7 +220,7 @@ bool kvf_cold_may_change(const struct kvf_core *core, kvf_handle handle, enum kv
 void kvf_cold_become(struct kvf_core *core, kvf_handle handle, enum kvf_cold_format format, const uint64_t *words)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    assert(kvf_cold_may_change(core, handle, format));
+    assert(!words || kvf_cold_may_change(core, handle, format));
     if (format == kvf_cold_format_of(e))
         return;
     assert(e->flags & KVF_FLAG_WIDE);

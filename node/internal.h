@@ -295,6 +295,7 @@ struct kvf_core {
     uint32_t *stage_table;         /* hash table by entry handle: stages, linked by their `chain` */
     uint32_t stage_buckets;
     struct kvf_list stage_free, stage_lru, stage_ahead;
+    uint32_t stage_orphans; /* stages whose block is gone that an attend still has pinned */
 
     struct kvf_device *device; /* NULL: gpu.bytes is 0 */
     struct kvf_spill *spills;
@@ -502,7 +503,7 @@ void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint6
 /* A slot of staging memory (an offset of core->staging), made by dropping what nobody uses, or KVF_ARENA_NONE. A prefetch does not
  * drop what was read ahead and not yet used. */
 uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch);
-/* Whether attention uses the block's stage. */
+/* Whether attention uses the block's stage, or still one from before it was lost. */
 bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle);
 bool kvf_stage_busy(const struct kvf_core *core, kvf_handle handle); /* pinned, or being read into */
 /* Forgets a block's stage (its entry is removed or lost). */

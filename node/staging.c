@@ -283,13 +283,19 @@ void kvf_stage_unpin(struct kvf_core *core, uint32_t stage)
     struct kvf_stage *s = &core->stages[stage];
     assert(s->pins > 0);
     s->pins--;
+    core->stage_orphans -= s->orphan && s->pins == 0;
     settle(core, stage);
 }
 
 bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle)
 {
     uint32_t n = *place_of(core, handle);
-    return n != KVF_STAGE_NONE && core->stages[n].pins > 0;
+    if (n != KVF_STAGE_NONE && core->stages[n].pins > 0)
+        return true;
+    for (uint32_t i = 0; core->stage_orphans > 0 && i < core->stages_max; i++) /* seldom: a block was lost while it was read */
+        if (core->stages[i].handle == handle && core->stages[i].orphan && core->stages[i].pins > 0)
+            return true;
+    return false;
 }
 
 bool kvf_stage_busy(const struct kvf_core *core, kvf_handle handle)
@@ -309,6 +315,7 @@ void kvf_stage_drop(struct kvf_core *core, kvf_handle handle)
     if (resting)
         list_remove(core, &core->stage_lru, n);
     s->orphan = true;
+    core->stage_orphans += s->pins > 0;
     if (resting)
         stage_free(core, n);
 }

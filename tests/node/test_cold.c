@@ -434,6 +434,38 @@ static void a_rise_whose_block_was_lost_meanwhile_ends_alone(void **state)
     trio_end(&t);
 }
 
+/* A block is lost and refilled while an attend beside it (a fork's) still decodes what it read before: with the scales of then. */
+static void scales_stay_while_a_lost_block_is_still_read(void **state)
+{
+    struct trio t = trio_make("int8", "exact", 2048 * KIB, 0, 8192 * KIB, KVF_WAY_ASK);
+    struct kvf_session *s = session_of(large, t.a);
+    struct kvf_core *core = t.a->core;
+    assert_int_equal(sim_engine_run(large, s, 640, 64), KVF_OK);
+    assert_int_equal(kvf_session_park(s, 60 * KVF_SEC), KVF_OK);
+    kvf_handle h = kvf_index_find(core->index, kvf_block_key(ID, 0, 0, 0));
+    struct kvf_entry *e = kvf_index_entry(core->index, h);
+    kvf_core_lock(core);
+    uint32_t stage = kvf_stage_get(core, h, 1, UINT64_MAX);
+    kvf_core_unlock(core);
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_true(stage != KVF_STAGE_NONE && (atomic_load(&core->stages[stage].have) & 1));
+    kvf_core_lock(core);
+    kvf_block_lose(core, h);
+    kvf_core_unlock(core);
+    assert_int_equal(kvf_session_resume(s, 60 * KVF_SEC), KVF_OK);
+    assert_int_equal(sim_engine_refill(large, s), KVF_OK);
+    assert_int_equal(kvf_session_park(s, 5 * KVF_SEC), KVF_ERR_DEADLINE);
+    assert_true(e->tier == KVF_TIER_DRAM && kvf_cold_format_of(e) == KVF_COLD_EXACT);
+    kvf_core_lock(core);
+    kvf_stage_unpin(core, stage);
+    kvf_core_unlock(core);
+    assert_int_equal(kvf_session_resume(s, 60 * KVF_SEC), KVF_OK);
+    assert_int_equal(kvf_session_park(s, 60 * KVF_SEC), KVF_OK);
+    assert_int_equal(kvf_cold_format_of(e), KVF_COLD_INT8);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    trio_end(&t);
+}
+
 /* ---------------------------------------------------------------- what is not encoded */
 
 /* Rows that are numbers, but for one NaN in every block of layer 0. */
@@ -529,6 +561,7 @@ int main(void)
         cmocka_unit_test(a_flipped_bit_of_a_code_or_a_scale_is_found),
         cmocka_unit_test(a_rising_block_that_is_damaged_is_lost),
         cmocka_unit_test(a_rise_whose_block_was_lost_meanwhile_ends_alone),
+        cmocka_unit_test(scales_stay_while_a_lost_block_is_still_read),
         cmocka_unit_test(a_block_with_nan_goes_down_exact),
         cmocka_unit_test(opaque_blocks_come_back_byte_for_byte),
     };
