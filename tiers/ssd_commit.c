@@ -17,7 +17,8 @@
  * one it is left out.
  *
  * Checkpoint. When the half is full, everything in it is made durable (SWITCHING), a generation begins in the other half, and
- * the owner's walk refills it, mixed with new records, which wait when the rest of the half is needed for the walk. */
+ * the owner's walk refills it, mixed with new records, which wait when the rest of the half is needed for the walk. When all of
+ * that is durable, END follows. */
 #include "tiers/ssd_internal.h"
 
 #include <assert.h>
@@ -37,11 +38,11 @@ static bool dead(const struct kvf_ssd *s)
 
 /* ---------------------------------------------------------------- records */
 
-/* During a walk the half keeps room for what the walk has still to write. */
+/* During a walk the half keeps room for what the walk has still to write, and for END. */
 static bool has_room(const struct kvf_ssd *s, uint32_t bytes)
 {
     uint64_t left = kvf_journal_left(&s->journal);
-    return s->checkpoint != KVF_SSD_WALKING ||
+    return (s->checkpoint != KVF_SSD_WALKING && s->checkpoint != KVF_SSD_WALKED) ||
            (left > SPARE_BLOCKS && (left - SPARE_BLOCKS) * KVF_JOURNAL_FILL >= s->reserved_bytes + bytes);
 }
 
@@ -179,12 +180,9 @@ static void walk(struct kvf_ssd *s)
 {
     for (unsigned n = 0; n < WALK_RECORDS && s->checkpoint == KVF_SSD_WALKING; n++) {
         if (!fetch_pending(s)) {
-            if (!kvf_journal_end(&s->journal))
-                return;
-            note_open(s);
+            s->reserved_bytes = 0;
             s->end_ticket = s->want = kvf_journal_ticket(&s->journal);
-            s->checkpoint = KVF_SSD_ENDING;
-            s->stats.checkpoints++;
+            s->checkpoint = KVF_SSD_WALKED;
             return;
         }
         if (!kvf_journal_put(&s->journal, &s->pending)) {
@@ -200,6 +198,17 @@ static void walk(struct kvf_ssd *s)
         s->reserved_bytes -= s->reserved_bytes < bytes ? s->reserved_bytes : bytes;
         s->has_pending = false;
     }
+}
+
+/* A power cut may keep the block with END and lose those before it, so it is written when all of them are durable. */
+static void end_walk(struct kvf_ssd *s)
+{
+    if (s->checkpoint != KVF_SSD_WALKED || s->journal.durable < s->end_ticket || !kvf_journal_end(&s->journal))
+        return;
+    note_open(s);
+    s->end_ticket = s->want = kvf_journal_ticket(&s->journal);
+    s->checkpoint = KVF_SSD_ENDING;
+    s->stats.checkpoints++;
 }
 
 /* ---------------------------------------------------------------- I/O */
@@ -262,6 +271,7 @@ void kvf_ssd_commit_step(struct kvf_ssd *s)
         return;
     }
     walk(s);
+    end_walk(s);
     while (s->unrecorded.head && record(s, s->unrecorded.head))
         recorded(s, kvf_ssd_queue_pop(&s->unrecorded));
     if (s->checkpoint == KVF_SSD_SWITCHING) {
@@ -271,7 +281,7 @@ void kvf_ssd_commit_step(struct kvf_ssd *s)
     }
     end_waiting(s);
     /* A block that is sealed early wastes room that the walk may need: then who waits, waits for its end. */
-    bool may_seal = !s->writing && !s->syncing && j->count && has_room(s, 0);
+    bool may_seal = !s->writing && !s->syncing && j->count && (has_room(s, 0) || s->checkpoint == KVF_SSD_WALKED);
     if (may_seal && (s->want > j->sealed || kvf_now(s->env) - s->open_ns >= LAZY_NS))
         kvf_journal_seal(j);
     if (!s->writing && j->written - j->durable <= KVF_SSD_GAP_BLOCKS - KVF_JOURNAL_RING)

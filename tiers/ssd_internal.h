@@ -30,9 +30,10 @@ struct kvf_ssd_flight {
 
 /* WHOLE: the newest generation ends its checkpoint on disk, so the other half may be overwritten.
  * WALKING: the owner's blocks are being recorded anew in a new generation.
- * ENDING: they are, and the END record is on its way.
+ * WALKED: they are, and what was recorded is on its way to be durable: END must not be there before all that it speaks of.
+ * ENDING: the END record is on its way.
  * SWITCHING: the half is full; everything in it becomes durable before the next generation begins. */
-enum kvf_ssd_checkpoint { KVF_SSD_WHOLE, KVF_SSD_WALKING, KVF_SSD_ENDING, KVF_SSD_SWITCHING };
+enum kvf_ssd_checkpoint { KVF_SSD_WHOLE, KVF_SSD_WALKING, KVF_SSD_WALKED, KVF_SSD_ENDING, KVF_SSD_SWITCHING };
 
 struct kvf_ssd {
     struct kvf_disk *disk;

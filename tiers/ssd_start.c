@@ -435,6 +435,17 @@ static enum kvf_status replay_half(struct replay *r, const struct half *h)
     return r->status;
 }
 
+/* END, when all that it speaks of is durable. */
+static enum kvf_status finish_checkpoint(struct kvf_ssd *s, struct start_io *io)
+{
+    enum kvf_status st = io_flush(io, &s->journal);
+    if (st == KVF_OK)
+        st = s->disk->ops->sync(s->disk);
+    if (st == KVF_OK && !kvf_journal_end(&s->journal))
+        st = KVF_ERR_FULL;
+    return st == KVF_OK ? io_flush(io, &s->journal) : st;
+}
+
 /* Positions the journal behind the newest generation and meets every live block. */
 static enum kvf_status recover(struct kvf_ssd *s, struct replay *r)
 {
@@ -463,9 +474,7 @@ static enum kvf_status recover(struct kvf_ssd *s, struct replay *r)
         if (st == KVF_OK)
             st = replay_half(r, before);
     }
-    if (st == KVF_OK && !kvf_journal_end(&s->journal))
-        st = io_flush(r->io, &s->journal) != KVF_OK || !kvf_journal_end(&s->journal) ? KVF_ERR_FULL : KVF_OK;
-    return st == KVF_OK ? io_flush(r->io, &s->journal) : st;
+    return st == KVF_OK ? finish_checkpoint(s, r->io) : st;
 }
 
 /* What was found serves; what a full journal or a disk that fails forbids is taking more. */

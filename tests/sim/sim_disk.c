@@ -160,6 +160,18 @@ void sim_disk_cut(struct sim_disk *d, uint64_t seed, unsigned misdirect)
     d->dead = true;
 }
 
+static bool transfer(struct sim_disk *d, const struct kvf_disk_request *r, uint64_t offset, uint32_t bytes);
+
+void sim_disk_kill(struct sim_disk *d, uint64_t seed)
+{
+    for (unsigned i = 0; i < d->count; i++) {
+        const struct kvf_disk_request *r = d->pending[i].request;
+        if (r->write && !r->sync && kvf_mix(seed, i) % 2)
+            (void)transfer(d, r, r->offset, r->bytes);
+    }
+    d->dead = true;
+}
+
 /* The event fd is readable while something may complete at the next poll. */
 static void signal_ready(struct sim_disk *d)
 {

@@ -61,7 +61,11 @@ void sim_disk_fail_sync(struct sim_disk *disk, unsigned after, unsigned count);
  * none. Everything pending and all that follows on this disk fails with ERR_IO and reaches nothing. */
 void sim_disk_cut(struct sim_disk *disk, uint64_t seed, unsigned misdirect);
 
-/* The same, when the n-th write from now on (0: the next) is submitted. */
+/* The process dies, the machine does not: of the pending writes each is done or not, as `seed` says, nothing is lost of those that
+ * completed, and a later power cut still finds them unsynced. All that is pending and follows on this disk fails with ERR_IO. */
+void sim_disk_kill(struct sim_disk *disk, uint64_t seed);
+
+/* A power cut, when the n-th write from now on (0: the next) is submitted. */
 void sim_disk_cut_at_write(struct sim_disk *disk, unsigned n, uint64_t seed, unsigned misdirect);
 bool sim_disk_dead(const struct sim_disk *disk);
 

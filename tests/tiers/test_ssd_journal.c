@@ -163,6 +163,25 @@ static void drop(struct fixture *f, uint64_t key)
     f->offset[key] = 0;
 }
 
+/* A put that stands for itself: its end enters the block where it belongs. */
+static void keyed_done(void *arg, enum kvf_status status)
+{
+    struct kvf_ssd_request *r = arg;
+    struct fixture *f = (struct fixture *)(uintptr_t)r->record.fingerprint;
+    assert_int_equal(status, KVF_OK);
+    f->offset[r->record.key.lo] = r->record.offset;
+    r->arg = NULL;
+}
+
+static void post_key(struct fixture *f, struct kvf_ssd_request *r, uint64_t key, uint64_t offset)
+{
+    struct kvf_ssd_record record;
+    record_of(f, key, offset, &record);
+    record.fingerprint = (uintptr_t)f;
+    *r = (struct kvf_ssd_request){.done = keyed_done, .arg = r};
+    kvf_ssd_put(f->ssd, r, &record, f->data, key % 7 == 0);
+}
+
 /* ------------------------------------------------------------------------------------------------- what time brings */
 
 /* The walk was told of a block, and there was no room to write its record yet. Meanwhile the block is freed and another, durable
@@ -206,6 +225,62 @@ static void a_block_freed_before_the_walk_wrote_it_is_not_recorded(void **state)
     assert_int_equal(start(f), KVF_OK);
     assert_true(f->offset[0] == slot);
     assert_int_equal(f->offset[victim], 0);
+    tear_down(f);
+}
+
+static bool has_end(const struct fixture *f, uint64_t generation)
+{
+    struct kvf_journal_head head;
+    struct kvf_journal_entry e;
+    uint64_t half_blocks = (f->area_bytes / 32 - JOURNAL_START) / 2 / UNIT;
+    for (uint64_t i = 0; i < half_blocks; i++) {
+        const uint8_t *block = f->media->bytes + JOURNAL_START + (generation % 2 * half_blocks + i) * UNIT;
+        if (!kvf_journal_open(block, AREA, &head) || head.generation != generation)
+            continue;
+        for (uint32_t at = 0; kvf_journal_read(block, &head, &at, &e);)
+            if (e.kind == KVF_JOURNAL_END)
+                return true;
+    }
+    return false;
+}
+
+/* END says that nothing is missing before it, so it is written when a sync has covered that: a power cut might keep its block
+ * alone. */
+static void the_end_of_a_checkpoint_waits_for_a_sync(void **state)
+{
+    struct fixture *f = set_up(64u << 20);
+    struct kvf_ssd_request r;
+    for (uint64_t k = 1; k <= 100; k++)
+        put(f, k, false);
+    f->freeze = true;
+    for (unsigned n = 0; f->walks == 0; n++) {
+        assert_true(n < 5000);
+        uint64_t offset = kvf_ssd_alloc(f->ssd, UNIT, CHUNKS);
+        post(f, &r, 2000, offset, false);
+        for (unsigned i = 0; f->status == KVF_IN_PROGRESS && f->walks == 0; i++)
+            kvf_ssd_poll(f->ssd);
+        if (f->walks == 0)
+            kvf_ssd_free(f->ssd, offset, UNIT, CHUNKS);
+        else
+            f->offset[2000] = offset;
+    }
+    f->freeze = false;
+    uint64_t syncs = sim_disk_syncs(f->sim);
+    for (unsigned n = 0; n < 100; n++) { /* all writes go through, no sync does */
+        kvf_ssd_poll(f->ssd);
+        for (unsigned i = 0; i < sim_disk_pending(f->sim); i++)
+            if (!sim_disk_pending_at(f->sim, i)->sync)
+                sim_disk_release(f->sim, i);
+    }
+    assert_true(f->walked == 100 && sim_disk_syncs(f->sim) == syncs);
+    assert_true(!has_end(f, 2));
+    sim_disk_hold(f->sim, false);
+    for (unsigned n = 0; n < 100; n++)
+        kvf_ssd_poll(f->ssd);
+    assert_true(has_end(f, 2));
+    stop(f);
+    assert_int_equal(start(f), KVF_OK);
+    assert_int_equal(f->found, 101);
     tear_down(f);
 }
 
@@ -264,6 +339,69 @@ static void a_failed_sync_is_never_made_good(void **state)
     assert_true(f->offset[1] && !f->offset[2] && !f->offset[3]);
     put(f, 4, true);
     assert_int_equal(f->status, KVF_OK);
+    tear_down(f);
+}
+
+/* A write of the journal that failed is made good once the disk writes again: what was only written keeps its record. */
+static void a_failed_journal_write_is_repeated(void **state)
+{
+    struct fixture *f = set_up(64u << 20);
+    assert_int_equal(sim_media_track(f->media), KVF_OK);
+    memcpy(f->media->durable, f->media->bytes, f->media->size);
+    put(f, 1, false);
+    assert_int_equal(f->status, KVF_OK);
+    sim_disk_fail(f->sim, true, SIM_FAULT_SHORT, 1, 1); /* the data, then the journal */
+    put(f, 2, true);
+    assert_int_equal(f->status, KVF_ERR_IO);
+    assert_true(kvf_ssd_degraded(f->ssd));
+    for (unsigned s = 0; kvf_ssd_degraded(f->ssd); s++) {
+        assert_true(s < 100);
+        f->now_ns += KVF_SEC;
+        kvf_ssd_poll(f->ssd);
+    }
+    put(f, 3, true);
+    assert_int_equal(f->status, KVF_OK);
+    sim_disk_cut(f->sim, 1, 0);
+    stop(f);
+    assert_int_equal(start(f), KVF_OK);
+    assert_true(f->offset[1] && f->offset[3]);
+    tear_down(f);
+}
+
+/* New records do not take the room that the walk needs, however many come. */
+static void a_flood_of_puts_leaves_a_checkpoint_its_room(void **state)
+{
+    enum { live = 1200, flood = 300 }; /* as many as may live, nearly */
+    struct fixture *f = set_up(64u << 20);
+    static struct kvf_ssd_request requests[flood];
+    uint64_t at = 0, puts = 0;
+    for (uint64_t k = 0; k < live; k++)
+        put(f, k, false);
+    for (unsigned n = 0; f->walks < 4; n++) {
+        assert_true(n < 5000);
+        for (unsigned i = 0; i < flood; i++) {
+            if (requests[i].done && requests[i].arg) /* under way */
+                continue;
+            uint64_t key = at++ % live, offset;
+            if (!f->offset[key])
+                continue;
+            drop(f, key);
+            offset = kvf_ssd_alloc(f->ssd, UNIT, CHUNKS);
+            assert_true(offset != KVF_ARENA_NONE);
+            post_key(f, &requests[i], key, offset);
+            puts++;
+        }
+        kvf_ssd_poll(f->ssd);
+    }
+    for (unsigned n = 0; !kvf_ssd_idle(f->ssd); n++) {
+        assert_true(n < 10000);
+        kvf_ssd_poll(f->ssd);
+    }
+    assert_false(kvf_ssd_degraded(f->ssd));
+    print_message("%llu puts\n", (unsigned long long)puts);
+    stop(f);
+    assert_int_equal(start(f), KVF_OK);
+    assert_int_equal(f->found, live);
     tear_down(f);
 }
 
@@ -383,7 +521,7 @@ static void recovery_does_not_run_away_from_its_sync(void **state)
     author_end(&a, false);
     assert_int_equal(start(f), KVF_OK);
     assert_int_equal(f->found, KEYS);
-    assert_true(sim_disk_syncs(f->sim) >= 3); /* two on the way, one at the end */
+    assert_true(sim_disk_syncs(f->sim) >= 4); /* two on the way, one before END, one behind it */
     stop(f);
     assert_int_equal(start(f), KVF_OK);
     assert_int_equal(f->found, KEYS);
@@ -499,8 +637,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_block_freed_before_the_walk_wrote_it_is_not_recorded),
+        cmocka_unit_test(the_end_of_a_checkpoint_waits_for_a_sync),
         cmocka_unit_test(the_journal_does_not_run_away_from_a_slow_sync),
         cmocka_unit_test(a_failed_sync_is_never_made_good),
+        cmocka_unit_test(a_failed_journal_write_is_repeated),
+        cmocka_unit_test(a_flood_of_puts_leaves_a_checkpoint_its_room),
         cmocka_unit_test(an_unreadable_superblock_has_a_copy),
         cmocka_unit_test(freed_blocks_that_come_back_cost_no_living_one),
         cmocka_unit_test(recovery_does_not_run_away_from_its_sync),

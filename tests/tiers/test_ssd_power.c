@@ -1,5 +1,6 @@
 /* The SSD tier loses power, over and over, from seeds: what was acknowledged as durable and not freed is found again with its
- * bytes; whatever else is found is either right or fails its checksums. Also when the power goes while the area starts. */
+ * bytes; whatever else is found is either right or fails its checksums. Also when the power goes while the area starts or while
+ * it records all its blocks anew, and when the process died before the machine does. */
 #include "base/hash.h"
 #include "tests/sim/sim_disk.h"
 #include "tiers/arena.h"
@@ -53,13 +54,14 @@ struct world {
     uint8_t *scratch;
     unsigned misdirect;
     bool committing, closing;
+    bool aim; /* the power goes during the next checkpoint */
     struct kvf_ssd_request commit;
     unsigned cut_at_write; /* of the next start; 0: none */
-    unsigned acknowledged, found, refused, checkpoints, cuts;
+    unsigned acknowledged, found, refused, checkpoints, cuts, aimed, kills;
 };
 
 static struct {
-    unsigned acknowledged, found, refused, checkpoints, cuts;
+    unsigned acknowledged, found, refused, checkpoints, cuts, aimed, kills;
 } totals;
 static volatile uint64_t seed_now;
 
@@ -127,6 +129,11 @@ static void record_of(const struct world *w, unsigned k, struct kvf_ssd_record *
 static bool owner_walk(void *arg, uint64_t *cursor, struct kvf_ssd_record *out)
 {
     struct world *w = arg;
+    if (*cursor == 0 && w->aim) {
+        sim_disk_cut_at_write(w->sim, (unsigned)draw(w, 8), draw(w, UINT64_MAX), w->misdirect);
+        w->aim = false;
+        w->aimed++;
+    }
     for (; *cursor < KEYS; ++*cursor) {
         enum fate fate = w->blocks[*cursor].fate;
         if (fate == WRITTEN || fate == DURABLE) {
@@ -361,13 +368,19 @@ static void live(uint64_t seed, unsigned lives, unsigned misdirect)
     assert_int_equal(sim_media_track(w->media), KVF_OK);
     assert_int_equal(start(w), KVF_OK);
     for (unsigned n = 0; n < lives; n++) {
-        bool gently = draw(w, 8) == 0;
-        work(w, 200 + (unsigned)draw(w, 800));
+        bool gently = draw(w, 8) == 0, kill = draw(w, 4) == 0;
+        w->aim = !gently && draw(w, 2);
+        work(w, w->aim ? 3000 : 200 + (unsigned)draw(w, 800));
+        w->aim = false;
         gently = gently && !sim_disk_dead(w->sim); /* the start may have planned a cut that came only now */
-        if (!gently && !sim_disk_dead(w->sim))
+        kill = kill && !gently && !sim_disk_dead(w->sim);
+        w->kills += kill;
+        w->cuts += !gently && !kill;
+        if (kill)
+            sim_disk_kill(w->sim, draw(w, UINT64_MAX));
+        else if (!gently && !sim_disk_dead(w->sim))
             sim_disk_cut(w->sim, draw(w, UINT64_MAX), misdirect);
         sim_disk_hold(w->sim, false);
-        w->cuts += !gently;
         stop(w);
         if (gently) /* all that was written stays when the tier is closed */
             for (unsigned k = 0; k < KEYS; k++)
@@ -381,6 +394,8 @@ static void live(uint64_t seed, unsigned lives, unsigned misdirect)
     totals.refused += w->refused;
     totals.checkpoints += w->checkpoints;
     totals.cuts += w->cuts;
+    totals.aimed += w->aimed;
+    totals.kills += w->kills;
     sim_media_destroy(w->media);
     for (unsigned i = 0; i < SLOTS; i++)
         free(w->slots[i].data);
@@ -395,10 +410,11 @@ static void lives(uint64_t first, unsigned seeds, unsigned misdirect)
         seed_now = first + n; /* for the debugger */
         live(first + n, 8, misdirect);
     }
-    print_message("seeds %llu to %llu: %u cuts, %u acknowledged, %u found, %u refused, %u checkpoints\n",
-                  (unsigned long long)first, (unsigned long long)(first + seeds - 1), totals.cuts, totals.acknowledged,
-                  totals.found, totals.refused, totals.checkpoints);
+    print_message("seeds %llu to %llu: %u cuts, %u of them in checkpoints, %u kills, %u acknowledged, %u found, %u refused, "
+                  "%u checkpoints\n", (unsigned long long)first, (unsigned long long)(first + seeds - 1), totals.cuts, totals.aimed,
+                  totals.kills, totals.acknowledged, totals.found, totals.refused, totals.checkpoints);
     assert_true(totals.acknowledged > 100 * seeds && totals.found > 100 * seeds && totals.checkpoints > seeds);
+    assert_true(totals.aimed > seeds && totals.kills > seeds / 2);
 }
 
 static void durable_blocks_survive_power_cuts(void **state)
