@@ -81,10 +81,7 @@ static void place(struct rise *r)
     if (r->decoded)
         kvf_block_sum(core->dev, kvf_block_seed_of(core, e), core->memory + r->slot, e->bytes, kvf_block_chunk_bytes(core, e),
                       UINT64_MAX, kvf_sums_at(core->sums, e->sums));
-    if (tier == KVF_TIER_SSD && kvf_entry_model(e) == KVF_ENTRY_OPAQUE)
-        e->ssd4k = (uint32_t)(location / KVF_LOCATION_UNIT); /* it may have been made to stay */
-    else
-        kvf_block_release_copy(core, tier, peer, location, bytes, kvf_entry_chunks(e), e->key);
+    kvf_block_release_copy(core, tier, peer, location, bytes, kvf_entry_chunks(e), e->key);
 }
 
 /* Ends RISING: in DRAM, or where it was, or lost, or removed. */

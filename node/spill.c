@@ -598,12 +598,6 @@ static unsigned pick_parking(struct kvf_core *core, uint64_t bytes, kvf_handle *
         if (!e || e->tier != KVF_TIER_DRAM || e->state != KVF_BLOCK_READY || (e->flags & KVF_FLAG_REMOVED) || !may_go(core, e))
             continue;
         sp->park_found = true;
-        if (e->ssd4k) { /* it needs no writing */
-            uint64_t shed = kvf_persist_shed(core, h) ? kvf_index_entry(core->index, h)->bytes : 0;
-            sp->shed_bytes += shed;
-            sum += shed;
-            continue;
-        }
         out[n++] = h;
         sum += e->bytes;
     }
