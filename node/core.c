@@ -565,13 +565,14 @@ uint64_t kvf_core_next_timer(const struct kvf_core *core)
 void kvf_core_check(struct kvf_core *core)
 {
     kvf_device_check(core);
-    uint64_t blocks[KVF_TIER_COUNT] = {0}, bytes[KVF_TIER_COUNT] = {0}, listed = 0, cursor = 0;
+    uint64_t blocks[KVF_TIER_COUNT] = {0}, bytes[KVF_TIER_COUNT] = {0}, listed = 0, copies = 0, cursor = 0;
     for (kvf_handle h; (h = kvf_index_walk(core->index, &cursor)) != KVF_HANDLE_NONE;) {
         struct kvf_entry *e = kvf_index_entry(core->index, h);
         if (booked(e)) {
             blocks[e->tier]++;
             bytes[e->tier] += e->bytes;
         }
+        copies += e->ssd4k != 0;
         bool in_dram = e->tier == KVF_TIER_DRAM && (e->state == KVF_BLOCK_READY || e->state == KVF_BLOCK_SPILLING);
         bool kept = in_dram && !(e->flags & KVF_FLAG_REMOVED);
         assert(!kvf_entry_is_open(e) || kept);
@@ -583,6 +584,7 @@ void kvf_core_check(struct kvf_core *core)
         assert(blocks[t] == core->tier_blocks[t]);
         assert(bytes[t] == core->tier_bytes[t]);
     }
+    assert(copies == core->ssd_copies);
     assert(listed == kvf_dramlist_count(core->dram_blocks));
     kvf_dramlist_check(core->dram_blocks);
     kvf_evict_check(core);

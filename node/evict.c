@@ -100,7 +100,7 @@ void kvf_evict_rise(struct kvf_core *core, kvf_handle h, const uint8_t *data)
     kvf_stage_drop(core, h);
     kvf_block_place(core, h, KVF_TIER_DRAM, KVF_PEER_NONE, slot);
     if (tier == KVF_TIER_SSD)
-        e->ssd4k = (uint32_t)(location / KVF_LOCATION_UNIT); /* the copy stays: it may have been made durable */
+        kvf_persist_copy(core, e, location); /* the copy stays: it may have been made durable */
     else
         kvf_block_release_copy(core, tier, peer, location, e->bytes, kvf_entry_chunks(e), e->key);
     kvf_count(&core->counters.returned_blocks, 1);

@@ -273,6 +273,7 @@ struct kvf_core {
     struct kvf_dramlist *dram_blocks; /* READY in DRAM */
     struct kvf_evict *evict;
     uint64_t tier_blocks[KVF_TIER_COUNT], tier_bytes[KVF_TIER_COUNT];
+    uint64_t ssd_copies; /* entries with a copy beside their block (ssd4k) */
 
     struct kvf_fabric *fabric; /* NULL: no peers */
     struct kvf_node_peer *peers; /* [peers_max] */
@@ -441,6 +442,8 @@ uint64_t kvf_persist_orphans(const struct kvf_core *core, uint64_t *bytes); /* h
 /* What the journal keeps of an exact block whose copy lies at `offset`. */
 void kvf_persist_record(const struct kvf_core *core, const struct kvf_entry *entry, uint64_t offset, struct kvf_ssd_record *out);
 /* Frees the copy beside the block, if there is one. */
+/* The entry has a copy at this offset of the SSD from now on; 0: none. */
+void kvf_persist_copy(struct kvf_core *core, struct kvf_entry *entry, uint64_t offset);
 void kvf_persist_forget(struct kvf_core *core, struct kvf_entry *entry);
 /* A block in DRAM with a copy on the SSD leaves DRAM. false: it is pinned. */
 bool kvf_persist_shed(struct kvf_core *core, kvf_handle handle);

@@ -217,11 +217,18 @@ void kvf_persist_abandon(struct kvf_core *core)
 
 /* ---------------------------------------------------------------- copies beside DRAM */
 
+void kvf_persist_copy(struct kvf_core *core, struct kvf_entry *e, uint64_t offset)
+{
+    core->ssd_copies += (offset != 0);
+    core->ssd_copies -= (e->ssd4k != 0);
+    e->ssd4k = (uint32_t)(offset / KVF_LOCATION_UNIT);
+}
+
 void kvf_persist_forget(struct kvf_core *core, struct kvf_entry *e)
 {
     if (e->ssd4k && core->ssd)
         kvf_ssd_free(core->ssd, (uint64_t)e->ssd4k * KVF_LOCATION_UNIT, e->bytes, kvf_entry_chunks(e));
-    e->ssd4k = 0;
+    kvf_persist_copy(core, e, 0);
 }
 
 bool kvf_persist_shed(struct kvf_core *core, kvf_handle handle)
@@ -233,7 +240,7 @@ bool kvf_persist_shed(struct kvf_core *core, kvf_handle handle)
         kvf_entry_open(e);
         return false;
     }
-    e->ssd4k = 0;
+    kvf_persist_copy(core, e, 0);
     kvf_block_place(core, handle, KVF_TIER_SSD, KVF_PEER_NONE, copy);
     kvf_arena_free(core->dram, slot, e->bytes);
     core->spill_stuck = false;
@@ -250,7 +257,7 @@ static void copy_done(void *arg, enum kvf_status status)
     struct kvf_entry *e = kvf_index_entry(core->index, k->handle); /* pinned: it is still that block */
     bool use = status == KVF_OK && !e->ssd4k && !(e->flags & KVF_FLAG_REMOVED);
     if (use)
-        e->ssd4k = (uint32_t)(k->offset / KVF_LOCATION_UNIT);
+        kvf_persist_copy(core, e, k->offset);
     else
         kvf_ssd_free(core->ssd, k->offset, e->bytes, kvf_entry_chunks(e));
     k->status = status == KVF_OK && e->flags & KVF_FLAG_REMOVED ? KVF_MISS : status;

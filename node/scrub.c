@@ -250,7 +250,7 @@ uint64_t kvf_scrub_next_timer(const struct kvf_core *core, uint64_t now_ns)
         return UINT64_MAX;
     if (s->state == CHECKING)
         return now_ns;
-    if (s->state == READING || core->tier_blocks[KVF_TIER_SSD] == 0)
+    if (s->state == READING || core->tier_blocks[KVF_TIER_SSD] + core->ssd_copies == 0)
         return UINT64_MAX;
     uint64_t ready = kvf_bucket_ready_ns(&s->budget, now_ns);
     uint64_t next = ready > s->next_ns ? ready : s->next_ns;
@@ -260,7 +260,7 @@ uint64_t kvf_scrub_next_timer(const struct kvf_core *core, uint64_t now_ns)
 void kvf_scrub_progress(const struct kvf_core *core, struct kvf_scrub_progress *out)
 {
     const struct kvf_scrub *s = core->scrub;
-    *out = (struct kvf_scrub_progress){.blocks = core->tier_blocks[KVF_TIER_SSD]};
+    *out = (struct kvf_scrub_progress){.blocks = core->tier_blocks[KVF_TIER_SSD] + core->ssd_copies};
     if (!s)
         return;
     out->rate = core->settings.scrub_rate;

@@ -177,6 +177,7 @@ static void a_damaged_copy_is_dropped_and_the_block_stays(void **state)
     struct kvf_entry *e = entry_of(&t, 1);
     assert_int_equal(e->tier, KVF_TIER_DRAM);
     assert_true(e->ssd4k > 0);
+    assert_true(kvf_scrub_next_timer(t.n->core, kvf_now(t.n->core->env)) < UINT64_MAX); /* though no block lies there */
     settle_until_pass(&t, 1);
     assert_int_equal(COUNTED(t.n, scrub_blocks), 1);
     assert_int_equal(COUNTED(t.n, scrub_corrupt), 0);
