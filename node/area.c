@@ -19,6 +19,7 @@ enum kvf_status kvf_area_open(const struct kvf_settings *s, const struct kvf_log
                  s->ssd_path, strerror(errno));
         return KVF_ERR_IO;
     }
+    kvf_disk_sync_parent(s->ssd_path, log);
     snprintf(path, sizeof path, "%s/kvf.area", s->ssd_path);
     return kvf_disk_open(path, s->ssd_bytes, s->ssd_engine, (unsigned)s->ssd_depth, log, error, size, out);
 }

@@ -151,7 +151,13 @@ uint64_t kvf_evict_dram(struct kvf_core *core, uint64_t bytes)
         kvf_handle h = kvf_evict_next(core, NULL, 0);
         if (h == KVF_HANDLE_NONE)
             break;
-        sum += drop(core, h);
+        const struct kvf_entry *e = kvf_index_entry(core->index, h);
+        if (!e->ssd4k)
+            sum += drop(core, h);
+        else if (kvf_persist_shed(core, h)) /* also where the SSD takes no more: it has this one */
+            sum += e->bytes;
+        else
+            break; /* a reader came at this moment */
     }
     return sum;
 }
@@ -189,7 +195,10 @@ uint64_t kvf_evict_ssd(struct kvf_core *core, uint64_t bytes)
 
 bool kvf_evict_entry(struct kvf_core *core)
 {
-    return hand_on(core, 1, false) > 0 || kvf_evict_dram(core, 1) > 0;
+    if (hand_on(core, 1, false) > 0)
+        return true;
+    kvf_handle h = kvf_evict_next(core, NULL, 0);
+    return h != KVF_HANDLE_NONE && drop(core, h) > 0;
 }
 
 void kvf_evict_check(const struct kvf_core *core)

@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/file.h>
@@ -117,8 +118,10 @@ static enum kvf_status size_file(struct opening *o)
         kvf_log_warn(o->log, "SSD area %s: its file system cannot reserve space; a full disk will show at a write", o->path);
         e = o->grown && ftruncate(o->fd, (off_t)o->bytes) < 0 ? errno : 0;
     }
-    if (e == 0)
+    if (e == 0) {
+        kvf_disk_sync_parent(o->path, o->log);
         return KVF_OK;
+    }
     if (e == ENOSPC || e == EDQUOT || e == EFBIG)
         return explain_full(o, free_bytes);
     explain(o, "SSD area %s: cannot be made %.1f MiB long: %s", o->path, mebibytes(o->bytes), strerror(e));
@@ -133,6 +136,26 @@ static void undo(struct opening *o)
     else if (o->grown)
         (void)!ftruncate(o->fd, (off_t)o->old_bytes);
     close(o->fd);
+}
+
+/* A file that was made, and not its bytes alone, must outlive the loss of power. Every time: who made it may have been killed
+ * before he came here. */
+void kvf_disk_sync_parent(const char *path, const struct kvf_log *log)
+{
+    const char *slash = strrchr(path, '/');
+    char parent[PATH_MAX] = ".";
+    size_t n = !slash ? 1 : slash == path ? 1 : (size_t)(slash - path);
+    if (n >= sizeof parent)
+        return;
+    if (slash) {
+        memcpy(parent, path, n);
+        parent[n] = 0;
+    }
+    int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 || fsync(fd) < 0)
+        kvf_log_warn(log, "SSD area %s: its directory cannot be synced (%s); the loss of power may cost it", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
 }
 
 /* Set after opening, because an open that refuses the flag may have made the file all the same. */

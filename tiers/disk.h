@@ -58,6 +58,8 @@ struct kvf_disk {
  * that was made is gone again. `log` must outlive the disk. */
 enum kvf_status kvf_disk_open(const char *path, uint64_t bytes, const char *engine, unsigned depth, const struct kvf_log *log,
                               char *error, size_t error_size, struct kvf_disk **out);
+/* Makes the entry of `path` in its directory survive the loss of power; a failure is logged. */
+void kvf_disk_sync_parent(const char *path, const struct kvf_log *log);
 /* Over an open descriptor (taken over on success): what kvf_disk_open chooses from. */
 enum kvf_status kvf_disk_uring_create(int fd, unsigned depth, const struct kvf_log *log, struct kvf_disk **out);
 enum kvf_status kvf_disk_posix_create(int fd, unsigned depth, const struct kvf_log *log, struct kvf_disk **out);

@@ -114,6 +114,30 @@ static void what_is_read_again_comes_back(void **state)
     store_end(&t);
 }
 
+/* An SSD that takes no more still has what was made durable there: the DRAM of these blocks is had without dropping them. */
+static void durable_blocks_outlive_a_degraded_ssd(void **state)
+{
+    struct store t = store_make(128 * KIB, 0, 4096 * KIB, 8);
+    for (uint64_t i = 0; i < 10; i++) {
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+        assert_int_equal(op(&t, KVF_OP_PERSIST, i).status, KVF_OK);
+    }
+    sim_disk_fail(t.n->disk, true, SIM_FAULT_IO, 0, 1u << 30);
+    assert_int_equal(put(&t, 10, 0, 4096), KVF_OK);
+    assert_int_equal(op(&t, KVF_OP_PERSIST, 10).status, KVF_ERR_IO);
+    for (uint64_t i = 11; i < 100; i++)
+        assert_int_equal(put(&t, i, 0, 4096), KVF_OK);
+    assert_true(COUNTED(t.n, evicted_blocks) > 0);
+    for (uint64_t i = 0; i < 10; i++) {
+        assert_int_equal(op(&t, KVF_OP_EXISTS, i).status, KVF_OK);
+        assert_range(&t, i, 0, 4096, 0, 4096);
+    }
+    sim_disk_fail(t.n->disk, true, SIM_FAULT_NONE, 0, 0);
+    sim_cluster_check(t.c);
+    remove_all(&t, 100);
+    store_end(&t);
+}
+
 static void a_full_ssd_drops_what_is_not_read(void **state)
 {
     struct store t = store_make(128 * KIB, 0, 3072 * KIB, 8); /* 2 MiB of slots */
@@ -307,6 +331,7 @@ int main(void)
         cmocka_unit_test(without_room_the_oldest_unused_is_dropped),
         cmocka_unit_test(what_is_used_stays_in_dram),
         cmocka_unit_test(what_is_read_again_comes_back),
+        cmocka_unit_test(durable_blocks_outlive_a_degraded_ssd),
         cmocka_unit_test(a_full_ssd_drops_what_is_not_read),
         cmocka_unit_test(a_full_index_drops_a_block),
         cmocka_unit_test(sessions_push_opaque_blocks_out),

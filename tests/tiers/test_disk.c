@@ -37,6 +37,16 @@ struct place {
     char error[300];
 };
 
+/* In the C library's place: which directory was synced last. */
+static struct stat synced;
+int fsync(int fd)
+{
+    struct stat st;
+    if (fstat(fd, &st) == 0 && S_ISDIR(st.st_mode))
+        synced = st;
+    return (int)syscall(SYS_fsync, fd);
+}
+
 static void make_place(struct place *p)
 {
     const char *tmp = getenv("TMPDIR");
@@ -417,6 +427,23 @@ static void the_area_is_allocated_and_never_cut(void **state)
     remove_place(&p);
 }
 
+/* fdatasync saves a file's bytes, not its name. */
+static void the_areas_name_survives_too(void **state)
+{
+    struct place p;
+    struct kvf_disk *disk;
+    struct stat st;
+    make_place(&p);
+    assert_int_equal(stat(p.dir, &st), 0);
+    for (unsigned n = 0; n < 2; n++) {
+        synced = (struct stat){0};
+        assert_int_equal(open_area(&p, AREA_BYTES, "posix", 1, &disk), KVF_OK);
+        assert_true(synced.st_ino == st.st_ino && synced.st_dev == st.st_dev);
+        disk->ops->close(disk);
+    }
+    remove_place(&p);
+}
+
 static void bad_arguments_and_paths_are_refused(void **state)
 {
     struct place p;
@@ -652,6 +679,7 @@ int main(void)
         cmocka_unit_test(threads_may_take_turns),
         cmocka_unit_test(a_second_open_is_busy_until_close),
         cmocka_unit_test(the_area_is_allocated_and_never_cut),
+        cmocka_unit_test(the_areas_name_survives_too),
         cmocka_unit_test(bad_arguments_and_paths_are_refused),
         cmocka_unit_test(a_full_disk_gives_one_clear_line),
         cmocka_unit_test(a_read_only_file_system_is_an_error),
