@@ -502,6 +502,7 @@ enum kvf_status kvf_session_park(struct kvf_session *h, uint64_t timeout_ns)
         s->rising = false;
         core->n_parking++;
         core->spill_stuck = false;
+        kvf_spills_look_again(core);
         while (st == KVF_OK && has_dram(s)) {
             kvf_core_wake(core);
             if (core->spill_stuck)

@@ -579,6 +579,8 @@ enum kvf_status kvf_spills_create(struct kvf_core *core);
 void kvf_spills_destroy(struct kvf_core *core);
 unsigned kvf_spills_poll(struct kvf_core *core);
 bool kvf_spills_idle(const struct kvf_core *core);
+/* A session begins to park, or a block of one that does came up: all of its blocks are looked at (again). */
+void kvf_spills_look_again(struct kvf_core *core);
 /* Blocks that are written to SSD, with a record, and still stand as being in DRAM; one per call, *cursor begins as 0. */
 bool kvf_spills_walk(const struct kvf_core *core, uint64_t *cursor, struct kvf_ssd_record *out);
 uint64_t kvf_spills_next_timer(const struct kvf_core *core, uint64_t now_ns);

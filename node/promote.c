@@ -99,6 +99,8 @@ static void rise_end(struct rise *r, enum kvf_status status)
     if (keep) {
         kvf_latency_add(&core->latencies, KVF_LATENCY_RISE, kvf_now(core->env) - r->start_ns);
         place(r);
+        if (sess && sess->parking)
+            kvf_spills_look_again(core);
         if (sess && e->key.hi == sess->id && sess->summary_chunks_room) {
             uint32_t stream = (uint32_t)(e->key.lo >> 32);
             kvf_sess_summarise(sess, stream >> 16, stream & 0xffff, (uint32_t)e->key.lo, core->memory + r->slot);

@@ -71,7 +71,7 @@ struct kvf_spill {
     bool emptying;        /* it was above 15/16 and is not yet at 7/8 */
     uint16_t next_lender;
     uint64_t park_session, park_at; /* the parking session being looked through, and where */
-    bool park_found;                /* a block to go, since the lowest of them was begun; or what was under way may come back */
+    bool park_found;                /* a block to go, since the lowest of them was begun; or one may have come behind it */
     struct kvf_bucket budget;
     uint64_t hurry_ns;    /* until then writes go beside reads: somebody waited for room a moment ago */
 };
@@ -104,6 +104,11 @@ void kvf_spills_destroy(struct kvf_core *core)
         free(sp->jobs[i].commit);
     free(sp);
     core->spills = NULL;
+}
+
+void kvf_spills_look_again(struct kvf_core *core)
+{
+    core->spills->park_found = true;
 }
 
 bool kvf_spills_idle(const struct kvf_core *core)

@@ -389,6 +389,29 @@ static void a_parked_session_leaves_dram_and_comes_back(void **state)
     trio_end(&t);
 }
 
+/* The node finds that nothing is left to go before the caller, who wakes late, sees that all went: the next time starts afresh. */
+static void a_session_is_parked_again_after_a_late_wake(void **state)
+{
+    struct trio t = trio_make(256 * KIB, 0, 4096 * KIB, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.home, 7);
+    assert_int_equal(sim_engine_run(engine, s, 600, 50), KVF_OK);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(kvf_session_park(s, 10 * KVF_SEC), KVF_OK);
+        t.home->core->n_parking++;
+        s->sess->parking = true;
+        for (unsigned turn = 0; turn < 10; turn++)
+            sim_cluster_step(t.c);
+        s->sess->parking = false;
+        t.home->core->n_parking--;
+        assert_int_equal(kvf_session_resume(s, 10 * KVF_SEC), KVF_OK);
+        assert_true(blocks_in(s, KVF_TIER_DRAM) > 0);
+    }
+    assert_int_equal(sim_engine_run(engine, s, 650, 50), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    trio_end(&t);
+}
+
 static void a_session_that_finds_no_room_to_park_goes_on(void **state)
 {
     struct trio t = trio_make(1024 * KIB, 64 * KIB, 0, KVF_WAY_ASK);
@@ -517,6 +540,7 @@ int main(void)
         cmocka_unit_test(a_fork_can_be_parked),
         cmocka_unit_test(a_node_may_end_with_forks_open),
         cmocka_unit_test(a_parked_session_leaves_dram_and_comes_back),
+        cmocka_unit_test(a_session_is_parked_again_after_a_late_wake),
         cmocka_unit_test(a_session_that_finds_no_room_to_park_goes_on),
         cmocka_unit_test(a_session_has_one_home_and_one_handle),
         cmocka_unit_test(tokens_and_state_are_kept),
