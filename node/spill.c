@@ -688,8 +688,8 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
         ended |= n > 0 && !started; /* what was found has nowhere to go */
     }
     started |= core->spills->shed_bytes > 0;
-    if (!started && !any && !only_parking && (full || !ssd))
-        started = drop_some(core, bytes, full);
+    if (!started && !any && (full || (!ssd && !only_parking)))
+        started = drop_some(core, bytes < JOB_BYTES ? bytes : JOB_BYTES, full);
     return started || any || !ended || core->cold_wait;
 }
 

@@ -163,6 +163,30 @@ static void a_full_ssd_drops_what_is_not_read(void **state)
     store_end(&t);
 }
 
+/* A session that parks needs room on an SSD that is full of opaque blocks: they make it. */
+static void parking_drops_opaque_blocks_from_a_full_ssd(void **state)
+{
+    struct store t = store_make(128 * KIB, 0, 3072 * KIB, 8); /* 2 MiB of slots */
+    uint64_t n = 0;
+    for (; COUNTED(t.n, evicted_blocks) == 0 && n < 2000; n++)
+        assert_int_equal(put(&t, n, 0, 4096), KVF_OK);
+    struct kvf_session *s = session_on(t.n, 7);
+    assert_int_equal(sim_engine_run(engine, s, 300, 20), KVF_OK); /* 16 sealed blocks and 4 open ones */
+    for (unsigned i = 0; i < 3; i++) { /* each time opaque blocks take what room they left */
+        assert_int_equal(kvf_session_park(s, 10 * KVF_SEC), KVF_OK);
+        assert_int_equal(blocks_in(s, KVF_TIER_DRAM), 0);
+        assert_int_equal(kvf_session_resume(s, 10 * KVF_SEC), KVF_OK);
+        assert_int_equal(sim_engine_step(engine, s, 1), KVF_OK);
+        for (unsigned put_too = 0; put_too < 100; put_too++, n++)
+            assert_int_equal(put(&t, n, 0, 4096), KVF_OK);
+    }
+    assert_same_bits(engine);
+    assert_int_equal(COUNTED(t.n, blocks_lost), 0);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    remove_all(&t, n);
+    store_end(&t);
+}
+
 static void a_full_index_drops_a_block(void **state)
 {
     struct store t = {.c = sim_cluster_create(SEED)};
@@ -333,6 +357,7 @@ int main(void)
         cmocka_unit_test(what_is_read_again_comes_back),
         cmocka_unit_test(durable_blocks_outlive_a_degraded_ssd),
         cmocka_unit_test(a_full_ssd_drops_what_is_not_read),
+        cmocka_unit_test(parking_drops_opaque_blocks_from_a_full_ssd),
         cmocka_unit_test(a_full_index_drops_a_block),
         cmocka_unit_test(sessions_push_opaque_blocks_out),
         cmocka_unit_test(the_two_kinds_share_the_way_down),
