@@ -252,24 +252,32 @@ static void a_durable_block_stays_so_when_it_comes_back(void **state)
 static const struct kvf_model_desc tiny = {.name = "tiny", .layers = 1, .kv_heads = 2, .q_heads = 2, .dim_k = 32, .dim_v = 32,
                                            .dtype = KVF_F32, .chunk_tokens = 16, .block_tokens = 64};
 
-/* The blocks of a session whose node ended wait, counted, until a session of that id begins. */
-static void blocks_of_sessions_are_orphans(void **state)
+/* Closes a node in which session 7 has 320 blocks of 16 KiB, of which the DRAM holds 128. */
+static void orphans_leave(struct kvf_node *node)
 {
     static float k[256 * 64], v[256 * 64];
     static int32_t tokens[256];
-    struct kvf_node *node = node_open(directory);
     struct kvf_model *model;
     struct kvf_session *s;
-    assert_non_null(node);
     assert_int_equal(kvf_model_open(node, &tiny, &model), KVF_OK);
     assert_int_equal(kvf_session_create(node, model, 7, &s), KVF_OK);
-    for (unsigned n = 0; n < 40; n++) { /* 320 blocks of 16 KiB, of which the DRAM holds 128 */
+    for (unsigned n = 0; n < 40; n++) {
         assert_int_equal(kvf_step_begin(s, tokens, 256), KVF_OK);
         assert_int_equal(kvf_step_append(s, 0, k, v), KVF_OK);
         assert_int_equal(kvf_step_commit(s), KVF_OK);
     }
     kvf_session_close(s);
     kvf_node_close(node);
+}
+
+/* The blocks of a session whose node ended wait, counted, until a session of that id begins. */
+static void blocks_of_sessions_are_orphans(void **state)
+{
+    struct kvf_node *node = node_open(directory);
+    struct kvf_model *model;
+    struct kvf_session *s;
+    assert_non_null(node);
+    orphans_leave(node);
     node = node_open(directory);
     assert_non_null(node);
     uint64_t orphans = ssd_figure(node, "orphan_blocks");
@@ -290,23 +298,11 @@ static void blocks_of_sessions_are_orphans(void **state)
 /* Orphans have checksums, as blocks have, of which there are enough for block.count_max of both together. */
 static void orphans_make_room_for_entries(void **state)
 {
-    static float k[256 * 64], v[256 * 64];
-    static int32_t tokens[256];
     struct kvf_node *node = node_open(directory);
-    struct kvf_model *model;
-    struct kvf_session *s;
     struct kvf_queue *q;
     uint8_t byte = 7;
     assert_non_null(node);
-    assert_int_equal(kvf_model_open(node, &tiny, &model), KVF_OK);
-    assert_int_equal(kvf_session_create(node, model, 7, &s), KVF_OK);
-    for (unsigned n = 0; n < 40; n++) {
-        assert_int_equal(kvf_step_begin(s, tokens, 256), KVF_OK);
-        assert_int_equal(kvf_step_append(s, 0, k, v), KVF_OK);
-        assert_int_equal(kvf_step_commit(s), KVF_OK);
-    }
-    kvf_session_close(s);
-    kvf_node_close(node);
+    orphans_leave(node);
     node = node_open(directory);
     assert_non_null(node);
     uint64_t orphans = ssd_figure(node, "orphan_blocks");
