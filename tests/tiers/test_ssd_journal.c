@@ -23,6 +23,7 @@
 
 struct fixture {
     uint64_t area_bytes;
+    unsigned depth;
     struct sim_media *media;
     struct sim_disk *sim;
     struct kvf_ssd *ssd;
@@ -84,11 +85,11 @@ static bool owner_walk(void *arg, uint64_t *cursor, struct kvf_ssd_record *out)
 static enum kvf_status start(struct fixture *f)
 {
     const struct kvf_ssd_options options = {
-        .bytes = f->area_bytes, .node = "alpha", .incarnation = AREA, .block_max = 1 << 20, .depth = 8, .env = &f->env,
+        .bytes = f->area_bytes, .node = "alpha", .incarnation = AREA, .block_max = 1 << 20, .depth = f->depth, .env = &f->env,
         .log = &f->log, .owner = {.arg = f, .found = owner_found, .walk = owner_walk}};
     memset(f->offset, 0, sizeof f->offset);
     f->found = f->walks = 0;
-    assert_int_equal(sim_disk_create(f->media, 8, &f->sim), KVF_OK);
+    assert_int_equal(sim_disk_create(f->media, f->depth, &f->sim), KVF_OK);
     return kvf_ssd_create(sim_disk_seam(f->sim), &options, &f->ssd);
 }
 
@@ -103,6 +104,7 @@ static struct fixture *set_up(uint64_t area_bytes)
 {
     struct fixture *f = calloc(1, sizeof *f);
     f->area_bytes = area_bytes;
+    f->depth = 8;
     f->env = (struct kvf_env){.arg = f, .now_ns = fixture_now, .random = fixture_random};
     kvf_log_init(&f->log, "test", KVF_LOG_ERROR, NULL);
     f->now_ns = KVF_SEC;
@@ -375,6 +377,9 @@ static void a_flood_of_puts_leaves_a_checkpoint_its_room(void **state)
     struct fixture *f = set_up(64u << 20);
     static struct kvf_ssd_request requests[flood];
     uint64_t at = 0, puts = 0;
+    stop(f);
+    f->depth = 2 * flood;
+    assert_int_equal(start(f), KVF_OK);
     for (uint64_t k = 0; k < live; k++)
         put(f, k, false);
     for (unsigned n = 0; f->walks < 4; n++) {
