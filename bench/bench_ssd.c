@@ -10,10 +10,10 @@
 #include "tiers/superblock.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define AREA_BYTES (1ull << 30)
@@ -23,9 +23,6 @@
 #define LARGE (1u << 20)
 #define DEPTH_MAX 32u
 #define ROUNDS 5u
-/* How long is polled before sleeping. With several requests in flight, sleeping soon lets them end together. */
-#define SPIN_SECONDS_ALONE 100e-6
-#define SPIN_SECONDS 2e-6
 
 struct op {
     struct kvf_ssd_request request;
@@ -54,6 +51,7 @@ struct bench {
     unsigned n_slots;
     unsigned depth;
     uint64_t random, done;
+    double rest; /* seconds that fio lets the disk rest before it begins */
     bool wrong;
 };
 
@@ -84,16 +82,9 @@ static bool marked(const uint8_t *data, uint64_t offset, uint32_t bytes)
     return true;
 }
 
-/* Polls as a reactor does: a while without sleeping, then on the event fd. */
 static void turn(struct bench *b)
 {
-    double end = kvf_bench_now() + (b->depth == 1 ? SPIN_SECONDS_ALONE : SPIN_SECONDS);
-    do
-        if (kvf_ssd_poll(b->ssd))
-            return;
-    while (kvf_bench_now() < end);
-    struct pollfd wait = {.fd = kvf_ssd_event_fd(b->ssd), .events = POLLIN};
-    (void)poll(&wait, 1, 1);
+    kvf_ssd_wait(b->ssd, KVF_MS);
 }
 
 static bool open_area(struct bench *b, const char *path, uint64_t bytes, const struct kvf_ssd_owner *owner)
@@ -158,9 +149,12 @@ static void write_start(struct bench *b, struct op *op, uint32_t bytes)
     kvf_ssd_put(b->ssd, &op->request, &r, op->data, false);
 }
 
-/* Bytes per second at this depth, for about `seconds`. */
+/* Bytes per second at this depth, for about `seconds`. The disk rests before as long as it does while fio starts: a shared disk
+ * gives more to who asked for nothing a moment ago. */
 static double run_tier(struct bench *b, bool write, uint32_t bytes, unsigned depth, double seconds)
 {
+    if (b->rest > 0)
+        usleep((unsigned)(b->rest * 1e6));
     double began = kvf_bench_now(), end = began + seconds, now = began;
     b->done = 0;
     b->depth = depth;
@@ -182,26 +176,28 @@ static double run_tier(struct bench *b, bool write, uint32_t bytes, unsigned dep
         turn(b);
         now = kvf_bench_now();
     }
-    double rate = (double)b->done * bytes / (now - began);
     while (!kvf_ssd_idle(b->ssd))
         turn(b);
+    double rate = (double)b->done * bytes / (kvf_bench_now() - began);
     for (unsigned i = 0; i < depth && write; i++)
         if (b->ops[i].slot != UINT32_MAX)
             b->slots[b->ops[i].slot].busy = false;
     return rate;
 }
 
-/* The same by fio; 0: it could not. In a thread: a process of fio's begins a session, and with it loses the first place among
- * all processes that this one has. */
-static double run_fio(const struct bench *b, bool write, uint32_t bytes, unsigned depth, double seconds)
+/* The same by fio; 0: it could not. It reads the area's own blocks (which lie side by side), for another file may be faster or
+ * slower: where it lies, and what the host keeps of it, differ. It writes to the twin. In a thread: a process of fio's begins a
+ * session, and with it loses the first place among all processes that this one has. */
+static double run_fio(struct bench *b, bool write, uint32_t bytes, unsigned depth, double seconds)
 {
     char command[1400], line[4096];
-    double rate = 0;
+    double rate = 0, began = kvf_bench_now();
     snprintf(command, sizeof command,
-             "fio --name=x --filename='%s' --size=%llu --rw=%s --bs=%u --iodepth=%u --ioengine=io_uring --direct=1 --fixedbufs=1 "
+             "fio --name=x --filename='%s' --offset=%llu --size=%llu --rw=%s --bs=%u --iodepth=%u --ioengine=io_uring --direct=1 --fixedbufs=1 "
              "--registerfiles=1 --time_based --runtime=%.0fms --norandommap --randrepeat=0 --allow_file_create=0 "
              "--thread --output-format=terse --terse-version=3 2>/dev/null",
-             b->twin, (unsigned long long)AREA_BYTES, write ? "randwrite" : "randread", bytes, depth, seconds * 1000);
+             write ? b->twin : b->area, write ? 0 : (unsigned long long)b->blocks[0],
+             (unsigned long long)(write ? AREA_BYTES : (uint64_t)b->n_blocks * LARGE), write ? "randwrite" : "randread", bytes, depth, seconds * 1000);
     FILE *f = popen(command, "r");
     while (f && fgets(line, sizeof line, f)) {
         /* Terse: field 7 is the read bandwidth in KiB/s, field 48 the write bandwidth. */
@@ -215,6 +211,7 @@ static double run_fio(const struct bench *b, bool write, uint32_t bytes, unsigne
     }
     if (f && pclose(f) != 0)
         rate = 0;
+    b->rest = kvf_bench_now() - began - seconds;
     return rate;
 }
 
@@ -261,6 +258,9 @@ static bool prepare(struct bench *b)
         return fail("making the files", "no memory, or the folder cannot be written");
     for (unsigned i = 0; i < b->n_slots; i++)
         b->slots[i].offset = KVF_ARENA_NONE;
+    /* Not zeros, which a virtual disk need not keep. */
+    for (uint64_t i = 0; i < (uint64_t)DEPTH_MAX * LARGE; i += 8)
+        memcpy(b->memory + i, &(uint64_t){kvf_mix(i, 7)}, 8);
     bool good = true;
     for (uint64_t at = 0; at < AREA_BYTES && good; at += LARGE)
         good = pwrite(twin, b->memory, LARGE, (off_t)at) == LARGE;
@@ -268,7 +268,7 @@ static bool prepare(struct bench *b)
     for (unsigned i = 0; i < b->n_blocks && good; i++) {
         struct op *op = &b->ops[0];
         b->blocks[i] = kvf_ssd_alloc(b->ssd, LARGE, 1);
-        good = b->blocks[i] != KVF_ARENA_NONE;
+        good = b->blocks[i] == b->blocks[0] + (uint64_t)i * LARGE && b->blocks[i] != KVF_ARENA_NONE;
         if (!good)
             break;
         mark(op->data, b->blocks[i], LARGE);
@@ -478,6 +478,8 @@ bool kvf_bench_ssd_run(struct kvf_bench *bench)
     snprintf(b->twin, sizeof b->twin, "%.400s/kvf-bench-%d.twin", folder, (int)getpid());
     kvf_log_init(&b->log, "bench", KVF_LOG_ERROR, stderr);
     b->memory = aligned_alloc(1u << 21, (size_t)DEPTH_MAX * LARGE);
+    if (b->memory) /* as the node's memory is */
+        (void)madvise(b->memory, (size_t)DEPTH_MAX * LARGE, MADV_HUGEPAGE);
     b->random = bench->seed;
     if (!b->memory) {
         free(b);

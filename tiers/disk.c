@@ -1,11 +1,13 @@
 /* Opening the area file or device: lock, size, O_DIRECT, choice of the engine; and what the engines share. */
 #include "tiers/disk.h"
+#include "base/env.h"
 #include "tiers/disk_engine.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/file.h>
@@ -283,6 +285,18 @@ void kvf_disk_log_failure(const struct kvf_log *log, const char *engine, const s
                   r->sync ? "fdatasync" : r->write ? "write" : "read", r->bytes,
                   (unsigned long long)r->offset, r->transferred, engine, result < 0 ? strerror((int)-result) : "end of the file",
                   *logged == FAILURES_LOGGED_MAX ? "; further failures are not logged" : "");
+}
+
+unsigned kvf_disk_wait(struct kvf_disk *disk, uint64_t timeout_ns)
+{
+    if (disk->ops->wait)
+        return disk->ops->wait(disk, timeout_ns);
+    unsigned handled = disk->ops->poll(disk);
+    if (handled)
+        return handled;
+    struct pollfd readable = {.fd = disk->ops->event_fd(disk), .events = POLLIN};
+    (void)poll(&readable, 1, (int)((timeout_ns + KVF_MS - 1) / KVF_MS));
+    return disk->ops->poll(disk);
 }
 
 enum kvf_status kvf_disk_sync_fd(int fd, const struct kvf_log *log)

@@ -39,6 +39,8 @@ struct kvf_disk_ops {
     enum kvf_status (*submit)(struct kvf_disk *disk, struct kvf_disk_request *request);
     unsigned (*poll)(struct kvf_disk *disk); /* completions handled; also hands queued submissions to the kernel */
     int (*event_fd)(struct kvf_disk *disk);  /* readable when completions wait */
+    /* Hands over and waits for a completion in one system call; may be NULL. For kvf_disk_wait. */
+    unsigned (*wait)(struct kvf_disk *disk, uint64_t timeout_ns);
     /* Memory that requests will mostly use (registered buffers); again for more, at any time. Failure is no error: slower only. */
     void (*register_memory)(struct kvf_disk *disk, void *base, size_t bytes);
     /* fdatasync; blocks; for start and stop only. */
@@ -50,6 +52,10 @@ struct kvf_disk_ops {
 struct kvf_disk {
     const struct kvf_disk_ops *ops;
 };
+
+/* Polls; where nothing completed, waits for that at most `timeout_ns` and polls again. For who has nothing else to wait for:
+ * start, stop, benches. Returns the completions handled. */
+unsigned kvf_disk_wait(struct kvf_disk *disk, uint64_t timeout_ns);
 
 /* Opens (creates) `path` and makes it at least `bytes` long (rounded down to 4096), allocated; a longer file is left as it
  * is, for it may be a later version's. engine: "auto", "uring", "posix"; depth 1..4096. O_DIRECT where the file system allows

@@ -5,10 +5,10 @@
  * Both lists and the slots in them are under one mutex; the owner's fields are its own. The event fd is readable exactly
  * while the done list is not empty (`signalled`), so an idle poll makes no system call. */
 #include "tiers/disk_engine.h"
+#include "base/env.h"
 
 #include <assert.h>
 #include <errno.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -212,11 +212,8 @@ static void posix_close(struct kvf_disk *disk)
 {
     struct posix *p = (struct posix *)disk;
     p->closing = true;
-    while (p->in_flight) {
-        struct pollfd wait = {.fd = p->event_fd, .events = POLLIN};
-        if (!posix_poll(disk))
-            (void)poll(&wait, 1, 100);
-    }
+    while (p->in_flight)
+        kvf_disk_wait(disk, 100 * KVF_MS);
     int fd = p->fd;
     tear_down(p);
     kvf_disk_close_fd(fd);

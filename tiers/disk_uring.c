@@ -10,11 +10,11 @@
  * COOP_TASKRUN is not used either: completions would then wait until the thread that submitted enters the kernel again,
  * and that may be an engine's thread that computes for milliseconds, while another thread sleeps on the event fd. */
 #include "tiers/disk_engine.h"
+#include "base/env.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <liburing.h>
-#include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -187,6 +187,17 @@ static unsigned fail_pushed(struct uring *u, int error)
     return failed;
 }
 
+/* The kernel took the first n of the submission queue. */
+static void taken(struct uring *u, unsigned n)
+{
+    for (; n > 0; n--, u->in_kernel++) {
+        if (u->nops)
+            u->nops--;
+        else
+            list_pop(&u->pushed)->sqe = NULL;
+    }
+}
+
 /* Hands over what is pushed and waiting. A refusal for lack of memory is no reason to wait when nothing of ours is in the
  * kernel whose completion would bring us back here: then it is tried a few times and fails. Returns how many failed. */
 static unsigned hand_over(struct uring *u)
@@ -208,12 +219,7 @@ static unsigned hand_over(struct uring *u)
         }
         if (n < 0)
             return fail_pushed(u, n);
-        for (; n > 0; n--, u->in_kernel++) {
-            if (u->nops)
-                u->nops--;
-            else
-                list_pop(&u->pushed)->sqe = NULL;
-        }
+        taken(u, (unsigned)n);
     }
 }
 
@@ -269,6 +275,21 @@ static unsigned uring_poll(struct kvf_disk *disk)
     return handled;
 }
 
+/* What the kernel refuses here is left to the poll. */
+static unsigned uring_wait(struct kvf_disk *disk, uint64_t timeout_ns)
+{
+    struct uring *u = (struct uring *)disk;
+    if (u->in_flight && !io_uring_cq_ready(&u->ring)) {
+        struct __kernel_timespec until = {.tv_sec = (long long)(timeout_ns / KVF_SEC), .tv_nsec = (long long)(timeout_ns % KVF_SEC)};
+        struct io_uring_cqe *cqe;
+        push_waiting(u);
+        unsigned before = io_uring_sq_ready(&u->ring);
+        (void)io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &until, NULL);
+        taken(u, before - io_uring_sq_ready(&u->ring));
+    }
+    return uring_poll(disk);
+}
+
 static int uring_event_fd(struct kvf_disk *disk)
 {
     return ((struct uring *)disk)->ring.ring_fd;
@@ -310,11 +331,8 @@ static void uring_close(struct kvf_disk *disk)
 {
     struct uring *u = (struct uring *)disk;
     u->closing = true;
-    while (u->in_flight) {
-        struct pollfd wait = {.fd = u->ring.ring_fd, .events = POLLIN};
-        if (!uring_poll(disk) && u->in_flight)
-            (void)poll(&wait, 1, 100);
-    }
+    while (u->in_flight)
+        uring_wait(disk, 100 * KVF_MS);
     io_uring_queue_exit(&u->ring);
     kvf_disk_close_fd(u->fd);
     free(u->slots);
@@ -326,6 +344,7 @@ static const struct kvf_disk_ops uring_ops = {
     .submit = uring_submit,
     .poll = uring_poll,
     .event_fd = uring_event_fd,
+    .wait = uring_wait,
     .register_memory = uring_register_memory,
     .sync = uring_sync,
     .close = uring_close,
@@ -374,7 +393,7 @@ enum kvf_status kvf_disk_uring_create(int fd, unsigned depth, const struct kvf_l
     for (unsigned i = depth; i-- > 0; u->free = &u->slots[i])
         u->slots[i].next = u->free;
     st = KVF_ERR_UNSUPPORTED;
-    if (io_uring_queue_init(depth, &u->ring, 0) < 0)
+    if (io_uring_queue_init(depth, &u->ring, IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG) < 0)
         goto free_slots;
     if (!has_operations(&u->ring))
         goto exit_ring;

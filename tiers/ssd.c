@@ -410,11 +410,16 @@ static void probe(struct kvf_ssd *s)
     kvf_ssd_write(s, &s->probe, s->probe_offset + s->slots_start, s->probe_page, UNIT);
 }
 
-unsigned kvf_ssd_poll(struct kvf_ssd *s)
+static void start_all(struct kvf_ssd *s)
 {
     probe(s);
     kvf_ssd_commit_step(s);
     start_requests(s);
+}
+
+unsigned kvf_ssd_poll(struct kvf_ssd *s)
+{
+    start_all(s);
     unsigned handled = s->disk->ops->poll(s->disk);
     /* What finished made room; the second poll hands the newcomers to the kernel instead of leaving them to the next. */
     if (handled) {
@@ -423,6 +428,12 @@ unsigned kvf_ssd_poll(struct kvf_ssd *s)
         handled += s->disk->ops->poll(s->disk);
     }
     return handled;
+}
+
+unsigned kvf_ssd_wait(struct kvf_ssd *s, uint64_t timeout_ns)
+{
+    start_all(s);
+    return kvf_disk_wait(s->disk, timeout_ns);
 }
 
 int kvf_ssd_event_fd(const struct kvf_ssd *s)

@@ -104,6 +104,8 @@ unsigned kvf_ssd_queued(const struct kvf_ssd *ssd, enum kvf_priority priority);
 void kvf_ssd_observe(struct kvf_ssd *ssd, struct kvf_latencies *latencies);
 
 unsigned kvf_ssd_poll(struct kvf_ssd *ssd);
+/* The same, waiting at most `timeout_ns` for something to happen: for who waits for nothing else. */
+unsigned kvf_ssd_wait(struct kvf_ssd *ssd, uint64_t timeout_ns);
 int kvf_ssd_event_fd(const struct kvf_ssd *ssd);
 bool kvf_ssd_idle(const struct kvf_ssd *ssd); /* no request of the owner's is queued or in flight */
 

@@ -22,12 +22,11 @@
 #include "tiers/ssd_internal.h"
 
 #include <assert.h>
-#include <poll.h>
 #include <string.h>
 
 #define LAZY_NS (1 * KVF_SEC)
 #define WALK_RECORDS 256u /* per step */
-#define NAP_MS 10
+#define NAP_NS (10 * KVF_MS)
 /* Blocks of a half that records never count on: END, and those that were sealed before they were full. */
 #define SPARE_BLOCKS 3u
 
@@ -310,11 +309,8 @@ bool kvf_ssd_commit_flush(struct kvf_ssd *s, unsigned naps_max)
         if (!busy && s->journal.durable >= s->want)
             return true;
         kvf_ssd_commit_step(s);
-        if (s->disk->ops->poll(s->disk))
-            continue;
-        struct pollfd wait = {.fd = s->disk->ops->event_fd(s->disk), .events = POLLIN};
-        (void)poll(&wait, 1, NAP_MS);
-        naps++;
+        if (!kvf_disk_wait(s->disk, NAP_NS))
+            naps++;
     }
     return false;
 }

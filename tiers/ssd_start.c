@@ -12,7 +12,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,7 +28,7 @@
 #define PROBE_BLOCKS (PROBE_BYTES / BLOCK)
 #define GAP_BLOCKS KVF_SSD_GAP_BLOCKS
 /* The disk is asked before the node serves, so this is the one place that waits. */
-#define NAP_MS 10
+#define NAP_NS (10 * KVF_MS)
 #define NAPS_MAX 3000u
 #define TELL_NS (5 * KVF_SEC)
 
@@ -110,13 +109,9 @@ static enum kvf_status io_await(struct piece *p)
 {
     struct kvf_disk *disk = p->io->disk;
     for (unsigned naps = 0; p->busy; naps++) {
-        disk->ops->poll(disk);
-        if (!p->busy)
-            break;
         if (naps == NAPS_MAX)
             return KVF_ERR_DEADLINE;
-        struct pollfd wait = {.fd = disk->ops->event_fd(disk), .events = POLLIN};
-        (void)poll(&wait, 1, NAP_MS);
+        kvf_disk_wait(disk, NAP_NS);
     }
     return p->status;
 }
