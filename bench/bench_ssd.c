@@ -193,11 +193,12 @@ static double run_fio(struct bench *b, bool write, uint32_t bytes, unsigned dept
     char command[1400], line[4096];
     double rate = 0, began = kvf_bench_now();
     snprintf(command, sizeof command,
-             "fio --name=x --filename='%s' --offset=%llu --size=%llu --rw=%s --bs=%u --iodepth=%u --ioengine=io_uring --direct=1 --fixedbufs=1 "
-             "--registerfiles=1 --time_based --runtime=%.0fms --norandommap --randrepeat=0 --allow_file_create=0 "
+             "fio --name=x --filename='%s' --offset=%llu --size=%llu --rw=%s --bs=%u --iodepth=%u --ioengine=io_uring --direct=1 "
+             "--fixedbufs=1 --registerfiles=1 --time_based --runtime=%.0fms --norandommap --randrepeat=0 --allow_file_create=0 "
              "--thread --output-format=terse --terse-version=3 2>/dev/null",
              write ? b->twin : b->area, write ? 0 : (unsigned long long)b->blocks[0],
-             (unsigned long long)(write ? AREA_BYTES : (uint64_t)b->n_blocks * LARGE), write ? "randwrite" : "randread", bytes, depth, seconds * 1000);
+             (unsigned long long)(write ? AREA_BYTES : (uint64_t)b->n_blocks * LARGE), write ? "randwrite" : "randread", bytes,
+             depth, seconds * 1000);
     FILE *f = popen(command, "r");
     while (f && fgets(line, sizeof line, f)) {
         /* Terse: field 7 is the read bandwidth in KiB/s, field 48 the write bandwidth. */

@@ -6,9 +6,9 @@
  * submit only queues: what was queued goes to the kernel in one system call at the next poll, so the owner polls after a
  * batch of submits and whenever the event fd (the ring itself: readable while completions wait) says so.
  *
- * Ring flags. Calls come from several threads under the owner's lock, so SINGLE_ISSUER and DEFER_TASKRUN are not allowed.
- * COOP_TASKRUN is not used either: completions would then wait until the thread that submitted enters the kernel again,
- * and that may be an engine's thread that computes for milliseconds, while another thread sleeps on the event fd. */
+ * Ring flags. One thread hands over and polls at a time, but not always the same: who opens, the reactor, who closes. So
+ * SINGLE_ISSUER and DEFER_TASKRUN are not allowed. COOP_TASKRUN spares the interrupt of a thread that runs: the reactor, which
+ * alone polls while the node serves, looks (TASKRUN_FLAG makes that look complete) or sleeps, and is woken then. */
 #include "tiers/disk_engine.h"
 #include "base/env.h"
 
@@ -280,7 +280,7 @@ static unsigned uring_wait(struct kvf_disk *disk, uint64_t timeout_ns)
 {
     struct uring *u = (struct uring *)disk;
     if (u->in_flight && !io_uring_cq_ready(&u->ring)) {
-        struct __kernel_timespec until = {.tv_sec = (long long)(timeout_ns / KVF_SEC), .tv_nsec = (long long)(timeout_ns % KVF_SEC)};
+        struct __kernel_timespec until = {.tv_sec = (int64_t)(timeout_ns / KVF_SEC), .tv_nsec = (int64_t)(timeout_ns % KVF_SEC)};
         struct io_uring_cqe *cqe;
         push_waiting(u);
         unsigned before = io_uring_sq_ready(&u->ring);
@@ -393,7 +393,8 @@ enum kvf_status kvf_disk_uring_create(int fd, unsigned depth, const struct kvf_l
     for (unsigned i = depth; i-- > 0; u->free = &u->slots[i])
         u->slots[i].next = u->free;
     st = KVF_ERR_UNSUPPORTED;
-    if (io_uring_queue_init(depth, &u->ring, IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG) < 0)
+    if (io_uring_queue_init(depth, &u->ring, IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG) < 0 &&
+        io_uring_queue_init(depth, &u->ring, 0) < 0) /* before Linux 5.19 */
         goto free_slots;
     if (!has_operations(&u->ring))
         goto exit_ring;
