@@ -14,6 +14,7 @@
 #define BATCHES_PER_PEER 8
 #define PULL_BYTES 262144
 #define SSD_REQUESTS_MAX 256
+#define SSD_AHEAD_TURN_BYTES (256u << 10) /* reads ahead that are handed to the SSD's queue in one turn */
 #define SSD_REQUESTS_AHEAD_MAX (SSD_REQUESTS_MAX / 2) /* of reads that are not demand */
 
 /* Reads that one message carries. */
@@ -291,19 +292,21 @@ static unsigned runs_of(const struct kvf_read *read, uint64_t mask, uint32_t ali
     return n;
 }
 
-static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_entry *e)
+/* *ahead_room: bytes of reads ahead that may still be posted in this turn. */
+static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_entry *e, uint64_t *ahead_room)
 {
     struct kvf_reads *rs = core->reads;
     uint32_t runs[64][2];
     bool ahead = read->priority != KVF_PRIORITY_DEMAND;
-    /* What the disk does not take at once waits here, where it can be dropped. */
-    if (ahead && kvf_ssd_queued(core->ssd, KVF_PRIORITY_AHEAD) > 0)
+    if (ahead && *ahead_room == 0)
         return false;
     unsigned n = runs_of(read, read->mask, 4096, runs, 64), have = 0;
     for (struct ssd_run *r = rs->run_free; r && have < n; r = r->next)
         have++;
     if (have < n || (ahead && rs->runs_ahead > 0 && rs->runs_ahead + n > SSD_REQUESTS_AHEAD_MAX))
         return false;
+    uint64_t bytes = mask_bytes(read, read->mask);
+    *ahead_room -= !ahead ? 0 : bytes < *ahead_room ? bytes : *ahead_room;
     read->tier = KVF_TIER_SSD;
     read->runs = n;
     read->status = KVF_OK;
@@ -458,6 +461,7 @@ struct dispatch {
     struct batch *open[64]; /* by peer number modulo: the batch being filled */
     unsigned n_open;
     bool ssd_busy;   /* takes no more reads of the queue that is looked at */
+    uint64_t ahead_room; /* bytes of reads ahead that the SSD may still be given in this turn */
 };
 
 static void batch_send(struct batch *b)
@@ -595,7 +599,7 @@ static bool post(struct kvf_core *core, struct dispatch *d, struct kvf_read *rea
         *ended = copy_from_dram(core, read, e);
         return true;
     case KVF_TIER_SSD:
-        if (d->ssd_busy || !post_ssd(core, read, e)) {
+        if (d->ssd_busy || !post_ssd(core, read, e, &d->ahead_room)) {
             d->ssd_busy = true;
             return false;
         }
@@ -637,7 +641,8 @@ static unsigned queue_post(struct kvf_core *core, struct dispatch *d, struct que
 unsigned kvf_reads_poll(struct kvf_core *core)
 {
     struct kvf_reads *rs = core->reads;
-    struct dispatch d = {.n_open = 0};
+    /* What the disk does not take at once waits here, where it can be dropped: no more until it has taken what it was given. */
+    struct dispatch d = {.ahead_room = core->ssd && kvf_ssd_queued(core->ssd, KVF_PRIORITY_AHEAD) ? 0 : SSD_AHEAD_TURN_BYTES};
     struct kvf_read *ended = NULL;
     if (core->reads_queued == 0)
         return 0;
