@@ -68,6 +68,7 @@ struct kvf_spill {
     unsigned active;
     uint64_t shed_bytes;  /* in this turn, by blocks that went back to a copy on SSD */
     uint64_t going_bytes; /* DRAM that will be free when what is under way ends */
+    bool held;            /* in this turn a block was met that stays only while attention reads it */
     bool emptying;        /* it was above 15/16 and is not yet at 7/8 */
     uint16_t next_lender;
     uint64_t park_session, park_at; /* the parking session being looked through, and where */
@@ -532,6 +533,7 @@ static unsigned pick(struct kvf_core *core, bool departed, uint64_t bytes, kvf_h
     for (; left > 0 && n < max && sum < bytes; left--, slot = next) {
         kvf_handle h = kvf_dramlist_handle(list, slot);
         struct kvf_entry *e = kvf_index_entry(core->index, h);
+        core->spills->held |= kvf_entry_model(e) != KVF_ENTRY_OPAQUE && kvf_entry_pins(e) > 0;
         bool goes = may_go(core, e) && (departed || !(e->flags & KVF_FLAG_DEPARTED));
         if (kvf_entry_model(e) == KVF_ENTRY_OPAQUE) {
             h = none ? KVF_HANDLE_NONE : kvf_evict_next(core, out, n);
@@ -707,6 +709,7 @@ unsigned kvf_spills_poll(struct kvf_core *core)
     for (unsigned i = 0; i < DROPS_MAX && sp->active; i++)
         if (sp->drops[i].state == DROP_FINISHING)
             events += drop_finish(&sp->drops[i]);
+    sp->held = false;
     uint64_t bytes = excess(core);
     bool parks = core->n_parking > 0, wanted = bytes > 0;
     if (!core->spill_urgent && (bytes || parks)) {
@@ -726,6 +729,7 @@ unsigned kvf_spills_poll(struct kvf_core *core)
         uint64_t room = kvf_bucket_room(&sp->budget, kvf_now(core->env));
         moving |= room == 0 || send_down(core, true, room);
     }
+    moving |= sp->held;
     /* Stuck stays until something changes that could help, so that nobody who waits can miss it. */
     if ((core->spill_urgent || parks) && !moving && sp->active == 0 && !core->spill_stuck) {
         core->spill_stuck = true;

@@ -385,6 +385,56 @@ static void a_session_behind_many_blocks_is_parked(void **state)
     store_end(&t);
 }
 
+struct held {
+    struct kvf_index *index;
+    kvf_handle handles[256];
+    unsigned n, turns;
+};
+
+/* Everything that is at rest in DRAM is being read; the readers are gone after 50 turns of somebody who waits. */
+static void hold_all(struct store *t, struct held *held)
+{
+    uint64_t cursor = 0;
+    held->index = t->n->core->index;
+    for (kvf_handle h; (h = kvf_index_walk(held->index, &cursor)) != KVF_HANDLE_NONE;) {
+        struct kvf_entry *e = kvf_index_entry(held->index, h);
+        if (e->tier == KVF_TIER_DRAM && e->state == KVF_BLOCK_READY && held->n < 256 && kvf_entry_pin(e))
+            held->handles[held->n++] = h;
+    }
+}
+
+static void readers_end(struct sim_cluster *c, void *arg)
+{
+    struct held *held = arg;
+    if (held->turns++ < 50)
+        return;
+    for (; held->n > 0; held->n--)
+        kvf_entry_unpin(kvf_index_entry(held->index, held->handles[held->n - 1]));
+}
+
+/* Attention reads all that lies in DRAM: who wants room waits for it to end, instead of hearing that there is none. */
+static void who_wants_room_waits_for_readers(void **state)
+{
+    struct store t = store_make((struct sim_node_config){.dram = 192 * KIB, .staging = 2048 * KIB});
+    struct held held = {.n = 0};
+    struct kvf_session *s, *other;
+    assert_int_equal(kvf_session_create(&t.n->node, sim_engine_model(engine, t.n), 7, &s), KVF_OK);
+    assert_int_equal(kvf_session_create(&t.n->node, sim_engine_model(engine, t.n), 8, &other), KVF_OK);
+    assert_int_equal(sim_engine_run(engine, s, 600, 50), KVF_OK);
+    sim_cluster_settle(t.c, 100 * KVF_MS);
+    hold_all(&t, &held);
+    assert_true(held.n > 4);
+    t.c->stepped = readers_end;
+    t.c->stepped_arg = &held;
+    assert_int_equal(sim_engine_run(engine, other, 500, 250), KVF_OK); /* more than is free, open until the commit */
+    assert_same_bits(engine);
+    assert_int_equal(held.n, 0); /* it did wait */
+    t.c->stepped = NULL;
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    assert_int_equal(kvf_session_drop(other), KVF_OK);
+    store_end(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -400,6 +450,7 @@ int main(void)
         cmocka_unit_test(who_waits_for_room_goes_beyond_the_budget),
         cmocka_unit_test(blocks_come_up_within_the_budget),
         cmocka_unit_test(a_session_behind_many_blocks_is_parked),
+        cmocka_unit_test(who_wants_room_waits_for_readers),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
 }
