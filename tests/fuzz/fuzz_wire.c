@@ -7,6 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+static void demand(bool holds)
+{
+    if (!holds)
+        abort();
+}
+
 static void piece(const uint8_t *data, size_t size)
 {
     struct kvf_region_piece decoded;
@@ -19,12 +25,6 @@ static void piece(const uint8_t *data, size_t size)
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void demand(bool holds)
-{
-    if (!holds)
-        abort();
-}
 
 static void header(const uint8_t *data, size_t size)
 {
