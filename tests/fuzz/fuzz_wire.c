@@ -13,17 +13,6 @@ static void demand(bool holds)
         abort();
 }
 
-static void piece(const uint8_t *data, size_t size)
-{
-    struct kvf_region_piece decoded;
-    uint8_t bytes[KVF_WIRE_PIECE_BYTES_MAX];
-    size_t n = sizeof bytes;
-    if (kvf_wire_piece_decode(data, size, &decoded) != KVF_OK)
-        return;
-    demand(kvf_wire_piece_encode(&decoded, bytes, &n) == KVF_OK);
-    demand(n == size && memcmp(bytes, data, n) == 0);
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void header(const uint8_t *data, size_t size)
@@ -65,6 +54,17 @@ static void pull(const uint8_t *data, size_t size)
     if (kvf_wire_pull_decode(data, size, &decoded) != KVF_OK)
         return;
     demand(kvf_wire_pull_encode(&decoded, bytes, &n) == KVF_OK);
+    demand(n == size && memcmp(bytes, data, n) == 0);
+}
+
+static void piece(const uint8_t *data, size_t size)
+{
+    struct kvf_region_piece decoded;
+    uint8_t bytes[KVF_WIRE_PIECE_BYTES_MAX];
+    size_t n = sizeof bytes;
+    if (kvf_wire_piece_decode(data, size, &decoded) != KVF_OK)
+        return;
+    demand(kvf_wire_piece_encode(&decoded, bytes, &n) == KVF_OK);
     demand(n == size && memcmp(bytes, data, n) == 0);
 }
 
