@@ -467,20 +467,6 @@ uint64_t kvf_ssd_alloc(struct kvf_ssd *s, uint32_t bytes, uint32_t chunks)
     return offset + s->slots_start;
 }
 
-uint64_t kvf_ssd_alloc_run(struct kvf_ssd *s, uint32_t bytes, uint32_t chunks, uint32_t n, uint32_t *got)
-{
-    uint32_t record = kvf_journal_record_bytes(chunks);
-    if (!record_fits(s, chunks))
-        return KVF_ARENA_NONE;
-    if (n > (s->live_max - s->live_bytes) / record)
-        n = (uint32_t)((s->live_max - s->live_bytes) / record);
-    uint64_t offset = kvf_arena_alloc_run(s->arena, bytes, n, got);
-    if (offset == KVF_ARENA_NONE)
-        return offset;
-    s->live_bytes += (uint64_t)*got * record;
-    return offset + s->slots_start;
-}
-
 void kvf_ssd_free(struct kvf_ssd *s, uint64_t offset, uint32_t bytes, uint32_t chunks)
 {
     uint32_t record = kvf_journal_record_bytes(chunks);

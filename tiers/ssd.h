@@ -57,8 +57,6 @@ bool kvf_ssd_degraded(const struct kvf_ssd *ssd);
 /* A slot's offset in the area, or KVF_ARENA_NONE (UINT64_MAX) when full or degraded. `chunks` of the record to be put there;
  * free gets the same values. */
 uint64_t kvf_ssd_alloc(struct kvf_ssd *ssd, uint32_t bytes, uint32_t chunks);
-/* At most n slots side by side, for blocks that are written together: the first one's offset, *got tells how many. */
-uint64_t kvf_ssd_alloc_run(struct kvf_ssd *ssd, uint32_t bytes, uint32_t chunks, uint32_t n, uint32_t *got);
 void kvf_ssd_free(struct kvf_ssd *ssd, uint64_t offset, uint32_t bytes, uint32_t chunks);
 
 /* The caller's until done. */
