@@ -10,6 +10,11 @@ KVF_SETTING(SIZE, lend_bytes, "lend.bytes", "0", 0, 1ull << 42, "",
     "DRAM beside it that is lent to other nodes' sessions. 0: this node lends nothing.")
 KVF_SETTING(BOOL, borrow, "lend.borrow", "true", 0, 0, "",
     "Whether this node's blocks may go to lenders before they go to SSD.")
+KVF_SETTING(TIME, lend_reclaim_ns, "lend.reclaim_within", "5s", 100000000, 600000000000, "",
+    "How long borrowers have to move their blocks when this node wants lent memory back; then it takes it.")
+KVF_SETTING(TIME, lend_keep_dead_ns, "lend.keep_dead", "60s", 0, 86400000000000, "",
+    "How long blocks of a borrower that etcd no longer lists are kept for whoever takes its sessions over. Room that is wanted "
+    "ends it earlier.")
 KVF_SETTING(SIZE, gpu_bytes, "gpu.bytes", "0", 0, 1ull << 39, "",
     "Device cache: chunks that attention under a budget selected lately, whatever tier their blocks lie in. In this version it is "
     "host memory, as attention is computed on the CPU. 0: none.")

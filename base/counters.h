@@ -55,6 +55,13 @@
     X(moves_failed, "moves that ended with the session where it was")             \
     X(lent_blocks_put, "blocks written here by borrowers")                        \
     X(lent_blocks_freed, "of these, blocks released again")                       \
+    X(lent_blocks_asked, "times that a borrower was asked to give a block back")  \
+    X(lent_blocks_returned, "blocks that borrowers gave back when asked")         \
+    X(lent_blocks_revoked, "blocks of borrowers that were taken back by force")   \
+    X(lent_blocks_expired, "blocks of dead borrowers that were freed unclaimed")  \
+    X(borrowed_blocks_yielded, "blocks moved away from a lender that asked for its memory") \
+    X(borrowed_blocks_dropped, "of these, blocks that became misses for want of another place") \
+    X(borrowed_blocks_revoked, "blocks that a lender said it took back by force") \
     X(messages_sent, "messages to peers")                                         \
     X(messages_received, "messages from peers")                                   \
     X(messages_refused, "messages that were malformed, old or out of order")      \

@@ -27,6 +27,7 @@
     X(SPILL_SSD, "spill", "tier", "ssd", "from when a block begins its way down to when its memory is free")      \
     X(SPILL_REMOTE, "spill", "tier", "remote", "")                                                                \
     X(RISE, "rise", "", "", "from when a block begins its way up to when it lies in DRAM")                        \
+    X(RECLAIM, "reclaim", "", "", "from when lent memory is wanted back to when this node has it")                \
     X(PUT, "put", "", "", "from the submit of a put to its completion")                                           \
     X(GET, "get", "", "", "from the submit of a get to its completion")                                           \
     X(SEAL, "seal", "", "", "checksums and summaries of the blocks that one commit seals")                        \

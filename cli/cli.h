@@ -20,6 +20,7 @@ struct kvf_cli {
 int kvf_cmd_status(struct kvf_cli *cli);
 int kvf_cmd_sessions(struct kvf_cli *cli);
 int kvf_cmd_move(struct kvf_cli *cli);
+int kvf_cmd_lend(struct kvf_cli *cli);
 int kvf_cmd_info(struct kvf_cli *cli);
 
 /* Prints "kvf VERB: ..." to standard error and returns `code`. */

@@ -33,6 +33,12 @@ static const struct verb {
      "SESSION is decimal, or 0x and hex digits. The session's engine gets KVF_MOVED from its next step.\n"
      "--timeout also bounds the move (default here: 30 s).\n\n"
      "examples\n  kvf move 7 node2\n  kvf move 0x1f node2 --timeout 60\n"},
+    {"lend", "", 2, 2, kvf_cmd_lend, "sets how much a node lends; more is called back",
+     "usage: kvf lend NODE BYTES [options]\n\n"
+     "From now until it restarts, NODE lends other nodes at most BYTES (0, 512M, 8G; at most its lend.bytes). What they\n"
+     "have beyond that they are asked to move away; what is not moved in time is taken. Ends when NODE has its memory.\n"
+     "--timeout bounds the time (default here: 5 s).\n\n"
+     "examples\n  kvf lend lender1 0\n  kvf lend lender1 8G --timeout 30\n"},
     {"info", "bdct", 0, 0, kvf_cmd_info, "what this build and this machine can do, and why not",
      "usage: kvf info [-b] [-d] [-c] [-t] [options]\n\n"
      "  -b  the build: version, features\n"

@@ -158,6 +158,8 @@ static void dispatch(struct kvf_peer *peer, const struct kvf_wire_header *header
     assert(header->type >= KVF_MESSAGE_FIRST);
     struct kvf_message message = {
         .type = header->type, .request = header->request, .payload = payload, .bytes = header->payload_bytes};
+    if (header->budget_us)
+        message.deadline_ns = kvf_deadline(kvf_now(fabric->config.env), header->budget_us * KVF_US);
     if (fabric->config.handler.message)
         fabric->config.handler.message(fabric->config.handler.arg, peer, &message);
 }

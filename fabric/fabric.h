@@ -38,6 +38,7 @@ struct kvf_message {
     uint64_t request;        /* 0: a notice, no reply is expected */
     const void *payload;     /* valid during the callback */
     size_t bytes;
+    uint64_t deadline_ns;    /* when whoever asked stops waiting, as far as its budget tells; 0: not said */
 };
 
 struct kvf_fabric_handler {

@@ -25,7 +25,7 @@
 #include "fabric/transport.h"
 
 #define KVF_WIRE_MAGIC 0x4246564bu /* "KVFB" */
-#define KVF_WIRE_VERSION 3
+#define KVF_WIRE_VERSION 4
 #define KVF_WIRE_HEADER_BYTES 64
 _Static_assert(KVF_WIRE_HEADER_BYTES <= KVF_FRAME_HEADER_MAX, "a transport carries our header");
 

@@ -7,6 +7,8 @@
  *   GET  /v1/sessions   kvf_sessions_json
  *   POST /v1/move       {"session": "7" or "0x7", "node": "b", "timeout_ms": 30000}
  *                       -> {"status":"OK","stop_ns":..,"bytes_before_switch":..,"bytes_after_switch":..,"epoch":..}
+ *   POST /v1/lend       {"bytes": 1048576, "within_ms": 5000}: others may have no more of lent memory; answers when that is so
+ *                       -> {"status":"OK","limit_bytes":..,"lent_bytes":..,"revoked_blocks":..}
  * Errors: HTTP 4xx or 5xx with {"error":"ERR_NOT_FOUND","message":"one sentence"}. */
 #include "node/internal.h"
 
@@ -179,7 +181,73 @@ static enum MHD_Result run_move(struct kvf_admin *admin, struct MHD_Connection *
                                  "epoch", (json_int_t)report.epoch));
 }
 
-static enum MHD_Result serve_move(struct kvf_admin *admin, struct MHD_Connection *connection, const struct request *request)
+static enum MHD_Result serve_move(struct kvf_admin *admin, struct MHD_Connection *connection, const json_t *root)
+{
+    struct move_order order;
+    const char *wrong = parse_move(root, &order);
+    return wrong ? answer_error(connection, MHD_HTTP_BAD_REQUEST, KVF_ERR_INVALID, wrong) : run_move(admin, connection, &order);
+}
+
+/* ---------------------------------------------------------------- lend */
+
+struct lend_order {
+    uint64_t bytes, within_ns;
+};
+
+/* NULL, or what is wrong with the body. */
+static const char *parse_lend(const struct kvf_core *core, const json_t *root, struct lend_order *order)
+{
+    const char *key;
+    json_t *value, *within = json_object_get(root, "within_ms"), *bytes = json_object_get(root, "bytes");
+    if (!json_is_object(root))
+        return "the body is not a JSON object";
+    json_object_foreach((json_t *)root, key, value) {
+        if (strcmp(key, "bytes") && strcmp(key, "within_ms"))
+            return "the body has a key other than bytes, within_ms";
+    }
+    if (!json_is_integer(bytes) || json_integer_value(bytes) < 0)
+        return "bytes is not a number of bytes";
+    order->bytes = (uint64_t)json_integer_value(bytes);
+    order->within_ns = core->settings.lend_reclaim_ns;
+    if (!within)
+        return NULL;
+    json_int_t ms = json_integer_value(within); /* 0 for what is no integer */
+    if (ms < 1 || ms > MOVE_MS_MAX)
+        return "within_ms is not 1..600000";
+    order->within_ns = (uint64_t)ms * KVF_MS;
+    return NULL;
+}
+
+static enum MHD_Result serve_lend(struct kvf_admin *admin, struct MHD_Connection *connection, const json_t *root)
+{
+    struct lend_order order;
+    struct kvf_reclaim_stats stats;
+    const char *wrong = parse_lend(admin->node->core, root, &order);
+    if (wrong)
+        return answer_error(connection, MHD_HTTP_BAD_REQUEST, KVF_ERR_INVALID, wrong);
+    if (atomic_load(&admin->stopping))
+        return answer_error(connection, MHD_HTTP_SERVICE_UNAVAILABLE, KVF_ERR_CLOSED, "the node is closing");
+    MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, 0u);
+    enum kvf_status status = kvf_reclaim_wait(admin->node->core, order.bytes, order.within_ns, &stats);
+    MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, (unsigned)IDLE_SECONDS);
+    if (status != KVF_OK)
+        return answer_error(connection, http_code(status), status,
+                            status == KVF_ERR_UNSUPPORTED ? "this node lends nothing (lend.bytes)" : kvf_status_text(status));
+    return answer_json(connection, MHD_HTTP_OK,
+                       json_pack("{s:s, s:I, s:I, s:I}", "status", kvf_status_name(status),
+                                 "limit_bytes", (json_int_t)stats.limit_bytes, "lent_bytes", (json_int_t)stats.others_bytes,
+                                 "revoked_blocks", (json_int_t)stats.revoked));
+}
+
+/* ---------------------------------------------------------------- requests */
+
+static const struct order {
+    const char *path;
+    enum MHD_Result (*serve)(struct kvf_admin *admin, struct MHD_Connection *connection, const json_t *root);
+} orders[] = {{"/v1/move", serve_move}, {"/v1/lend", serve_lend}};
+
+static enum MHD_Result serve_order(struct kvf_admin *admin, struct MHD_Connection *connection, const struct request *request,
+                                   const struct order *order)
 {
     /* A page in a browser on this host could post here; browsers say where a page is from. */
     if (MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Origin"))
@@ -188,15 +256,11 @@ static enum MHD_Result serve_move(struct kvf_admin *admin, struct MHD_Connection
         return answer_error(connection, MHD_HTTP_CONTENT_TOO_LARGE, KVF_ERR_INVALID, "the body is larger than 64 KiB");
     json_error_t error;
     json_t *root = json_loadb(request->body, request->bytes, JSON_REJECT_DUPLICATES, &error);
-    struct move_order order;
-    const char *wrong = root ? parse_move(root, &order) : "the body is not JSON";
-    enum MHD_Result result = wrong ? answer_error(connection, MHD_HTTP_BAD_REQUEST, KVF_ERR_INVALID, wrong)
-                                   : run_move(admin, connection, &order);
+    enum MHD_Result result = root ? order->serve(admin, connection, root)
+                                  : answer_error(connection, MHD_HTTP_BAD_REQUEST, KVF_ERR_INVALID, "the body is not JSON");
     json_decref(root);
     return result;
 }
-
-/* ---------------------------------------------------------------- requests */
 
 static char *health_text(struct kvf_core *core)
 {
@@ -239,8 +303,9 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
         *data_bytes = 0;
         return MHD_YES;
     }
-    if (!strcmp(path, "/v1/move"))
-        return post ? serve_move(admin, connection, request) : answer_method(connection, "POST");
+    for (size_t i = 0; i < sizeof orders / sizeof orders[0]; i++)
+        if (!strcmp(path, orders[i].path))
+            return post ? serve_order(admin, connection, request, &orders[i]) : answer_method(connection, "POST");
     for (size_t i = 0; i < sizeof pages / sizeof pages[0]; i++) {
         if (strcmp(path, pages[i].path))
             continue;
@@ -249,7 +314,7 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
         return answer(connection, MHD_HTTP_OK, pages[i].type, NULL, pages[i].text(admin->node->core));
     }
     return answer_error(connection, MHD_HTTP_NOT_FOUND, KVF_ERR_NOT_FOUND,
-                        "paths: /v1/status, /v1/sessions, /v1/move, /metrics, /healthz");
+                        "paths: /v1/status, /v1/sessions, /v1/move, /v1/lend, /metrics, /healthz");
 }
 
 static void on_end(void *arg, struct MHD_Connection *connection, void **state, enum MHD_RequestTerminationCode code)

@@ -121,6 +121,10 @@ static void on_message(void *arg, struct kvf_peer *peer, const struct kvf_messag
         kvf_move_release_all(core, p);
         kvf_lend_message(core, p, message);
         return;
+    case KVF_MSG_RECLAIM:
+    case KVF_MSG_REVOKED:
+        kvf_yield_message(core, p, message);
+        return;
     case KVF_MSG_READ:
         kvf_serve_message(core, p, message);
         return;

@@ -365,7 +365,7 @@ static enum kvf_status machines_create(struct kvf_core *core)
 {
     enum kvf_status (*const makers[])(struct kvf_core *) = {
         kvf_device_create, kvf_evict_create, kvf_reads_create,  kvf_staging_create, kvf_spills_create, kvf_rises_create,
-        kvf_scrub_create,  kvf_lend_create,  kvf_serves_create, kvf_moves_create,   kvf_blocks_create,
+        kvf_scrub_create,  kvf_lend_create,  kvf_yields_create, kvf_serves_create,  kvf_moves_create,  kvf_blocks_create,
     };
     for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
         enum kvf_status st = makers[i](core);
@@ -488,6 +488,7 @@ void kvf_core_destroy(struct kvf_core *core)
     kvf_persist_destroy(core);
     kvf_moves_destroy(core);
     kvf_serves_destroy(core);
+    kvf_yields_destroy(core);
     kvf_lend_destroy(core);
     kvf_scrub_destroy(core);
     kvf_rises_destroy(core);
@@ -533,6 +534,8 @@ unsigned kvf_core_poll(struct kvf_core *core)
     if (core->ssd)
         events += kvf_ssd_poll(core->ssd);
     kvf_cluster_poll(core);
+    events += kvf_lend_poll(core);
+    events += kvf_yields_poll(core);
     events += kvf_moves_poll(core);
     events += kvf_serves_poll(core);
     events += kvf_blocks_poll(core);
@@ -550,11 +553,12 @@ uint64_t kvf_core_next_timer(const struct kvf_core *core)
 {
     uint64_t now = kvf_now(core->env);
     uint64_t next = now + 100 * KVF_MS;
-    if (core->reads_queued || !kvf_blocks_idle(core) || !kvf_spills_idle(core) || core->spill_urgent)
+    if (core->reads_queued || !kvf_blocks_idle(core) || !kvf_spills_idle(core) || core->spill_urgent || !kvf_yields_idle(core))
         next = now + KVF_MS;
     uint64_t spill = kvf_spills_next_timer(core, now), scrub = kvf_scrub_next_timer(core, now);
     next = spill < next ? spill : next;
     next = scrub < next ? scrub : next;
+    next = kvf_reclaim_next_timer(core) < next ? kvf_reclaim_next_timer(core) : next;
     if (core->fabric && kvf_fabric_next_timer(core->fabric) < next)
         next = kvf_fabric_next_timer(core->fabric);
     if (core->coord && kvf_coord_next_timer(core->coord) < next)

@@ -9,7 +9,8 @@
  *     session.c   move.c (move a session)   promote.c (blocks up)   spill.c (blocks down)   staging.c (cold blocks for attend)
  *     ahead.c (which cold chunks the next layers will want)   cold.c (blocks in 8 bits an element)
  *     device.c (which chunks lie in the device cache)
- *     read.c (bring chunks of one block to a place)   lend.c (the lender's side)   serve.c (reads by key for other nodes)
+ *     read.c (bring chunks of one block to a place)   serve.c (reads by key for other nodes)
+ *     lend.c (the lender's side)   reclaim.c (the lender wants memory back)   yield.c (the borrower moves blocks away)
  *     area.c (the SSD area: open, off, degraded)   scrub.c (blocks on SSD are checked again and again)
  *     ram.c (the memory, made ready in pieces)
  *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
@@ -86,6 +87,7 @@ struct kvf_node_peer {
     uint64_t lend_retry_ns;      /* it said it was full: not asked for slots before then */
     uint64_t borrowed_blocks, borrowed_bytes; /* ours that lie there */
     uint64_t lent_blocks, lent_bytes;         /* theirs that lie here */
+    uint64_t asked_bytes, ask_retry_ns;       /* of these, asked back; when it may be asked again */
     bool reset;                  /* it may hold blocks of ours that we gave up: RELEASE_ALL goes first */
     bool resetting;
     uint64_t retry_ns;           /* DOWN: when to connect anew */
@@ -222,7 +224,8 @@ struct kvf_rise;  /* promote.c */
 struct kvf_move;  /* move.c: one session on its way out or in */
 struct kvf_scrub; /* scrub.c */
 struct kvf_serve; /* serve.c */
-struct kvf_lend;  /* lend.c */
+struct kvf_lend;  /* lend.c, reclaim.c */
+struct kvf_yields; /* yield.c */
 struct kvf_blocks; /* blocks.c */
 struct kvf_persist; /* persist.c */
 struct kvf_admin;  /* admin.c */
@@ -305,6 +308,7 @@ struct kvf_core {
     struct kvf_move *moves;
     struct kvf_serve *serves;
     struct kvf_lend *lend;
+    struct kvf_yields *yields;
     struct kvf_blocks *blocks;
     struct kvf_memory *memories[KVF_MEMORIES_MAX]; /* registered.c; NULL: free */
     unsigned n_parking;  /* sessions on their way out of DRAM */
@@ -585,6 +589,8 @@ void kvf_spills_look_again(struct kvf_core *core);
 bool kvf_spills_walk(const struct kvf_core *core, uint64_t *cursor, struct kvf_ssd_record *out);
 uint64_t kvf_spills_next_timer(const struct kvf_core *core, uint64_t now_ns);
 uint64_t kvf_spills_bytes(const struct kvf_core *core); /* on their way down */
+/* The lender wants back a slot to which a block is on its way: the block stays in DRAM. false: none is. */
+bool kvf_spills_recall(struct kvf_core *core, const struct kvf_node_peer *peer, struct kvf_key key, uint64_t location);
 /* Whether blocks are on their way to this lender. */
 bool kvf_spills_busy_at(const struct kvf_core *core, const struct kvf_node_peer *peer);
 
@@ -594,6 +600,9 @@ void kvf_rises_destroy(struct kvf_core *core);
 unsigned kvf_rises_poll(struct kvf_core *core);
 /* The session is parked or leaves: drops the reads of its rising blocks that are still queued. */
 void kvf_rises_cancel(struct kvf_core *core, uint64_t session);
+/* Brings up a block that lies at a lender who wants his memory back, whatever the budget. In DRAM it is the next to go down. false:
+ * not now. */
+bool kvf_rise_yield(struct kvf_core *core, kvf_handle handle);
 uint64_t kvf_rises_bytes(const struct kvf_core *core); /* on their way up */
 
 /* scrub.c */
@@ -620,6 +629,32 @@ void kvf_lend_borrower_gone(struct kvf_core *core, const char *name, uint64_t in
 void kvf_lend_adopt_own(struct kvf_core *core, uint64_t session);
 void kvf_lend_release_own(struct kvf_core *core, struct kvf_key key);
 uint64_t kvf_lend_blocks(const struct kvf_core *core);
+unsigned kvf_lend_poll(struct kvf_core *core);
+
+/* reclaim.c: lent memory that we want back */
+/* From now on others have at most `limit_bytes` of the lent part. What is above it is free by the deadline, with the borrowers'
+ * help or without; kvf_reclaim_busy tells until then. An earlier deadline that is still under way stands. ERR_UNSUPPORTED: this
+ * node lends nothing. */
+enum kvf_status kvf_reclaim_start(struct kvf_core *core, uint64_t limit_bytes, uint64_t deadline_ns);
+bool kvf_reclaim_busy(const struct kvf_core *core);
+/* Starts it and waits for its end. Any thread, without the lock. *out tells how it stands then. ERR_DEADLINE: the
+ * reactor is late. */
+struct kvf_reclaim_stats;
+enum kvf_status kvf_reclaim_wait(struct kvf_core *core, uint64_t limit_bytes, uint64_t within_ns, struct kvf_reclaim_stats *out);
+uint64_t kvf_reclaim_next_timer(const struct kvf_core *core);
+struct kvf_reclaim_stats {
+    uint64_t limit_bytes, others_bytes, dead_bytes; /* others may have, have, of it what dead ones left */
+    uint64_t wanted_bytes, asked_bytes;             /* still to come back; of it asked for */
+    uint64_t revoked;                               /* blocks that the last time were taken by force */
+};
+void kvf_reclaim_stats(const struct kvf_core *core, struct kvf_reclaim_stats *out);
+
+/* yield.c: blocks of ours whose lender wants his memory back */
+enum kvf_status kvf_yields_create(struct kvf_core *core);
+void kvf_yields_destroy(struct kvf_core *core);
+void kvf_yield_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
+unsigned kvf_yields_poll(struct kvf_core *core);
+bool kvf_yields_idle(const struct kvf_core *core);
 
 /* serve.c: reads by key that other nodes ask for */
 enum kvf_status kvf_serves_create(struct kvf_core *core);

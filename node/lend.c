@@ -1,20 +1,14 @@
 /* The lender's side: slots of our lent DRAM that hold other nodes' blocks. A slot is RESERVED for a borrower and key,
- * written by PUT, and LENT once COMMIT has verified it whole. It is freed by the borrower's release, or when the borrower's
- * lease has ended; a reservation that is not committed in time is taken back. */
-#include "node/internal.h"
-#include "node/wire.h"
+ * written by PUT, and WHOLE once COMMIT has verified it. It is freed by the borrower's release; a reservation that is not
+ * committed in time is taken back. A loan stands as long as etcd lists the borrower: after that his blocks are kept for
+ * lend.keep_dead, for the node that takes his sessions over, unless their room is wanted before. */
+#include "node/lend.h"
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define RESERVE_TIMEOUT_NS (30 * KVF_SEC)
-
-enum lent_state { LENT_RESERVED, LENT_WHOLE };
-
-struct kvf_lend {
-    struct kvf_index *index; /* of slots: location in our region; peer: the borrower; sums: when reserved, in seconds */
-    uint64_t next_sweep_ns;
-};
+#define LOOK_MAX 4096 /* slots looked at for one that may go, per reservation */
 
 enum kvf_status kvf_lend_create(struct kvf_core *core)
 {
@@ -23,6 +17,8 @@ enum kvf_status kvf_lend_create(struct kvf_core *core)
         return KVF_ERR_NO_MEMORY;
     if (!core->lent)
         return KVF_OK;
+    core->lend->limit_bytes = kvf_arena_planned(core->lent);
+    kvf_reclaim_create(core);
     uint64_t most = kvf_arena_planned(core->lent) / 4096;
     return kvf_index_create(most < core->settings.blocks_max ? most : core->settings.blocks_max, &core->lend->index);
 }
@@ -42,29 +38,98 @@ uint64_t kvf_lend_blocks(const struct kvf_core *core)
     return core->lend->index ? kvf_index_count(core->lend->index) : 0;
 }
 
-static void slot_free(struct kvf_core *core, kvf_handle h)
+/* Whose a slot is: a living borrower, a dead one, or we ourselves (both NULL). */
+static struct kvf_node_peer *borrower(struct kvf_core *core, const struct kvf_entry *e)
+{
+    return e->peer == KVF_PEER_NONE || kvf_lend_is_dead(e) ? NULL : &core->peers[e->peer];
+}
+
+/* Adds a slot to the counts of whoever has it, or (sign -1) takes it out. */
+static void book(struct kvf_core *core, const struct kvf_entry *e, int sign)
+{
+    struct kvf_lend *lend = core->lend;
+    struct kvf_node_peer *p = borrower(core, e);
+    uint64_t one = (uint64_t)(int64_t)sign, bytes = (uint64_t)((int64_t)sign * e->bytes);
+    if (e->peer == KVF_PEER_NONE)
+        return;
+    lend->others_bytes += bytes;
+    if (p) {
+        p->lent_blocks += one;
+        p->lent_bytes += bytes;
+        p->asked_bytes += e->state == KVF_LENT_ASKED ? bytes : 0;
+        return;
+    }
+    struct kvf_dead *dead = &lend->dead[e->peer - KVF_PEER_DEAD];
+    lend->dead_bytes += bytes;
+    dead->blocks += one;
+    dead->bytes += bytes;
+}
+
+static void slot_pass(struct kvf_core *core, struct kvf_entry *e, uint16_t to)
+{
+    assert(e->state != KVF_LENT_RESERVED);
+    book(core, e, -1);
+    e->peer = to;
+    e->state = KVF_LENT_WHOLE; /* the new one was not asked */
+    book(core, e, +1);
+}
+
+void kvf_lend_slot_state(struct kvf_core *core, struct kvf_entry *e, enum kvf_lent_state state)
+{
+    book(core, e, -1);
+    e->state = (uint8_t)(state & 15);
+    book(core, e, +1);
+}
+
+void kvf_lend_slot_free(struct kvf_core *core, kvf_handle h)
 {
     struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
+    book(core, e, -1);
     kvf_arena_free(core->lent, kvf_entry_location(e) - core->lent_at, e->bytes);
-    if (e->peer != KVF_PEER_NONE) {
-        core->peers[e->peer].lent_blocks--;
-        core->peers[e->peer].lent_bytes -= e->bytes;
-    }
     kvf_count(&core->counters.lent_blocks_freed, 1);
     kvf_index_remove(core->lend->index, h);
 }
 
-static void free_of(struct kvf_core *core, const struct kvf_node_peer *p, bool reserved_only, uint64_t before_ns)
+/* Of one holder, or (KVF_PEER_NONE) of all. */
+static void free_of(struct kvf_core *core, uint16_t peer, bool reserved_only, uint64_t before_ns)
 {
     uint64_t cursor = 0;
     for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
         struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
-        if (p && e->peer != p->number)
+        if (peer != KVF_PEER_NONE && e->peer != peer)
             continue;
-        if (reserved_only && (e->state != LENT_RESERVED || e->sums >= before_ns / KVF_SEC))
+        if (reserved_only && (e->state != KVF_LENT_RESERVED || e->sums >= before_ns / KVF_SEC))
             continue;
-        slot_free(core, h);
+        kvf_lend_slot_free(core, h);
     }
+}
+
+/* ---------------------------------------------------------------- borrowers that are gone */
+
+static void dead_free(struct kvf_core *core, struct kvf_dead *dead)
+{
+    uint64_t blocks = dead->blocks;
+    free_of(core, (uint16_t)(KVF_PEER_DEAD + (unsigned)(dead - core->lend->dead)), false, 0);
+    assert(dead->blocks == 0 && dead->bytes == 0);
+    kvf_count(&core->counters.lent_blocks_expired, blocks);
+    if (blocks)
+        kvf_log_info(&core->log, "nobody took over what node %s had lent here: %llu blocks are freed", dead->name,
+                     (unsigned long long)blocks);
+    dead->name[0] = 0;
+}
+
+/* A free place in the table, or that of the one who has been dead for longest. */
+static struct kvf_dead *dead_place(struct kvf_core *core)
+{
+    struct kvf_dead *oldest = &core->lend->dead[0];
+    for (unsigned i = 0; i < KVF_DEAD_MAX; i++) {
+        struct kvf_dead *d = &core->lend->dead[i];
+        if (!d->name[0])
+            return d;
+        oldest = d->until_ns < oldest->until_ns ? d : oldest;
+    }
+    dead_free(core, oldest);
+    return oldest;
 }
 
 void kvf_lend_borrower_gone(struct kvf_core *core, const char *name, uint64_t incarnation)
@@ -72,15 +137,69 @@ void kvf_lend_borrower_gone(struct kvf_core *core, const char *name, uint64_t in
     struct kvf_node_peer *p = kvf_cluster_peer(core, name);
     if (!core->lend || !core->lend->index || !p || p->member.incarnation != incarnation || p->lent_blocks == 0)
         return;
-    kvf_log_info(&core->log, "node %s is gone: its %llu lent blocks are freed", name, (unsigned long long)p->lent_blocks);
-    free_of(core, p, false, 0);
+    struct kvf_dead *dead = core->settings.lend_keep_dead_ns ? dead_place(core) : NULL;
+    if (dead) {
+        snprintf(dead->name, sizeof dead->name, "%s", name);
+        dead->incarnation = incarnation;
+        dead->until_ns = kvf_deadline(kvf_now(core->env), core->settings.lend_keep_dead_ns);
+    }
+    kvf_log_info(&core->log, "node %s is gone: its %llu lent blocks are %s", name, (unsigned long long)p->lent_blocks,
+                 dead ? "kept for a while" : "freed");
+    uint64_t cursor = 0;
+    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
+        struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
+        if (e->peer != p->number)
+            continue;
+        if (dead && e->state != KVF_LENT_RESERVED)
+            slot_pass(core, e, (uint16_t)(KVF_PEER_DEAD + (unsigned)(dead - core->lend->dead)));
+        else
+            kvf_lend_slot_free(core, h);
+    }
+    assert(p->lent_blocks == 0 && p->lent_bytes == 0 && p->asked_bytes == 0);
 }
+
+/* Frees some slots of dead borrowers. false: none was found among those looked at. */
+static bool dead_make_room(struct kvf_core *core, uint64_t bytes)
+{
+    struct kvf_lend *lend = core->lend;
+    uint64_t sum = 0;
+    for (unsigned looked = 0; lend->dead_bytes > 0 && sum < bytes && looked < LOOK_MAX; looked++) {
+        kvf_handle h = kvf_index_walk(lend->index, &lend->dead_cursor);
+        if (h == KVF_HANDLE_NONE) {
+            lend->dead_cursor = 0;
+            continue;
+        }
+        const struct kvf_entry *e = kvf_index_entry(lend->index, h);
+        if (!kvf_lend_is_dead(e))
+            continue;
+        sum += e->bytes;
+        kvf_count(&core->counters.lent_blocks_expired, 1);
+        kvf_lend_slot_free(core, h);
+    }
+    return sum > 0;
+}
+
+/* ---------------------------------------------------------------- what borrowers say */
 
 static void answer(struct kvf_node_peer *p, uint64_t request, enum kvf_status status, const void *payload, size_t bytes)
 {
     struct iovec part = {.iov_base = (void *)(uintptr_t)payload, .iov_len = bytes};
     if (request)
         kvf_fabric_reply(p->peer, request, status, &part, bytes ? 1 : 0, NULL, NULL);
+}
+
+/* A slot for a block of another node, KVF_ARENA_NONE: there is no room. What dead borrowers left goes first. */
+static uint64_t slot_memory(struct kvf_core *core, uint32_t bytes)
+{
+    struct kvf_lend *lend = core->lend;
+    if (lend->deadline_ns) /* we want memory back ourselves */
+        return KVF_ARENA_NONE;
+    for (;;) {
+        bool allowed = lend->others_bytes + bytes <= lend->limit_bytes;
+        uint64_t at = allowed ? kvf_arena_alloc(core->lent, bytes) : KVF_ARENA_NONE;
+        if (at != KVF_ARENA_NONE || !dead_make_room(core, bytes))
+            return at;
+    }
 }
 
 static enum kvf_status reserve_one(struct kvf_core *core, struct kvf_node_peer *p, const struct kvf_reserve_item *item,
@@ -91,11 +210,12 @@ static enum kvf_status reserve_one(struct kvf_core *core, struct kvf_node_peer *
         return KVF_ERR_INVALID;
     kvf_handle h = kvf_index_find(index, item->key);
     if (h != KVF_HANDLE_NONE) { /* a borrower that gave it up and comes again; nobody else's may be taken */
-        if (kvf_index_entry(index, h)->peer != p->number)
+        const struct kvf_entry *old = kvf_index_entry(index, h);
+        if (old->peer != p->number && !kvf_lend_is_dead(old))
             return KVF_ERR_EXISTS;
-        slot_free(core, h);
+        kvf_lend_slot_free(core, h);
     }
-    uint64_t at = kvf_arena_alloc(core->lent, item->bytes);
+    uint64_t at = slot_memory(core, item->bytes);
     if (at == KVF_ARENA_NONE)
         return KVF_ERR_FULL;
     enum kvf_status st = kvf_index_add(index, item->key, &h);
@@ -107,10 +227,9 @@ static enum kvf_status reserve_one(struct kvf_core *core, struct kvf_node_peer *
     kvf_entry_set_location(e, core->lent_at + at);
     e->bytes = item->bytes;
     e->peer = p->number;
-    e->state = LENT_RESERVED;
+    e->state = KVF_LENT_RESERVED;
     e->sums = (uint32_t)(kvf_now(core->env) / KVF_SEC);
-    p->lent_blocks++;
-    p->lent_bytes += item->bytes;
+    book(core, e, +1);
     *offset = kvf_entry_location(e);
     return KVF_OK;
 }
@@ -141,7 +260,7 @@ static uint8_t *put_place(struct kvf_core *core, const struct kvf_node_peer *p, 
 {
     kvf_handle h = kvf_index_find(core->lend->index, item->key);
     struct kvf_entry *e = h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->lend->index, h);
-    if (!e || e->peer != p->number || e->state != LENT_RESERVED || item->at > e->bytes || item->bytes > e->bytes - item->at)
+    if (!e || e->peer != p->number || e->state != KVF_LENT_RESERVED || item->at > e->bytes || item->bytes > e->bytes - item->at)
         return NULL;
     return core->memory + kvf_entry_location(e) + item->at;
 }
@@ -169,7 +288,8 @@ static bool commit_one(struct kvf_core *core, struct kvf_node_peer *p, const str
     if (h == KVF_HANDLE_NONE)
         return false;
     struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
-    if (e->peer != p->number || kvf_entry_location(e) != item->offset || e->bytes != item->bytes || e->state != LENT_RESERVED)
+    if (e->peer != p->number || kvf_entry_location(e) != item->offset || e->bytes != item->bytes ||
+        e->state != KVF_LENT_RESERVED)
         return false;
     const uint8_t *data = core->memory + kvf_entry_location(e);
     if (!kvf_block_verify(core->dev, item->seed, data, e->bytes, item->chunk_bytes, UINT64_MAX, item->sums)) {
@@ -177,7 +297,7 @@ static bool commit_one(struct kvf_core *core, struct kvf_node_peer *p, const str
         kvf_count(&core->counters.blocks_corrupt, 1);
         return false;
     }
-    e->state = LENT_WHOLE;
+    kvf_lend_slot_state(core, e, KVF_LENT_WHOLE);
     kvf_count(&core->counters.lent_blocks_put, 1);
     return true;
 }
@@ -214,39 +334,45 @@ static void on_release(struct kvf_core *core, struct kvf_node_peer *p, uint64_t 
     }
     for (unsigned i = 0; i < n; i++) {
         kvf_handle h = kvf_index_find(core->lend->index, keys[i]);
-        if (h != KVF_HANDLE_NONE && kvf_index_entry(core->lend->index, h)->peer == p->number)
-            slot_free(core, h);
+        const struct kvf_entry *e = h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->lend->index, h);
+        if (!e || e->peer != p->number)
+            continue;
+        kvf_count(&core->counters.lent_blocks_returned, e->state == KVF_LENT_ASKED);
+        kvf_lend_slot_free(core, h);
     }
     answer(p, request, KVF_OK, NULL, 0);
 }
 
-/* The session's blocks have another borrower now: a peer, or (NULL) we ourselves. */
+/* The session's blocks have another borrower now: a peer, or (NULL) we ourselves. Those of a dead one are found too. */
 static void adopt(struct kvf_core *core, uint64_t session, struct kvf_node_peer *p)
 {
     uint16_t number = p ? p->number : KVF_PEER_NONE;
     uint64_t cursor = 0;
     for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
         struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
-        if (e->key.hi != session || e->state != LENT_WHOLE || e->peer == number)
-            continue;
-        if (e->peer != KVF_PEER_NONE) {
-            core->peers[e->peer].lent_blocks--;
-            core->peers[e->peer].lent_bytes -= e->bytes;
-        }
-        e->peer = number;
-        if (p) {
-            p->lent_blocks++;
-            p->lent_bytes += e->bytes;
-        }
+        if (e->key.hi == session && e->state != KVF_LENT_RESERVED && e->peer != number)
+            slot_pass(core, e, number);
     }
+}
+
+/* Only whom etcd names as the session's home may take its blocks over; what we have not heard from etcd yet is asked for again. */
+static enum kvf_status may_adopt(struct kvf_core *core, const struct kvf_node_peer *p, uint64_t session, uint64_t epoch)
+{
+    const struct kvf_placement *placement = core->coord ? kvf_coord_placement_known(core->coord, session) : NULL;
+    if (!placement || placement->epoch < epoch)
+        return KVF_ERR_BUSY;
+    return placement->epoch == epoch && strcmp(placement->home, p->member.name) == 0 ? KVF_OK : KVF_ERR_STALE;
 }
 
 static void on_adopt(struct kvf_core *core, struct kvf_node_peer *p, uint64_t request, struct kvf_reader r)
 {
-    uint64_t session = kvf_read_u64(&r);
-    if (!r.bad)
+    uint64_t session = kvf_read_u64(&r), epoch = kvf_read_u64(&r);
+    enum kvf_status st = r.bad || kvf_reader_left(&r) ? KVF_ERR_INVALID : may_adopt(core, p, session, epoch);
+    if (st == KVF_OK)
         adopt(core, session, p);
-    answer(p, request, r.bad ? KVF_ERR_INVALID : KVF_OK, NULL, 0);
+    else if (st != KVF_ERR_BUSY)
+        kvf_count(&core->counters.messages_refused, 1);
+    answer(p, request, st, NULL, 0);
 }
 
 void kvf_lend_adopt_own(struct kvf_core *core, uint64_t session)
@@ -259,7 +385,7 @@ void kvf_lend_release_own(struct kvf_core *core, struct kvf_key key)
 {
     kvf_handle h = core->lend && core->lend->index ? kvf_index_find(core->lend->index, key) : KVF_HANDLE_NONE;
     if (h != KVF_HANDLE_NONE && kvf_index_entry(core->lend->index, h)->peer == KVF_PEER_NONE)
-        slot_free(core, h);
+        kvf_lend_slot_free(core, h);
 }
 
 void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
@@ -269,11 +395,6 @@ void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const s
         bool nothing = message->type == KVF_MSG_RELEASE || message->type == KVF_MSG_RELEASE_ALL || message->type == KVF_MSG_ADOPT;
         answer(from, message->request, nothing ? KVF_OK : KVF_ERR_FULL, NULL, 0);
         return;
-    }
-    uint64_t now = kvf_now(core->env);
-    if (now >= core->lend->next_sweep_ns) {
-        core->lend->next_sweep_ns = kvf_deadline(now, RESERVE_TIMEOUT_NS / 4);
-        free_of(core, NULL, true, now > RESERVE_TIMEOUT_NS ? now - RESERVE_TIMEOUT_NS : 0);
     }
     switch (message->type) {
     case KVF_MSG_RESERVE:
@@ -289,10 +410,26 @@ void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const s
         on_release(core, from, message->request, r);
         break;
     case KVF_MSG_RELEASE_ALL:
-        free_of(core, from, false, 0);
+        free_of(core, from->number, false, 0);
         answer(from, message->request, KVF_OK, NULL, 0);
         break;
     default:
         on_adopt(core, from, message->request, r);
     }
+}
+
+unsigned kvf_lend_poll(struct kvf_core *core)
+{
+    struct kvf_lend *lend = core->lend;
+    if (!lend->index)
+        return 0;
+    uint64_t now = kvf_now(core->env);
+    if (now >= lend->next_sweep_ns) {
+        lend->next_sweep_ns = kvf_deadline(now, RESERVE_TIMEOUT_NS / 4);
+        free_of(core, KVF_PEER_NONE, true, now > RESERVE_TIMEOUT_NS ? now - RESERVE_TIMEOUT_NS : 0);
+    }
+    for (unsigned i = 0; lend->dead_bytes > 0 && i < KVF_DEAD_MAX; i++)
+        if (lend->dead[i].name[0] && now >= lend->dead[i].until_ns)
+            dead_free(core, &lend->dead[i]);
+    return kvf_reclaim_poll(core);
 }

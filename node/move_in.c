@@ -310,7 +310,7 @@ static void adopt_reply(void *arg, enum kvf_status status, const void *payload, 
 {
     struct kvf_one_move *m = arg;
     m->calling = false;
-    if (status != KVF_OK)
+    if (status != KVF_OK && status != KVF_ERR_STALE) /* stale: the session has moved on already */
         return;
     m->adopted[m->adopting] = true;
     m->retry_ns = 0;
@@ -324,10 +324,11 @@ static void adopt(struct kvf_one_move *m)
         struct kvf_node_peer *p = kvf_cluster_peer(core, m->offer.lenders[i].name);
         if (m->adopted[i] || !p || !p->up || p->member.incarnation != m->offer.lenders[i].incarnation)
             continue;
-        uint8_t id[8];
-        struct kvf_writer w = kvf_writer_of(id, sizeof id);
+        uint8_t payload[16];
+        struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
         kvf_write_u64(&w, m->session);
-        struct iovec part = {.iov_base = id, .iov_len = sizeof id};
+        kvf_write_u64(&w, m->epoch);
+        struct iovec part = {.iov_base = payload, .iov_len = sizeof payload};
         m->adopting = i;
         m->calling = kvf_fabric_call(p->peer, KVF_MSG_ADOPT, &part, 1, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS),
                                      adopt_reply, m) == KVF_OK;

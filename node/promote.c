@@ -1,9 +1,11 @@
-/* Blocks on their way up: a session that moved here streams its blocks in from the old home; a resumed one comes back to DRAM.
+/* Blocks on their way up: a session that moved here streams its blocks in from the old home; a resumed one comes back to DRAM; what
+ * a lender wants its memory back from passes through DRAM (yield.c).
  * One rise per block: memory first, then a read at low priority, then the checksums, then the block lies in DRAM and the lower copy
  * is released. Readers use the lower copy until then. */
 #include "node/internal.h"
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define RISES_MAX 32
 #define READ_TIMEOUT_NS (30 * KVF_SEC)
@@ -23,6 +25,7 @@ struct rise {
     bool arrived;       /* its read has ended, with this status: a poll checks it */
     enum kvf_status status;
     bool decoded;       /* it waits in its slot until nobody reads the codes */
+    bool yields;        /* its lender wants the memory back: in DRAM it is the next to go down */
     uint64_t mask;
     uint64_t start_ns;
 };
@@ -81,6 +84,12 @@ static void place(struct rise *r)
     if (r->decoded)
         kvf_block_sum(core->dev, kvf_block_seed_of(core, e), core->memory + r->slot, e->bytes, kvf_block_chunk_bytes(core, e),
                       UINT64_MAX, kvf_sums_at(core->sums, e->sums));
+    if (kvf_entry_model(e) == KVF_ENTRY_OPAQUE) /* the SSD writes whole pages: no old bytes behind */
+        memset(core->memory + r->slot + e->bytes, 0, (4096 - e->bytes % 4096) % 4096);
+    if (r->yields && kvf_dramlist_has(core->dram_blocks, e->location4k)) {
+        kvf_dramlist_remove(core->dram_blocks, e->location4k);
+        kvf_dramlist_push_oldest(core->dram_blocks, e->location4k, r->handle);
+    }
     kvf_block_release_copy(core, tier, peer, location, bytes, kvf_entry_chunks(e), e->key);
 }
 
@@ -173,7 +182,8 @@ static bool rise_memory(struct rise *r, const struct kvf_entry *e)
     enum kvf_cold_format format = kvf_cold_format_of(e);
     r->codes = KVF_ARENA_NONE;
     r->decoded = r->arrived = false;
-    r->bytes = kvf_cold_bytes(core->models[kvf_entry_model(e)], KVF_COLD_EXACT);
+    bool opaque = kvf_entry_model(e) == KVF_ENTRY_OPAQUE;
+    r->bytes = opaque ? e->bytes : kvf_cold_bytes(core->models[kvf_entry_model(e)], KVF_COLD_EXACT);
     r->slot = kvf_block_memory(core, r->bytes);
     if (r->slot == KVF_ARENA_NONE)
         return false;
@@ -186,16 +196,17 @@ static bool rise_memory(struct rise *r, const struct kvf_entry *e)
     return r->codes != KVF_ARENA_NONE;
 }
 
-/* false: no room or no slot now, or the budget is used up. */
-static bool rise_start(struct kvf_core *core, kvf_handle h, uint64_t now)
+/* false: no room or no slot now. */
+static bool rise_start(struct kvf_core *core, kvf_handle h, uint64_t now, bool yields)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, h);
     struct rise *r = NULL;
     for (unsigned i = 0; i < RISES_MAX && !r; i++)
         if (!core->rise->rises[i].busy)
             r = &core->rise->rises[i];
-    if (!r || kvf_bucket_room(&core->rise->budget, now) == 0 || !rise_memory(r, e))
+    if (!r || !rise_memory(r, e))
         return false;
+    r->yields = yields;
     r->mask = kvf_entry_chunks(e) == 64 ? UINT64_MAX : (1ull << kvf_entry_chunks(e)) - 1;
     r->handle = h;
     r->start_ns = now;
@@ -214,6 +225,13 @@ static bool rise_start(struct kvf_core *core, kvf_handle h, uint64_t now)
     r->busy = true;
     core->rise->active++;
     return true;
+}
+
+bool kvf_rise_yield(struct kvf_core *core, kvf_handle h)
+{
+    const struct kvf_entry *e = kvf_index_entry(core->index, h);
+    assert(e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_REMOTE && !(e->flags & KVF_FLAG_REMOVED));
+    return rise_start(core, h, kvf_now(core->env), true);
 }
 
 void kvf_rises_cancel(struct kvf_core *core, uint64_t session)
@@ -309,7 +327,7 @@ unsigned kvf_rises_poll(struct kvf_core *core)
             continue;
         if (e->tier != KVF_TIER_PEER && !(s->rising && has_free_room(core)))
             continue;
-        if (!rise_start(core, h, now))
+        if (kvf_bucket_room(&rise->budget, now) == 0 || !rise_start(core, h, now, false))
             break;
         events++;
     }

@@ -40,6 +40,7 @@ struct job {
     struct kvf_cold_copy copies[KVF_BATCH_MAX]; /* what is sent of each */
     bool stored[KVF_BATCH_MAX];  /* verified at the lender */
     bool settled[KVF_BATCH_MAX]; /* FINISHING is done with it */
+    bool recalled[KVF_BATCH_MAX]; /* the lender wants the slot back already */
     unsigned at;                 /* PUTTING: the block being sent, */
     uint32_t at_byte;            /* ... from here */
     struct put puts[PUTS_MAX];
@@ -285,7 +286,7 @@ static void job_finish(struct job *j)
             continue;
         struct kvf_entry *e = kvf_index_entry(core->index, j->handles[i]);
         bool removed = e->flags & KVF_FLAG_REMOVED;
-        bool good = j->stored[i] && !removed && j->lender->up;
+        bool good = j->stored[i] && !removed && !j->recalled[i] && j->lender->up;
         if (good && in_use(core, j->handles[i], &j->copies[i])) {
             all = false;
             continue;
@@ -472,6 +473,7 @@ static bool job_start(struct kvf_core *core, struct job *j, struct kvf_node_peer
     j->start_ns = kvf_now(core->env);
     memset(j->stored, 0, sizeof j->stored);
     memset(j->settled, 0, sizeof j->settled);
+    memset(j->recalled, 0, sizeof j->recalled);
     for (unsigned i = 0; i < n; i++)
         take(core, handles[i], &j->copies[i]);
     core->spills->active++;
@@ -491,6 +493,20 @@ bool kvf_spills_busy_at(const struct kvf_core *core, const struct kvf_node_peer 
     for (unsigned i = 0; i < JOBS_MAX; i++)
         if (core->spills->jobs[i].state != JOB_FREE && core->spills->jobs[i].lender == p)
             return true;
+    return false;
+}
+
+bool kvf_spills_recall(struct kvf_core *core, const struct kvf_node_peer *p, struct kvf_key key, uint64_t location)
+{
+    for (unsigned i = 0; i < JOBS_MAX; i++) {
+        struct job *j = &core->spills->jobs[i];
+        for (unsigned b = 0; j->state > JOB_RESERVING && j->lender == p && b < j->granted; b++) {
+            if (j->settled[b] || j->offsets[b] != location || j->keys[b].hi != key.hi || j->keys[b].lo != key.lo)
+                continue;
+            j->recalled[b] = true;
+            return true;
+        }
+    }
     return false;
 }
 

@@ -50,6 +50,7 @@ struct copy {
     bool has_ssd;
     char ssd_why[KVF_CONFIG_TEXT_MAX];
     struct kvf_ram_stats ram;
+    struct kvf_reclaim_stats reclaim;
     uint64_t reads_queued, going_down, going_up;
     struct kvf_scrub_progress scrub;
 };
@@ -219,6 +220,7 @@ static bool copy_core(struct kvf_core *core, struct copy *copy)
     copy->lend_capacity = core->lent ? kvf_arena_bytes(core->lent) : 0;
     copy->lend_used = core->lent ? kvf_arena_used(core->lent) : 0;
     copy->lend_blocks = core->lend ? kvf_lend_blocks(core) : 0;
+    kvf_reclaim_stats(core, &copy->reclaim);
     copy->etcd_configured = core->store != NULL;
     copy->etcd_reachable = core->store && core->store_up;
     copy->joined = core->joined;
@@ -424,12 +426,26 @@ static json_t *scrub_json(const struct copy *copy)
     return scrub;
 }
 
+static json_t *lending_json(const struct copy *copy)
+{
+    json_t *lending = json_object();
+    json_object_set_new(lending, "capacity_bytes", number_of(copy->lend_capacity));
+    json_object_set_new(lending, "blocks", number_of(copy->lend_blocks));
+    json_object_set_new(lending, "bytes", number_of(copy->lend_used));
+    json_object_set_new(lending, "limit_bytes", number_of(copy->reclaim.limit_bytes));
+    json_object_set_new(lending, "others_bytes", number_of(copy->reclaim.others_bytes));
+    json_object_set_new(lending, "dead_bytes", number_of(copy->reclaim.dead_bytes));
+    json_object_set_new(lending, "wanted_bytes", number_of(copy->reclaim.wanted_bytes));
+    json_object_set_new(lending, "asked_bytes", number_of(copy->reclaim.asked_bytes));
+    return lending;
+}
+
 char *kvf_status_json(struct kvf_core *core)
 {
     struct copy copy;
     if (!copy_core(core, &copy))
         return NULL;
-    json_t *root = json_object(), *lending = json_object(), *etcd = json_object();
+    json_t *root = json_object(), *etcd = json_object();
     json_object_set_new(root, "schema", json_string("kvf-node/1"));
     json_object_set_new(root, "node", text_of(core->name));
     json_object_set_new(root, "incarnation", hex_of(core->incarnation));
@@ -440,10 +456,7 @@ char *kvf_status_json(struct kvf_core *core)
     json_object_set_new(root, "tiers", tiers_json(&copy));
     json_object_set_new(root, "memory", memory_json(&copy.ram));
     json_object_set_new(root, "sessions", number_of(copy.n_sessions));
-    json_object_set_new(lending, "capacity_bytes", number_of(copy.lend_capacity));
-    json_object_set_new(lending, "blocks", number_of(copy.lend_blocks));
-    json_object_set_new(lending, "bytes", number_of(copy.lend_used));
-    json_object_set_new(root, "lending", lending);
+    json_object_set_new(root, "lending", lending_json(&copy));
     json_object_set_new(root, "peers", peers_json(&copy));
     json_object_set_new(etcd, "configured", json_boolean(copy.etcd_configured));
     json_object_set_new(etcd, "reachable", json_boolean(copy.etcd_reachable));
@@ -654,6 +667,9 @@ static void write_metrics(FILE *out, const struct kvf_core *core, const struct c
     gauge(out, "lend_capacity_bytes", "DRAM for other nodes' blocks", copy->lend_capacity);
     gauge(out, "lend_used_bytes", "of it, in use", copy->lend_used);
     gauge(out, "lend_blocks", "other nodes' blocks here", copy->lend_blocks);
+    gauge(out, "lend_limit_bytes", "what others may have of it", copy->reclaim.limit_bytes);
+    gauge(out, "lend_dead_bytes", "of what is in use, left by nodes that are gone", copy->reclaim.dead_bytes);
+    gauge(out, "lend_wanted_bytes", "of it, to come back", copy->reclaim.wanted_bytes);
     gauge(out, "etcd_up", "1: etcd answers", copy->etcd_reachable);
     gauge(out, "uptime_seconds", "seconds since the process began", uptime_s());
     movement_gauges(out, copy);

@@ -132,6 +132,26 @@ bool kvf_wire_keys_read(struct kvf_reader *r, struct kvf_key *keys, unsigned *n)
     return ended(r);
 }
 
+void kvf_wire_places(struct kvf_writer *w, const struct kvf_place *places, unsigned n)
+{
+    kvf_write_u16(w, (uint16_t)n);
+    for (unsigned i = 0; i < n; i++) {
+        key_write(w, places[i].key);
+        kvf_write_u64(w, places[i].location);
+    }
+}
+
+bool kvf_wire_places_read(struct kvf_reader *r, struct kvf_place *places, unsigned *n)
+{
+    if (!count_read(r, n))
+        return false;
+    for (unsigned i = 0; i < *n; i++) {
+        places[i].key = key_read(r);
+        places[i].location = kvf_read_u64(r);
+    }
+    return ended(r);
+}
+
 void kvf_wire_reads(struct kvf_writer *w, const struct kvf_read_item *items, unsigned n)
 {
     kvf_write_u16(w, (uint16_t)n);

@@ -20,6 +20,8 @@ enum kvf_node_message {
     KVF_MSG_MOVE_TAIL,
     KVF_MSG_MOVE_COMMIT, /* the placement has changed: it is yours */
     KVF_MSG_MOVE_ABORT,
+    KVF_MSG_RECLAIM, /* lender -> borrower: move these away, I want the memory back */
+    KVF_MSG_REVOKED, /* lender -> borrower: these are gone */
 };
 
 struct kvf_reserve_item {
@@ -36,6 +38,11 @@ struct kvf_commit_item {
     uint32_t bytes, chunk_bytes;
     uint8_t chunks;
     uint64_t sums[64];
+};
+/* One loan: a block and where it lies in the lender's region. */
+struct kvf_place {
+    struct kvf_key key;
+    uint64_t location;
 };
 struct kvf_read_item {
     struct kvf_key key;
@@ -79,9 +86,11 @@ void kvf_wire_commit(struct kvf_writer *w, const struct kvf_commit_item *item); 
 bool kvf_wire_commit_read(struct kvf_reader *r, struct kvf_commit_item *item);
 void kvf_wire_keys(struct kvf_writer *w, const struct kvf_key *keys, unsigned n);
 bool kvf_wire_keys_read(struct kvf_reader *r, struct kvf_key *keys, unsigned *n);
+void kvf_wire_places(struct kvf_writer *w, const struct kvf_place *places, unsigned n);
+bool kvf_wire_places_read(struct kvf_reader *r, struct kvf_place *places, unsigned *n);
 void kvf_wire_reads(struct kvf_writer *w, const struct kvf_read_item *items, unsigned n);
 bool kvf_wire_reads_read(struct kvf_reader *r, struct kvf_read_item *items, unsigned *n);
-/* One byte per item, 0 is success: replies to commit and read (there the data follows). */
+/* One byte per item, 0 is success: replies to commit, reclaim and read (there the data follows). */
 void kvf_wire_statuses(struct kvf_writer *w, const uint8_t *statuses, unsigned n);
 bool kvf_wire_statuses_read(struct kvf_reader *r, uint8_t *statuses, unsigned *n);
 void kvf_wire_offer(struct kvf_writer *w, const struct kvf_move_offer *offer);

@@ -69,6 +69,12 @@ void kvf_dramlist_push(struct kvf_dramlist *l, uint32_t slot, kvf_handle handle)
     insert(l, slot, l->newest, handle + 1);
 }
 
+void kvf_dramlist_push_oldest(struct kvf_dramlist *l, uint32_t slot, kvf_handle handle)
+{
+    assert(!kvf_dramlist_has(l, slot) && handle != KVF_HANDLE_NONE);
+    insert(l, slot, KVF_DRAMSLOT_NONE, handle + 1);
+}
+
 void kvf_dramlist_swap(struct kvf_dramlist *l, uint32_t a, uint32_t b)
 {
     assert(kvf_dramlist_has(l, a) && kvf_dramlist_has(l, b));

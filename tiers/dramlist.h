@@ -13,8 +13,9 @@ struct kvf_dramlist;
 enum kvf_status kvf_dramlist_create(uint64_t slots, struct kvf_dramlist **out);
 void kvf_dramlist_destroy(struct kvf_dramlist *list);
 
-/* At the newest end. The slot is not in the list. */
+/* At the newest end, or at the oldest. The slot is not in the list. */
 void kvf_dramlist_push(struct kvf_dramlist *list, uint32_t slot, kvf_handle handle);
+void kvf_dramlist_push_oldest(struct kvf_dramlist *list, uint32_t slot, kvf_handle handle);
 void kvf_dramlist_remove(struct kvf_dramlist *list, uint32_t slot); /* it is in the list */
 /* Two of the list change places in it. */
 void kvf_dramlist_swap(struct kvf_dramlist *list, uint32_t a, uint32_t b);

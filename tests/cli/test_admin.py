@@ -116,6 +116,7 @@ class AdminTest(Case):
             self.assertIn(self.request("GET", path)[0], (404, 400, 414), path)
         self.assertEqual(self.request("POST", "/v1/status", "{}")[0], 405)
         self.assertEqual(self.request("GET", "/v1/move")[0], 405)
+        self.assertEqual(self.request("GET", "/v1/lend")[0], 405)
         self.assertEqual(self.request("DELETE", "/metrics")[0], 405)
 
     def test_bodies_that_are_no_order_are_refused(self):
@@ -131,6 +132,18 @@ class AdminTest(Case):
             code, answer = self.move(body.encode("latin-1"))
             self.assertEqual((code, answer["error"]), (400, "ERR_INVALID"), body[:80])
             self.assertTrue(answer["message"])
+
+    def test_how_much_is_lent(self):
+        for body in ("[]", "{}", '{"bytes":-1}', '{"bytes":"1"}', '{"bytes":1.5}', '{"bytes":1,"within_ms":0}',
+                     '{"bytes":1,"within_ms":600001}', '{"bytes":1,"more":1}'):
+            code, text, _ = self.request("POST", "/v1/lend", body)
+            self.assertEqual((code, json.loads(text)["error"]), (400, "ERR_INVALID"), body)
+        for limit, stands in ((0, 0), (1 << 20, 1 << 20), (1 << 60, 4 << 20)):
+            code, text, _ = self.request("POST", "/v1/lend", json.dumps({"bytes": limit}))
+            self.assertEqual((code, json.loads(text)),
+                             (200, {"status": "OK", "limit_bytes": stands, "lent_bytes": 0, "revoked_blocks": 0}))
+            lending = json.loads(self.request("GET", "/v1/status")[1])["lending"]
+            self.assertEqual((lending["limit_bytes"], lending["wanted_bytes"]), (stands, 0))
 
     def test_a_body_beyond_the_limit_is_refused(self):
         self.assertEqual(self.move(b" " * (64 * 1024 + 1))[0], 413)

@@ -208,6 +208,18 @@ class ClusterTest(Case):
         node = [n for n in json.loads(other.kvf("status", "--json").stdout)["nodes"] if n["name"] == "third"][0]
         self.assertEqual((node["reachable"], "error" in node), (False, True))
 
+    def test_how_much_is_lent(self):
+        kvf = self.cluster.kvf
+        self.assert_failed(kvf("lend", "nobody", "0"), 1, "nobody", "ERR_NOT_FOUND")
+        self.assert_failed(kvf("lend", "one", "much"), 2, "much")
+        self.assert_failed(kvf("lend", "two", "0"), 1, "lend.bytes", "ERR_UNSUPPORTED")
+        done = kvf("lend", "one", "1M")
+        self.assert_done(done)
+        self.assertIn("of at most 1.0 MiB", done.stdout)
+        done = kvf("lend", "one", "8M", "--json")
+        self.assert_done(done)
+        self.assertEqual(json.loads(done.stdout)["limit_bytes"], 8 << 20)
+
     def test_moves_that_cannot_be(self):
         kvf = self.cluster.kvf
         self.assert_failed(kvf("move", "7", "two"), 1, "session 7", "ERR_NOT_FOUND")

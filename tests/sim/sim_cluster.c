@@ -62,6 +62,7 @@ static void settings_of(const struct sim_node_config *config, struct kvf_setting
     out->memory_piece_bytes = config->ram_by_hand ? 2 << 20 : out->memory_piece_bytes;
     out->fabric_peers_max = SIM_CLUSTER_NODES;
     out->workers = 1;
+    out->lend_keep_dead_ns = config->keep_dead_ns;
     out->scrub_rate = config->scrub_rate;
     out->down_budget = config->down_budget;
     out->up_budget = config->up_budget;

@@ -33,6 +33,7 @@ struct sim_node_config {
     bool ram_by_hand;             /* memory in pieces of 2 MiB, and kvf_ram_step makes them ready */
     uint64_t block_max;           /* 0: 64 KiB */
     uint64_t blocks_max;          /* entries of the index; 0: 4096 */
+    uint64_t keep_dead_ns;        /* how long it keeps dead borrowers' blocks; 0: not at all */
     uint64_t scrub_rate, down_budget, up_budget; /* bytes per second; 0: no scrub, no limit */
 };
 
