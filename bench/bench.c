@@ -16,6 +16,8 @@ static const struct kvf_bench_entry benches[] = {
     {"kernels", "every operation of every CPU table, beside the reference and beside memcpy", kvf_bench_kernels_run},
     {"movement", "demand reads from SSD while blocks go down, are scrubbed and read ahead, beside the device alone",
      kvf_bench_movement_run},
+    {"fabric", "pulls from a peer's memory over TCP and shared memory, beside ucx_perftest, iperf3, memcpy and Redis",
+     kvf_bench_fabric_run},
     {"ssd", "the SSD tier beside fio, what it writes under churn, and how fast it recovers", kvf_bench_ssd_run},
     {"index", "look-up, pin and unpin of blocks in DRAM, beside a plain array, at 1 M and 32 M blocks", kvf_bench_index_run},
     {"cold", "what 8 bits an element below DRAM cost attention, and how fast they are made and read", kvf_bench_cold_run},
@@ -162,6 +164,12 @@ static void usage(FILE *out)
                  "  --path FOLDER    movement, ssd: a folder on the disk to measure; what it makes there goes again (default .)\n"
                  "  --capacity N     trace: percent of all blocks that fit; may be repeated (default 1 2 5 10 20 30 50 100)\n"
                  "  --memory GIB     start: memory of the node, 0.25 to 1024 (default 2); one more must be free\n"
+                 "                   fabric: of the region, and of each process that pulls (default 1)\n"
+                 "  --tls NAME       fabric: tcp, shm, auto or rdma: this transport alone (default tcp and shm)\n"
+                 "  --size KIB       fabric: of a block, 4 to 16384; may be repeated (default 64 256 1024 4096)\n"
+                 "  --depth N        fabric: pulls under way, 1 to 64; may be repeated (default 1 4 16 64)\n"
+                 "  --rounds N       fabric: 1 to 64 (default 5)\n"
+                 "  --peers N        fabric: many to one and one to many instead, with N peers, 2 to 60\n"
                  "  --help           this text\n"
                  "\nexit codes: 0 done, 1 a result was wrong or could not be written, 2 wrong usage\n"
                  "\nexamples:\n"
@@ -185,6 +193,34 @@ static bool one_of(const char *word, const char *const *words)
     while (*words && strcmp(word, *words))
         words++;
     return *words != NULL;
+}
+
+/* Whether it is an option of `fabric`; *good: with a value that it may have. */
+static bool fabric_option(struct kvf_bench *bench, const char *name, const char *value, bool *good)
+{
+    static const char *const tls[] = {"tcp", "shm", "auto", "rdma", NULL};
+    double number = 0;
+    if (!strcmp(name, "--tls")) {
+        bench->tls = value;
+        *good = one_of(value, tls);
+    } else if (!strcmp(name, "--size")) {
+        *good = bench->n_sizes < KVF_BENCH_LIST_MAX && parse_number(value, 4, 16384, &number) && (uint32_t)number % 4 == 0;
+        if (*good)
+            bench->sizes[bench->n_sizes++] = (uint32_t)number * 1024;
+    } else if (!strcmp(name, "--depth")) {
+        *good = bench->n_depths < KVF_BENCH_LIST_MAX && parse_number(value, 1, 64, &number);
+        if (*good)
+            bench->depths[bench->n_depths++] = (uint32_t)number;
+    } else if (!strcmp(name, "--rounds")) {
+        *good = parse_number(value, 1, 64, &number);
+        bench->rounds = (unsigned)number;
+    } else if (!strcmp(name, "--peers")) {
+        *good = parse_number(value, 2, 60, &number);
+        bench->peers = (unsigned)number;
+    } else {
+        return false;
+    }
+    return true;
 }
 
 /* False after a line on standard error. */
@@ -226,6 +262,8 @@ static bool parse(struct kvf_bench *bench, int argc, char **argv)
             good = bench->n_capacities < KVF_BENCH_CAPACITIES_MAX && parse_number(value, 0.001, 100, &number);
             if (good)
                 bench->capacities[bench->n_capacities++] = number;
+        } else if (fabric_option(bench, argv[i], value, &good)) {
+            ;
         } else if (!strcmp(argv[i], "--table")) {
             bench->table = value;
             good = one_of(value, tables);

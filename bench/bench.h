@@ -11,7 +11,8 @@
 
 #include <jansson.h>
 
-enum { KVF_BENCH_ROUNDS_MAX = 512, KVF_BENCH_CASES_MAX = 8, KVF_BENCH_LOGS_MAX = 16, KVF_BENCH_CAPACITIES_MAX = 32 };
+enum { KVF_BENCH_ROUNDS_MAX = 512, KVF_BENCH_CASES_MAX = 8, KVF_BENCH_LOGS_MAX = 16, KVF_BENCH_CAPACITIES_MAX = 32,
+       KVF_BENCH_LIST_MAX = 16 };
 
 struct kvf_bench {
     /* options */
@@ -27,6 +28,10 @@ struct kvf_bench {
     double memory_gib; /* --memory, or 0 */
     double capacities[KVF_BENCH_CAPACITIES_MAX]; /* --capacity, percent */
     unsigned n_capacities;
+    const char *tls;      /* --tls, or NULL: every transport that the bench knows */
+    uint32_t sizes[KVF_BENCH_LIST_MAX], depths[KVF_BENCH_LIST_MAX]; /* --size in bytes, --depth */
+    unsigned n_sizes, n_depths;
+    unsigned rounds, peers; /* or 0 */
     /* filled by the bench */
     bool verified;
     bool printed; /* it printed a table of its own: the plain one is left out */
@@ -76,6 +81,7 @@ bool kvf_bench_cold_run(struct kvf_bench *bench);
 bool kvf_bench_policy_run(struct kvf_bench *bench);
 bool kvf_bench_trace_run(struct kvf_bench *bench);
 bool kvf_bench_start_run(struct kvf_bench *bench);
+bool kvf_bench_fabric_run(struct kvf_bench *bench);
 
 /* `kvf bench NAME [options]`; argv[0] is "bench". Returns the exit code: 0 done, 1 failed, 2 wrong usage. */
 int kvf_bench_main(int argc, char **argv);

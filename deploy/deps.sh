@@ -27,6 +27,8 @@ packages=(
   clang                    # the second compiler, for the fuzzers
   cppcheck                 # static analysis in `make tidy`
   fio                      # the limit beside which `kvf bench ssd` measures; it runs without, too
+  ucx-utils iperf3         # the limits of `kvf bench fabric`; it runs without, too
+  redis-server             # ... and what it compares pulls of chunks with
 )
 
 missing=()

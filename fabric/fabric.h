@@ -96,6 +96,15 @@ bool kvf_peer_is_up(const struct kvf_peer *peer);
 /* How its region is read: as the first piece of it that is known; ASK until one is. */
 enum kvf_way kvf_peer_way(const struct kvf_peer *peer);
 uint64_t kvf_peer_region_bytes(const struct kvf_peer *peer);
+
+/* What is known of a peer. */
+struct kvf_peer_about {
+    uint64_t region_bytes[KVF_WAYS]; /* of the pieces of its region that are known, by the way they are read */
+    unsigned pieces, pieces_there;   /* known here; ready there, as it last said */
+    size_t frame_bytes;              /* the largest payload between us */
+    uint64_t inflight_bytes;         /* asked of it and not yet there */
+};
+void kvf_peer_about(const struct kvf_peer *peer, struct kvf_peer_about *out);
 /* Free for the owner. */
 void kvf_peer_user_set(struct kvf_peer *peer, void *user);
 void *kvf_peer_user(const struct kvf_peer *peer);

@@ -70,6 +70,18 @@ enum kvf_way kvf_peer_way(const struct kvf_peer *peer)
     return peer->n_pieces > 0 ? peer->pieces[0].way : KVF_WAY_ASK;
 }
 uint64_t kvf_peer_region_bytes(const struct kvf_peer *peer) { return peer->region_bytes; }
+
+void kvf_peer_about(const struct kvf_peer *peer, struct kvf_peer_about *out)
+{
+    size_t ours = peer->fabric->payload_max;
+    struct kvf_peer_about about = {.pieces = peer->n_pieces, .pieces_there = peer->pieces_there, .inflight_bytes = peer->inflight};
+    assert(peer->state != KVF_PEER_FREE && peer->n_pieces <= KVF_REGION_PIECES_MAX);
+    about.frame_bytes = peer->payload_max < ours ? peer->payload_max : ours;
+    for (unsigned i = 0; i < peer->n_pieces; i++)
+        about.region_bytes[peer->pieces[i].way] += peer->pieces[i].bytes;
+    *out = about;
+}
+
 void kvf_peer_user_set(struct kvf_peer *peer, void *user) { peer->user = user; }
 void *kvf_peer_user(const struct kvf_peer *peer) { return peer->user; }
 

@@ -30,6 +30,7 @@ enum kvf_way {
     KVF_WAY_GET,    /* one-sided get (RDMA) */
     KVF_WAY_MAPPED, /* the region is mapped here (shared memory): copy it */
 };
+#define KVF_WAYS 3
 
 /* A part of a region that is ready: where it lies in it, and what a peer needs to read it. */
 struct kvf_region_piece {
@@ -127,6 +128,9 @@ struct kvf_transport_config {
 
 /* ERR_UNSUPPORTED (this build has no UCX), ERR_CONFIG (no such device or transport; the log line says which there are). */
 enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *config, struct kvf_transport **out);
+/* What UCX is told for this configuration, as NAME=VALUE words with spaces: for the environment of UCX's own tools, which then
+ * measure the same. Cut short if it does not fit. Errors as create's. */
+enum kvf_status kvf_transport_ucx_settings(const struct kvf_transport_config *config, char *text, size_t size);
 /* Why UCX cannot be used here, or what it offers: for `kvf info`. */
 void kvf_transport_ucx_about(char *text, size_t size);
 #endif

@@ -640,15 +640,19 @@ static void ucx_describe(struct kvf_transport *t, char *text, size_t size)
 }
 
 /* ------------------------------------------------------------------------------------------------ life */
-static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
+#define SETTINGS_MAX 24
+
+struct setting {
+    const char *name, *value;
+};
+
+/* What UCX is told. `segment` is room for a number. Returns how many. */
+static unsigned settings_of(const struct kvf_devices_choice *choice, size_t segment_bytes, char segment[32], struct setting *out)
 {
-    char segment[32];
-    snprintf(segment, sizeof segment, "%zu", u->segment_bytes + SEGMENT_OVERHEAD);
-    const struct {
-        const char *name, *value;
-    } settings[] = {
-        {"TLS", u->choice.transports},
-        {"NET_DEVICES", u->choice.devices},
+    snprintf(segment, 32, "%zu", segment_bytes + SEGMENT_OVERHEAD);
+    const struct setting settings[] = {
+        {"TLS", choice->transports},
+        {"NET_DEVICES", choice->devices},
         {"SELF_DEVICES", "all"},
         {"RNDV_THRESH", "inf"},
         {"ZCOPY_THRESH", "auto"},
@@ -670,11 +674,21 @@ static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
         {"NODELAY", "y"},
         {"TCP_NODELAY", "y"},
     };
+    _Static_assert(sizeof settings / sizeof settings[0] <= SETTINGS_MAX, "room for all");
+    memcpy(out, settings, sizeof settings);
+    return sizeof settings / sizeof settings[0];
+}
+
+static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
+{
+    char segment[32];
+    struct setting settings[SETTINGS_MAX];
+    unsigned n = settings_of(&u->choice, u->segment_bytes, segment, settings);
     /* UCX writes to standard output, which belongs to the program. What goes wrong is in our own log. Who wants to see
      * UCX's asks for it by its environment. */
     if (!getenv("UCX_LOG_LEVEL"))
         ucp_config_modify(config, "LOG_LEVEL", "fatal");
-    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
+    for (unsigned i = 0; i < n; i++) {
         ucs_status_t status = ucp_config_modify(config, settings[i].name, settings[i].value);
         if (status != UCS_OK) {
             kvf_log_error(u->log, "UCX does not take %s=%s: %s", settings[i].name, settings[i].value, ucs_status_string(status));
@@ -682,6 +696,21 @@ static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
         }
     }
     return UCS_OK;
+}
+
+enum kvf_status kvf_transport_ucx_settings(const struct kvf_transport_config *config, char *text, size_t size)
+{
+    char segment[32];
+    struct setting settings[SETTINGS_MAX];
+    struct kvf_devices_choice choice;
+    size_t used = 0;
+    enum kvf_status st = kvf_devices_choose(config->kind, config->interface, config->log, &choice);
+    if (st != KVF_OK)
+        return st;
+    unsigned n = settings_of(&choice, config->segment_bytes, segment, settings);
+    for (unsigned i = 0; i < n && used < size; i++)
+        used += (size_t)snprintf(text + used, size - used, "%sUCX_%s=%s", i ? " " : "", settings[i].name, settings[i].value);
+    return KVF_OK;
 }
 
 static enum kvf_status context_open(struct ucx *u, unsigned peers_max)

@@ -7,6 +7,11 @@ enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *conf
     return KVF_ERR_UNSUPPORTED;
 }
 
+enum kvf_status kvf_transport_ucx_settings(const struct kvf_transport_config *config, char *text, size_t size)
+{
+    return KVF_ERR_UNSUPPORTED;
+}
+
 void kvf_transport_ucx_about(char *text, size_t size)
 {
     snprintf(text, size, "not built in: pkg-config found no ucx, or make had UCX=0");

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""kvf bench fabric: pulls between processes over TCP and shared memory are right, and what it writes says so."""
+import json
+import os
+import sys
+import tempfile
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+import cluster
+from cluster import Case, environment, run
+
+
+class FabricTest(Case):
+    def bench(self, *arguments):
+        """Its configuration, and its rows by name. The programs beside which it measures are hidden: its own part is tested."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = os.path.join(folder, "out.json")
+            done = run("kvf", "bench", "fabric", "--memory", "0.25", "--rounds", "1", "--time", "0.3", "--json", out, *arguments,
+                       env=environment(PATH=folder), timeout=100)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            with open(out, encoding="utf-8") as file:
+                report = json.load(file)
+        self.assertTrue(report["verified"])
+        return report["config"], {row["name"]: row for row in report["results"]}
+
+    def test_one_pulls_from_one(self):
+        config, rows = self.bench("--size", "64", "--depth", "4")
+        self.assertFalse(config["ucx_perftest"])
+        for name in ("tcp 64 KiB depth 4", "tcp 64 KiB depth 4 unchecked", "shm 64 KiB depth 4", "tcp 64 KiB alone",
+                     "tcp 64 chunks of 4 KiB a request"):
+            self.assertGreater(rows[name]["value"], 0, name)
+        self.assertEqual(rows["shm 64 KiB depth 4 unchecked"]["limit_name"], "memcpy")
+
+    def test_many(self):
+        _, rows = self.bench("--peers", "3", "--tls", "tcp", "--size", "64", "--depth", "2")
+        self.assertGreater(rows["tcp 64 KiB depth 2, 3 to one"]["value"], 0)
+        self.assertGreater(rows["tcp 64 KiB depth 2, 3 servers of one"]["value"], 0)
+        self.assertLessEqual(rows["tcp 64 KiB depth 2, 3 to one: slowest reader"]["ratio"], 1)
+
+    def test_options(self):
+        for option, value in (("--size", "3"), ("--depth", "65"), ("--tls", "pigeon"), ("--peers", "1"), ("--rounds", "0")):
+            self.assert_failed(run("kvf", "bench", "fabric", option, value), 2, option)
+
+
+if __name__ == "__main__":
+    cluster.need("kvf")
+    if "ucx0" in os.path.realpath(cluster.BUILD + "/kvf"):
+        print("this build has no UCX")
+        sys.exit(77)
+    cluster.main()
