@@ -19,6 +19,7 @@ packages=(
   libibverbs-dev           # rdma-core: what UCX uses on an RDMA NIC
   liburing-dev             # io_uring: the SSD tier (optional: URING=0)
   libcmocka-dev            # the test runner
+  iproute2                 # ip: the tests of links that fail make some between network namespaces
   etcd-server              # the one store of membership and placement
   python3                  # the demo's driver and fetching the demo's model
   python3-pip              # ... from PyPI

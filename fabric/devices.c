@@ -4,7 +4,10 @@
 #include <dirent.h>
 #include <net/if.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define RDMA_DIRECTORY "/sys/class/infiniband"
 
@@ -45,6 +48,35 @@ static void log_devices(const struct kvf_log *log, const char *name, size_t leng
         if_freenameindex(all);
     kvf_log_error(log, "fabric.interface: there is no network device '%.*s'; there are %s%s", (int)length, name, list,
                   kvf_devices_any_rdma() ? " and those of " RDMA_DIRECTORY : "");
+}
+
+/* The kernel would send over it now. */
+static bool runs(const char *name)
+{
+    struct ifreq request = {0};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    snprintf(request.ifr_name, sizeof request.ifr_name, "%s", name);
+    bool up = fd >= 0 && ioctl(fd, SIOCGIFFLAGS, &request) == 0;
+    if (fd >= 0)
+        close(fd);
+    return up && (request.ifr_flags & (IFF_UP | IFF_RUNNING)) == (IFF_UP | IFF_RUNNING);
+}
+
+bool kvf_devices_run(const struct kvf_devices_choice *choice)
+{
+    if (strcmp(choice->devices, "all") == 0)
+        return true;
+    for (const char *at = choice->devices; *at;) {
+        size_t length = strcspn(at, ",");
+        char name[IF_NAMESIZE] = "";
+        if (length < sizeof name)
+            memcpy(name, at, length);
+        if (rdma_device(at, length) || runs(name))
+            return true;
+        at += length;
+        at += *at == ',';
+    }
+    return false;
 }
 
 static enum kvf_status choose_devices(const char *interface, const struct kvf_log *log, struct kvf_devices_choice *out)
@@ -103,6 +135,10 @@ enum kvf_status kvf_devices_choose(const char *kind, const char *interface, cons
         transports = "rc,ud,self"; /* without tcp: a site that asks for RDMA wants to know when it is not used */
     } else {
         kvf_log_error(log, "fabric.transport = %s is not one of auto, tcp, shm, rdma", kind);
+        return KVF_ERR_CONFIG;
+    }
+    if (!kvf_devices_run(&choice)) { /* UCX would leave it out in silence, now and for good */
+        kvf_log_error(log, "fabric.interface = %s is down or has no carrier", interface);
         return KVF_ERR_CONFIG;
     }
     snprintf(choice.transports, sizeof choice.transports, "%s", transports);

@@ -13,9 +13,12 @@ struct kvf_devices_choice {
     bool rdma;                          /* an RDMA device is */
 };
 
-/* ERR_CONFIG: an unknown kind or device, or rdma without a device for it; the log line says what there is. */
+/* ERR_CONFIG: an unknown kind or device, none that is up, or rdma without a device for it; the log line says what there is. */
 enum kvf_status kvf_devices_choose(const char *kind, const char *interface, const struct kvf_log *log,
                                    struct kvf_devices_choice *out);
+
+/* Whether one of the devices that were chosen is up and has a carrier just now. */
+bool kvf_devices_run(const struct kvf_devices_choice *choice);
 
 /* Whether the machine has an RDMA device at all. */
 bool kvf_devices_any_rdma(void);

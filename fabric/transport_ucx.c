@@ -342,6 +342,8 @@ static enum kvf_status ucx_connect(struct kvf_transport *t, const void *address,
         return KVF_ERR_BUSY;
     if (bytes == 0 || bytes > KVF_ADDRESS_MAX)
         return KVF_ERR_INVALID;
+    if (!kvf_devices_run(&u->choice)) /* a worker that cannot be made for that costs UCX 600 bytes that it never frees */
+        return KVF_ERR_PEER_UNREACHABLE;
     /* UCX is not told the length: behind an address that was cut lie zeros, not somebody else's bytes. */
     uint8_t padded[KVF_ADDRESS_MAX + 64] = {0};
     memcpy(padded, address, bytes);
@@ -353,9 +355,9 @@ static enum kvf_status ucx_connect(struct kvf_transport *t, const void *address,
         .err_handler = {.cb = on_error, .arg = link},
     };
     ucs_status_t status = link_worker_open(u, link);
-    if (status != UCS_OK) {
+    if (status != UCS_OK) { /* no memory, or the device is down just now */
         link->state = LINK_FREE;
-        return KVF_ERR_NO_MEMORY;
+        return status == UCS_ERR_NO_MEMORY ? KVF_ERR_NO_MEMORY : KVF_ERR_PEER_UNREACHABLE;
     }
     status = ucp_ep_create(link->worker, &params, &link->ep);
     if (status != UCS_OK) {

@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,11 +27,14 @@
 
 #define REGION_BYTES (64u << 20)
 #define BLOCK (64u << 10)
-#define ECHO 32
+#define ECHO 32  /* a message whose payload comes back */
+#define COUNT 33 /* answered by a u64: the payloads of SINK so far that were not whole */
+#define SINK 34  /* a message of sink_fill's bytes, of which nothing comes back but the status */
 #define SEED 20240613ull
 
 static char program[4096];
 static size_t segment_bytes = 256 << 10;
+static const char *interface = "lo"; /* of this process's node */
 
 /* UCX loses the table of a shared memory endpoint that it could not connect (the peer's memory is gone): 100 bytes. */
 const char *__lsan_default_suppressions(void);
@@ -48,43 +52,68 @@ struct node {
     int fd;
     struct kvf_fabric *fabric;
     unsigned ups, downs;
+    uint64_t down_ns, broken; /* when the last one went down; payloads of SINK that were not whole */
+    bool forgets;             /* a peer that is down is removed, so that it may come again as a stranger */
     uint8_t address[KVF_ADDRESS_MAX];
     size_t address_bytes;
 };
 
 static inline uint64_t now_ns(void) { return kvf_now(kvf_env_real()); }
 
-static inline uint64_t word_at(const char *name, uint64_t offset)
+/* A node's region holds other words in every life of the node. */
+static inline uint64_t seed_of(const char *name, uint64_t incarnation)
 {
-    return kvf_mix(offset, kvf_hash(name, strlen(name), SEED));
+    return kvf_mix(incarnation, kvf_hash(name, strlen(name), SEED));
 }
 
-static inline void fill(const char *name, void *region, size_t bytes)
+static inline void fill(uint64_t seed, void *region, size_t bytes)
 {
     uint64_t *words = region;
-    uint64_t seed = kvf_hash(name, strlen(name), SEED);
     for (size_t i = 0; i < bytes / 8; i++)
         words[i] = kvf_mix(i * 8, seed);
 }
 
-static inline bool matches(const char *name, uint64_t offset, const void *data, size_t bytes)
+/* `data` may lie anywhere: a payload does. */
+static inline bool matches(uint64_t seed, uint64_t offset, const void *data, size_t bytes)
 {
-    const uint64_t *words = data;
     for (size_t i = 0; i < bytes / 8; i++) {
-        if (words[i] != word_at(name, offset + i * 8))
+        uint64_t word;
+        memcpy(&word, (const char *)data + i * 8, sizeof word);
+        if (word != kvf_mix(offset + i * 8, seed))
             return false;
     }
     return true;
 }
 
+/* The bytes of a peer's region at `offset`. */
+static inline bool right(const struct kvf_peer *peer, uint64_t offset, const void *data, size_t bytes)
+{
+    return matches(seed_of(kvf_peer_name(peer), kvf_peer_incarnation(peer)), offset, data, bytes);
+}
+
 static inline void on_up(void *arg, struct kvf_peer *peer) { ((struct node *)arg)->ups++; }
-static inline void on_down(void *arg, struct kvf_peer *peer, enum kvf_status why) { ((struct node *)arg)->downs++; }
+
+static inline void on_down(void *arg, struct kvf_peer *peer, enum kvf_status why)
+{
+    struct node *n = arg;
+    n->downs++;
+    n->down_ns = now_ns();
+    if (n->forgets)
+        kvf_fabric_peer_remove(n->fabric, peer);
+}
 
 static inline void echo_done(void *arg, enum kvf_status status) { free(arg); }
 
-/* Sends the payload back. */
 static inline void on_message(void *arg, struct kvf_peer *peer, const struct kvf_message *m)
 {
+    struct node *n = arg;
+    if (m->type == SINK)
+        n->broken += !matches(SEED, 0, m->payload, m->bytes);
+    if (m->type == SINK || m->type == COUNT) {
+        struct iovec count = {.iov_base = &n->broken, .iov_len = sizeof n->broken};
+        kvf_fabric_reply(peer, m->request, KVF_OK, &count, m->type == COUNT, NULL, NULL);
+        return;
+    }
     void *copy = malloc(m->bytes + 1);
     struct iovec part = {.iov_base = copy, .iov_len = m->bytes};
     if (m->bytes)
@@ -117,7 +146,7 @@ static inline enum kvf_status node_open(struct node *n, const char *name, uint64
     memset(n, 0, sizeof *n);
     kvf_log_init(&n->log, name, KVF_LOG_ERROR, stderr);
     struct kvf_transport_config tc = {
-        .kind = kind, .interface = "lo", .segment_bytes = segment_bytes, .peers_max = 8, .log = &n->log};
+        .kind = kind, .interface = interface, .segment_bytes = segment_bytes, .peers_max = 8, .log = &n->log};
     enum kvf_status st = kvf_transport_ucx_create(&tc, &n->transport);
     if (st != KVF_OK)
         return st;
@@ -127,7 +156,7 @@ static inline enum kvf_status node_open(struct node *n, const char *name, uint64
         st = n->transport->ops->region_add(n->transport, n->region, 0, REGION_BYTES, n->fd);
     if (st != KVF_OK)
         return st;
-    fill(name, n->base, REGION_BYTES);
+    fill(seed_of(name, incarnation), n->base, REGION_BYTES);
     n->address_bytes = sizeof n->address;
     st = n->transport->ops->address(n->transport, n->address, &n->address_bytes);
     if (st != KVF_OK)
@@ -176,13 +205,17 @@ struct child {
     size_t address_bytes;
 };
 
-/* Writes its address, then serves until its input ends. */
-static inline int child_main(const char *name, const char *kind)
+/* Writes its address, then serves until its input ends. Its arguments are those of child_start. */
+static inline int child_main(int argc, char **argv)
 {
     static struct node n;
     uint64_t incarnation = (uint64_t)getpid();
-    if (node_open(&n, name, incarnation, kind) != KVF_OK)
+    if (argc != 5)
+        return 2;
+    interface = argv[4];
+    if (node_open(&n, argv[2], incarnation, argv[3]) != KVF_OK)
         return 3;
+    n.forgets = true;
     uint64_t head[2] = {incarnation, n.address_bytes};
     if (write(1, head, sizeof head) != sizeof head || write(1, n.address, n.address_bytes) != (ssize_t)n.address_bytes)
         return 4;
@@ -203,7 +236,11 @@ static inline int child_main(const char *name, const char *kind)
     return 0;
 }
 
-static inline void child_start(struct child *c, const char *name, const char *kind)
+/* What a child does before it becomes the program: goes to where its network is. NULL: nothing. */
+typedef void (*child_before_fn)(void);
+
+static inline void child_start_at(struct child *c, const char *name, const char *kind, const char *its_interface,
+                                  child_before_fn before)
 {
     int to[2], from[2];
     assert_int_equal(pipe2(to, O_CLOEXEC), 0);
@@ -212,9 +249,12 @@ static inline void child_start(struct child *c, const char *name, const char *ki
     c->pid = fork();
     assert_true(c->pid >= 0);
     if (c->pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* one that is stopped does not see its input end */
         dup2(to[0], 0);
         dup2(from[1], 1);
-        execl(program, program, "peer", name, kind, (char *)NULL);
+        if (before)
+            before();
+        execl(program, program, "peer", name, kind, its_interface, (char *)NULL);
         _exit(5);
     }
     close(to[0]);
@@ -227,6 +267,11 @@ static inline void child_start(struct child *c, const char *name, const char *ki
     c->address_bytes = head[1];
     assert_true(c->address_bytes <= sizeof c->address);
     assert_int_equal(read(c->from, c->address, c->address_bytes), c->address_bytes);
+}
+
+static inline void child_start(struct child *c, const char *name, const char *kind)
+{
+    child_start_at(c, name, kind, interface, NULL);
 }
 
 /* Ends it by closing its input and wants a clean exit (sanitizers speak by the exit status). */
@@ -344,7 +389,7 @@ static inline void pull_and_check(struct node *n, struct kvf_peer *peer, uint32_
     poll_until(n, &t.total, 1, 30 * KVF_SEC);
     assert_int_equal(t.ok, 1);
     for (unsigned i = 0; i < count; i++)
-        assert_true(matches(kvf_peer_name(peer), ranges[i].offset, ranges[i].to, bytes));
+        assert_true(right(peer, ranges[i].offset, ranges[i].to, bytes));
     free(ranges);
     free(buffer);
 }

@@ -1,4 +1,4 @@
-/* The fabric over real UCX: two threads of one process, and processes that are killed. */
+/* The fabric over real UCX: two threads of one process, and processes. What befalls peers is in test_faults_*.c. */
 #include "tests/fabric/processes.h"
 
 /* ------------------------------------------------------------------------------------------------ tests */
@@ -95,86 +95,6 @@ static void processes_pull(const char *kind, enum kvf_way way)
 
 static void processes_pull_over_tcp(void **state) { processes_pull("tcp", KVF_WAY_ASK); }
 static void processes_pull_over_shared_memory(void **state) { processes_pull("shm", KVF_WAY_MAPPED); }
-
-/* 64 pulls are outstanding when the peer dies; every one ends, and what ended well is right. Then the peer starts anew. */
-static void killed_peer_ends_pulls(const char *kind)
-{
-    static struct node n;
-    struct child c;
-    struct tally t = {0};
-    enum { PULLS = 64, BYTES = 1 << 20 };
-    child_start(&c, "mortal", kind);
-    assert_int_equal(node_open(&n, "watcher", 12, kind), KVF_OK);
-    struct kvf_peer *peer = meet(&n, c.name, c.incarnation, c.address, c.address_bytes);
-    uint8_t *buffer = malloc((size_t)PULLS * BYTES);
-    assert_non_null(buffer);
-    for (unsigned i = 0; i < PULLS; i++) {
-        struct kvf_pull_range range = {.offset = (uint64_t)i * BYTES, .bytes = BYTES, .to = buffer + (size_t)i * BYTES};
-        assert_int_equal(kvf_fabric_pull(peer, &range, 1, now_ns() + 60 * KVF_SEC, on_pulled, &t), KVF_OK);
-    }
-    poll_until(&n, &t.total, 3, 10 * KVF_SEC);
-    child_kill(&c);
-    uint64_t start = now_ns();
-    poll_until(&n, &t.total, PULLS, 10 * KVF_SEC);
-    uint64_t ended = now_ns() - start;
-    poll_until(&n, &n.downs, 1, 10 * KVF_SEC);
-    uint64_t told = now_ns() - start;
-    print_message("%s: %u of %u pulls ok, %u lost, the last ended %.1f ms after the kill, peer down after %.1f ms\n", kind, t.ok,
-                  t.total, t.lost, (double)ended / 1e6, (double)told / 1e6);
-    assert_int_equal(t.total, PULLS);
-    assert_int_equal(t.other, 0);
-    assert_true(ended < 3 * KVF_SEC);
-    assert_true(told < 3 * KVF_SEC);
-    assert_int_equal(n.downs, 1);
-    assert_false(kvf_peer_is_up(peer));
-    struct kvf_pull_range range = {.offset = 0, .bytes = BYTES, .to = buffer};
-    assert_int_equal(kvf_fabric_pull(peer, &range, 1, UINT64_MAX, on_pulled, &t), KVF_ERR_PEER_LOST);
-    child_forget(&c);
-    assert_int_equal(shm_files(), 0);
-
-    child_start(&c, "mortal", kind);
-    peer = meet(&n, c.name, c.incarnation, c.address, c.address_bytes);
-    pull_and_check(&n, peer, 64 << 10, 16);
-    node_close(&n);
-    child_stop(&c);
-    free(buffer);
-}
-
-static void killed_peer_ends_pulls_over_tcp(void **state) { killed_peer_ends_pulls("tcp"); }
-static void killed_peer_ends_pulls_over_shared_memory(void **state) { killed_peer_ends_pulls("shm"); }
-
-/* A process that hangs: its kernel goes on answering, so only deadlines and heartbeats tell. */
-static void a_stopped_peer_ends_pulls_at_their_deadline(void **state)
-{
-    static struct node n;
-    static uint8_t buffer[1 << 20];
-    struct child c;
-    struct tally t = {0};
-    child_start(&c, "sleeper", "tcp");
-    assert_int_equal(node_open(&n, "waker", 12, "tcp"), KVF_OK);
-    struct kvf_peer *peer = meet(&n, c.name, c.incarnation, c.address, c.address_bytes);
-    kill(c.pid, SIGSTOP);
-    uint64_t start = now_ns();
-    struct kvf_pull_range range = {.offset = 0, .bytes = sizeof buffer, .to = buffer};
-    assert_int_equal(kvf_fabric_pull(peer, &range, 1, start + 300 * KVF_MS, on_pulled, &t), KVF_OK);
-    poll_until(&n, &t.total, 1, 5 * KVF_SEC);
-    assert_int_equal(t.other, 1);
-    assert_in_range(now_ns() - start, 300 * KVF_MS, 800 * KVF_MS);
-    assert_true(kvf_peer_is_up(peer));
-    memset(buffer, 0xcc, sizeof buffer);
-    kill(c.pid, SIGCONT); /* what it still sends of the old pull is not written */
-    pull_and_check(&n, peer, 64 << 10, 4);
-    for (size_t i = 0; i < sizeof buffer; i++)
-        assert_int_equal(buffer[i], 0xcc);
-    kill(c.pid, SIGSTOP);
-    start = now_ns();
-    poll_until(&n, &n.downs, 1, 10 * KVF_SEC);
-    assert_in_range(now_ns() - start, 1500 * KVF_MS, 3500 * KVF_MS);
-    kill(c.pid, SIGCONT);
-    child_kill(&c);
-    child_forget(&c);
-    node_close(&n);
-}
 
 /* A reactor that sleeps is woken by a frame. */
 static void an_armed_transport_wakes_by_its_event_fd(void **state)
@@ -322,8 +242,8 @@ static void the_environment_does_not_leak_in(void **state)
 
 int main(int argc, char **argv)
 {
-    if (argc == 4 && strcmp(argv[1], "peer") == 0)
-        return child_main(argv[2], argv[3]);
+    if (argc > 1 && strcmp(argv[1], "peer") == 0)
+        return child_main(argc, argv);
     if (no_ucx()) {
         printf("skipped: UCX is not built in\n");
         return 77;
@@ -339,9 +259,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(nodes_with_different_segments_understand_each_other),
         cmocka_unit_test(processes_pull_over_tcp),
         cmocka_unit_test(processes_pull_over_shared_memory),
-        cmocka_unit_test(killed_peer_ends_pulls_over_tcp),
-        cmocka_unit_test(killed_peer_ends_pulls_over_shared_memory),
-        cmocka_unit_test(a_stopped_peer_ends_pulls_at_their_deadline),
         cmocka_unit_test(an_armed_transport_wakes_by_its_event_fd),
         cmocka_unit_test(a_goodbye_takes_the_peer_down_at_once),
         cmocka_unit_test(an_absent_peer_goes_down_over_tcp),
