@@ -37,6 +37,15 @@ KVF_SETTING(TIME, fetch_timeout_ns, "fetch.timeout", "10s", 1000000, 36000000000
     "Deadline of a read when the caller gives none.")
 KVF_SETTING(COUNT, prefetch_layers, "fetch.prefetch_layers", "2", 0, 64, "",
     "Layers whose cold blocks are read ahead while one is computed.")
+KVF_SETTING(LIST, attend_remote, "attend.remote", "auto", 0, 0, "off|auto|always",
+    "Attention over chunks at a lender or an old home: pull them (off), send the queries there where that is measured to be "
+    "faster (auto), or wherever it can be (always).")
+KVF_SETTING(LIST, attend_parts, "attend.parts", "block", 0, 0, "block|merged",
+    "What such an answer holds. block: a result for every block, merged here in their order; only nodes whose kernels compute the "
+    "same bits are asked, so results have the same bits as without. merged: one for all of a message; fewer bytes, any node, "
+    "results equal within the kernels' error bound.")
+KVF_SETTING(COUNT, attend_serve, "attend.serve", "8", 0, 64, "",
+    "Questions of other nodes that this one attends at a time, half of them for one node. 0: it attends for nobody.")
 KVF_SETTING(SIZE, block_bytes_max, "block.bytes_max", "1M", 4096, 16 << 20, "",
     "Largest block that is accepted, of sessions and of put.")
 KVF_SETTING(COUNT, blocks_max, "block.count_max", "1000000", 1024, 60000000, "",

@@ -50,6 +50,16 @@
     X(prefetch_used, "of these, blocks that attention then used")                 \
     X(prefetch_cancelled, "of these, reads dropped from the queue as not wanted") \
     X(rises_cancelled, "blocks on their way up whose read was dropped likewise")  \
+    X(attend_there_blocks, "blocks that a lender or an old home attended for this node") \
+    X(attend_there_bytes, "bytes of chunks that so did not travel")               \
+    X(attend_wire_bytes, "bytes of questions and answers that did instead")       \
+    X(attend_there_failed, "blocks asked for that had to be pulled after all")    \
+    X(attend_there_refused, "of these, blocks that the holder did not have, or not with these checksums") \
+    X(attend_serve_blocks, "blocks attended here for other nodes")                \
+    X(attend_serve_bytes, "bytes of their chunks")                                \
+    X(attend_serve_missed, "blocks asked for that were not here, or not with these checksums") \
+    X(attend_serve_busy, "questions turned away because enough were in work")     \
+    X(attend_serve_dropped, "questions dropped because nobody waited any more")   \
     X(moves_out, "sessions moved to another node")                                \
     X(moves_in, "sessions moved here")                                            \
     X(moves_failed, "moves that ended with the session where it was")             \

@@ -33,6 +33,8 @@
     X(SEAL, "seal", "", "", "checksums and summaries of the blocks that one commit seals")                        \
     X(SCRUB, "scrub", "", "", "from the first read of a block by the scrub to its verdict")                       \
     X(ATTEND_WAIT, "attend_wait", "", "", "what attention waited for cold blocks, per call")                      \
+    X(ATTEND_THERE, "attend_there", "", "", "from a question to another node to its answer")                      \
+    X(ATTEND_SERVE, "attend_serve", "", "", "what attending took for a question of another node")                 \
     X(REACTOR_TURN, "reactor_turn", "", "", "a turn of the reactor that had something to do, all of it under the node's lock")
 
 enum kvf_latency {

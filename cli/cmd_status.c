@@ -214,6 +214,48 @@ static void print_peers(const json_t *status)
     kvf_table_destroy(table);
 }
 
+static void cell_rate(struct kvf_table *table, uint64_t rate)
+{
+    if (rate)
+        kvf_table_cell(table, "%s/s", kvf_table_bytes(rate).s);
+    else
+        kvf_table_cell(table, "-");
+}
+
+/* Of peers from which chunks are wanted: what it takes to pull them, and to have them attended there. */
+static void print_attend(const json_t *status)
+{
+    struct kvf_table *table =
+        kvf_table_create("ATTEND AT|BITS|>ROUND TRIP|>MESSAGES|>PULLS|>ATTENDS|>ROWS|>PAYS FROM|>PULLED|>ASKED");
+    bool any = false;
+    json_t *peer;
+    size_t i;
+    json_array_foreach(json_object_get(status, "peers"), i, peer) {
+        const json_t *a = json_object_get(peer, "attend");
+        if (!json_is_object(a))
+            continue;
+        any = true;
+        kvf_table_cell(table, "%s", text_in(peer, "name"));
+        kvf_table_cell(table, "%s", json_is_true(json_object_get(a, "same_bits")) ? "ours" : "others");
+        kvf_table_cell(table, "%s", kvf_table_ns(number_in(a, "rtt_ns")).s);
+        cell_rate(table, number_in(a, "message_bytes_per_s"));
+        cell_rate(table, number_in(a, "pull_bytes_per_s"));
+        cell_rate(table, number_in(a, "attend_bytes_per_s"));
+        kvf_table_cell(table, "%" PRIu64, number_in(a, "rows"));
+        if (number_in(a, "break_even_chunks"))
+            kvf_table_cell(table, "%" PRIu64 " chunks", number_in(a, "break_even_chunks"));
+        else
+            kvf_table_cell(table, "never");
+        kvf_table_cell(table, "%" PRIu64, number_in(a, "pulled"));
+        kvf_table_cell(table, "%" PRIu64, number_in(a, "asked"));
+    }
+    if (any) {
+        putchar('\n');
+        kvf_table_print(table, stdout, "  ");
+    }
+    kvf_table_destroy(table);
+}
+
 static void print_scrub(const json_t *status)
 {
     const json_t *scrub = json_object_get(status, "scrub"), *since = json_object_get(scrub, "since_s");
@@ -294,6 +336,7 @@ static void print_node(const struct node_status *node)
            kvf_table_bytes(number_in(memory, "huge_bytes")).s, text_in(memory, "numa"));
     print_memory(node);
     print_peers(status);
+    print_attend(status);
     print_scrub(status);
     print_latencies(status);
     print_counters(status);

@@ -3,7 +3,7 @@
  * Without a budget every chunk is wanted, so nothing is guessed. Under a budget the guess is the layer's last selection:
  * adjacent steps select mostly the same. Whether that pays is measured: of every WINDOW blocks read ahead at least a quarter must
  * have been used by attention, else reading ahead rests for REST layers and tries again. */
-#include "node/internal.h"
+#include "node/attend_remote.h"
 #include <stdlib.h>
 
 #define WINDOW 256
@@ -97,6 +97,9 @@ static bool read_layer(struct kvf_sess *s, uint32_t layer, bool budgeted, uint64
             struct kvf_entry *e = handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, handle);
             if (!e || e->tier == KVF_TIER_DRAM || (e->state != KVF_BLOCK_READY && e->state != KVF_BLOCK_RISING))
                 continue;
+            bool at_peer = (e->tier == KVF_TIER_REMOTE || e->tier == KVF_TIER_PEER) && e->peer != KVF_PEER_NONE;
+            if (at_peer && kvf_attend_remote_expected(core, e->peer))
+                continue; /* its attention will be asked for, not its bytes */
             if (!kvf_stage_ahead(core, handle, mask, deadline_ns, s->id, layer))
                 return false;
         }

@@ -3,8 +3,9 @@
  * Blocks are taken in rising order, all heads of one block index together. A *wave* is a run of block indices whose bytes are all
  * here; its heads and slices of query rows are computed by the workers, each row merging block after block, so that the result has
  * the same bits whatever came from where and whenever. While a wave is computed the reactor brings the next blocks, and behind them
- * those of the next layers. Bytes from below DRAM are verified by the thread that is about to use them. */
-#include "node/step.h"
+ * those of the next layers. Bytes from below DRAM are verified by the thread that is about to use them. Blocks at another node may
+ * be attended there instead (attend_remote.h): then their partial results come, and are merged in their place. */
+#include "node/attend_remote.h"
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
@@ -40,6 +41,7 @@ struct attend {
     bool budgeted;
     bool device;                   /* through the device cache */
     uint32_t asked;                /* wants whose block was looked up and asked for */
+    struct kvf_attend_plan plan;   /* what is asked of other nodes */
     uint32_t wave_from, wave_to;   /* block indices being computed */
     _Atomic bool bad;              /* a block did not verify */
 };
@@ -215,7 +217,7 @@ static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status
 {
     struct kvf_core *core = a->core;
     struct kvf_want *w = want_at(a, block, head);
-    if (need(w) == 0 || w->data || w->stage != KVF_STAGE_NONE)
+    if (need(w) == 0 || w->data || w->stage != KVF_STAGE_NONE || w->ask)
         return true;
     if (block >= a->sess->sealed_blocks) {
         uint32_t stream = a->layer * a->heads + head;
@@ -240,6 +242,9 @@ static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status
         kvf_count(&core->counters.dram_bytes_read, (uint64_t)__builtin_popcountll(need(w)) * a->model->chunk_bytes);
         return true;
     }
+    enum kvf_status asked = kvf_attend_remote_add(&a->plan, w, block, head);
+    if (asked != KVF_ERR_STATE)
+        return asked == KVF_OK;
     w->sums = kvf_sums_at(core->sums, e->sums);
     w->stage = kvf_stage_get(core, w->handle, need(w), a->deadline_ns);
     return w->stage != KVF_STAGE_NONE;
@@ -254,6 +259,7 @@ static enum kvf_status ask_ahead(struct attend *a)
             break;
         a->asked++;
     }
+    kvf_attend_remote_flush(&a->plan);
     return st;
 }
 
@@ -263,9 +269,21 @@ static void unpin(struct attend *a, struct kvf_want *w)
         kvf_block_let_go(a->core, w->handle);
     if (w->stage != KVF_STAGE_NONE)
         kvf_stage_unpin(a->core, w->stage);
+    if (w->ask)
+        kvf_attend_remote_drop(&a->plan, w);
     w->dram_pinned = false;
     w->stage = KVF_STAGE_NONE;
     w->data = NULL;
+}
+
+/* A want was asked for in vain. It, and what comes behind it, is asked for anew: it needs room in staging, which those must not
+ * keep from it. */
+static void pull_instead(struct attend *a, uint32_t i)
+{
+    for (uint32_t behind = i + 1; behind < a->asked; behind++)
+        if (!a->scratch->wants[behind].ask)
+            unpin(a, &a->scratch->wants[behind]);
+    a->asked = i < a->asked ? i : a->asked;
 }
 
 /* ---------------------------------------------------------------- waiting (under the lock) */
@@ -275,11 +293,18 @@ static bool arrived(struct attend *a, struct kvf_want *w, enum kvf_status *st)
 {
     if (need(w) == 0 || w->data)
         return true;
+    if (w->ask) {
+        enum kvf_status there = kvf_attend_remote_arrived(&a->plan, w);
+        if (there == KVF_ERR_STATE)
+            pull_instead(a, (uint32_t)(w - a->scratch->wants));
+        return there == KVF_OK;
+    }
     if (w->stage == KVF_STAGE_NONE)
         return false;
     struct kvf_stage *s = &a->core->stages[w->stage];
     if ((atomic_load_explicit(&s->have, memory_order_acquire) & need(w)) == need(w)) {
         w->data = s->slot;
+        kvf_attend_remote_pulled(&a->plan, w);
         return true;
     }
     int failed = atomic_load(&s->status);
@@ -329,7 +354,7 @@ static enum kvf_status wave_wait(struct attend *a, uint32_t from)
     for (;;) {
         if (st != KVF_OK)
             return st;
-        uint32_t n = ready_run(a, from, &st);
+        uint32_t asked = a->asked, n = ready_run(a, from, &st);
         if (st == KVF_OK && n > 0) {
             a->wave_from = from;
             a->wave_to = from + n;
@@ -341,9 +366,13 @@ static enum kvf_status wave_wait(struct attend *a, uint32_t from)
             return st;
         if (!start)
             start = kvf_now(core->env);
-        kvf_core_wake(core);
-        if (!kvf_core_wait(core, a->deadline_ns))
-            return KVF_ERR_DEADLINE;
+        if (a->asked == asked) { /* else something is to be pulled instead: at once */
+            uint64_t now = kvf_now(core->env), late = kvf_attend_remote_late(&a->plan, now);
+            kvf_core_wake(core);
+            if (now >= a->deadline_ns)
+                return KVF_ERR_DEADLINE;
+            kvf_core_wait(core, late < a->deadline_ns ? late : a->deadline_ns);
+        }
         st = ask_ahead(a);
     }
 }
@@ -374,6 +403,34 @@ static const uint8_t *exact_bytes(struct attend *a, const struct kvf_want *w, un
     kvf_cold_decode(a->core, m, (enum kvf_cold_format)s->format, need(w), w->data, w->sums, block);
     kvf_count(&a->core->counters.cold_chunks_decoded, (uint64_t)__builtin_popcountll(need(w)));
     return block;
+}
+
+/* A partial result of n rows, `part`, is merged into the running one. */
+static void merge_rows(struct attend *a, uint32_t n, float *out, float *lse, const float *part, const float *part_lse)
+{
+    uint32_t dim = a->model->desc.dim_v;
+    struct kvf_merge merge = {.outs = (const float *const[]){out, part}, .lses = (const float *const[]){lse, part_lse},
+                              .n_parts = 2, .n_queries = n, .dim_v = dim, .out_stride = dim, .out = out, .lse = lse};
+    enum kvf_status st = a->core->dev->merge(a->core->dev, NULL, &merge);
+    assert(st == KVF_OK);
+    (void)st;
+}
+
+/* All rows of one head over one block, as its holder computed them. */
+static void block_there(struct attend *a, uint32_t block, uint32_t head)
+{
+    const float *part = kvf_attend_remote_part(want_at(a, block, head));
+    size_t rows = a->rows, dim = a->model->desc.dim_v;
+    float *out = a->scratch->out + head * rows * dim, *lse = a->scratch->lse + head * rows;
+    assert(a->slices == 1 && (part || block > 0));
+    if (!part)
+        return;
+    if (block > 0) {
+        merge_rows(a, a->rows, out, lse, part, part + rows * dim);
+        return;
+    }
+    memcpy(out, part, rows * dim * sizeof *out);
+    memcpy(lse, part + rows * dim, rows * sizeof *lse);
 }
 
 /* Rows [from, to) of one head over one block: a partial result, merged into the running one. */
@@ -420,19 +477,9 @@ static void block_rows(struct attend *a, uint32_t block, uint32_t head, uint32_t
                               .lse = block == 0 ? lse : part_lse};
     enum kvf_status st = a->core->dev->attend(a->core->dev, NULL, &args);
     assert(st == KVF_OK);
-    if (block == 0)
-        return;
-    struct kvf_merge merge = {.outs = (const float *const[]){out, part},
-                              .lses = (const float *const[]){lse, part_lse},
-                              .n_parts = 2,
-                              .n_queries = n,
-                              .dim_v = d->dim_v,
-                              .out_stride = d->dim_v,
-                              .out = out,
-                              .lse = lse};
-    st = a->core->dev->merge(a->core->dev, NULL, &merge);
-    assert(st == KVF_OK);
     (void)st;
+    if (block > 0)
+        merge_rows(a, n, out, lse, part, part_lse);
 }
 
 /* One head's slice of rows over the wave. */
@@ -445,6 +492,10 @@ static void compute_item(void *arg, unsigned item, unsigned worker)
         struct kvf_want *w = want_at(a, b, head);
         if (w->mask == 0)
             continue;
+        if (w->ask) {
+            block_there(a, b, head);
+            continue;
+        }
         if (w->stage != KVF_STAGE_NONE && !verify(a, w)) {
             atomic_store(&w->bad, true); /* several slices may say so: all of them say the same */
             atomic_store(&a->bad, true);
@@ -548,6 +599,20 @@ static enum kvf_status attend_run(struct attend *a)
     return st;
 }
 
+/* Blocks that end before the step are seen by all of its rows: those may be attended elsewhere. */
+static void plan(struct attend *a)
+{
+    const struct kvf_model_desc *d = &a->model->desc;
+    uint64_t before = a->sess->step_first / d->block_tokens;
+    uint32_t sealed = a->sess->sealed_blocks < before ? a->sess->sealed_blocks : (uint32_t)before;
+    a->plan = (struct kvf_attend_plan){.core = a->core, .queries = a->scratch->q, .deadline_ns = a->deadline_ns, .blocks = sealed};
+    a->plan.shape = (struct kvf_attend_shape){.fingerprint = a->model->fingerprint, .dtype = d->dtype, .rows = a->rows,
+                                              .merged = a->core->attend_merged, .chunk_tokens = d->chunk_tokens,
+                                              .chunks = a->model->chunks, .dim_k = d->dim_k, .dim_v = d->dim_v, .scale = a->scale};
+    if (a->slices == 1)
+        kvf_attend_remote_plan(&a->plan, a->sess, a->layer, a->scratch->wants);
+}
+
 static enum kvf_status attend_check(const struct kvf_session *handle, uint32_t layer, const float *q, const float *out,
                                     const struct kvf_attend_options *o)
 {
@@ -592,6 +657,8 @@ enum kvf_status kvf_step_attend(struct kvf_session *handle, uint32_t layer, cons
         st = choose_best(&a, o);
     if (st == KVF_OK && a.budgeted)
         remember(&a);
+    if (st == KVF_OK)
+        plan(&a);
     if (st == KVF_OK)
         st = attend_run(&a);
     if (a.device)

@@ -128,6 +128,10 @@ static void on_message(void *arg, struct kvf_peer *peer, const struct kvf_messag
     case KVF_MSG_READ:
         kvf_serve_message(core, p, message);
         return;
+    case KVF_MSG_ATTEND:
+    case KVF_MSG_ATTEND_PROBE:
+        kvf_attend_serve_message(core, p, message);
+        return;
     default:
         kvf_move_message(core, p, message);
     }

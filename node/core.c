@@ -366,6 +366,7 @@ static enum kvf_status machines_create(struct kvf_core *core)
     enum kvf_status (*const makers[])(struct kvf_core *) = {
         kvf_device_create, kvf_evict_create, kvf_reads_create,  kvf_staging_create, kvf_spills_create, kvf_rises_create,
         kvf_scrub_create,  kvf_lend_create,  kvf_yields_create, kvf_serves_create,  kvf_moves_create,  kvf_blocks_create,
+        kvf_attend_costs_create, kvf_attend_remotes_create, kvf_attend_serves_create,
     };
     for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
         enum kvf_status st = makers[i](core);
@@ -432,7 +433,7 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
     kvf_log_init(&core->log, core->name, level_of(settings->log_level), parts->log);
     core->cold_format = kvf_cold_format_named(settings->cold_format);
     core->incarnation = core->env->random(core->env->arg) | 1;
-    core->dev = kvf_dev_cpu();
+    core->dev = parts->dev ? parts->dev : kvf_dev_cpu();
     core->session_buckets = 1024;
     core->sessions = calloc(core->session_buckets, sizeof *core->sessions);
     core->peers = calloc(settings->fabric_peers_max, sizeof *core->peers);
@@ -474,6 +475,7 @@ void kvf_core_destroy(struct kvf_core *core)
         return;
     core->closing = true;
     kvf_ram_stop(core);
+    kvf_attend_serve_stop(core);
     if (core->sessions && core->index)
         for (uint32_t b = 0; b < core->session_buckets; b++)
             for (struct kvf_sess *s = core->sessions[b]; s; s = s->next)
@@ -484,6 +486,9 @@ void kvf_core_destroy(struct kvf_core *core)
         core->disk->ops->close(core->disk);
     core->ssd = NULL;
     kvf_cluster_stop(core); /* ends every call and pull likewise */
+    kvf_attend_serves_destroy(core);
+    kvf_attend_remotes_destroy(core);
+    kvf_attend_costs_destroy(core);
     kvf_blocks_destroy(core);
     kvf_persist_destroy(core);
     kvf_moves_destroy(core);
@@ -538,6 +543,8 @@ unsigned kvf_core_poll(struct kvf_core *core)
     events += kvf_yields_poll(core);
     events += kvf_moves_poll(core);
     events += kvf_serves_poll(core);
+    events += kvf_attend_serves_poll(core);
+    events += kvf_attend_remotes_poll(core);
     events += kvf_blocks_poll(core);
     events += kvf_reads_poll(core);
     events += kvf_spills_poll(core);
@@ -553,6 +560,8 @@ uint64_t kvf_core_next_timer(const struct kvf_core *core)
 {
     uint64_t now = kvf_now(core->env);
     uint64_t next = now + 100 * KVF_MS;
+    if (!kvf_attend_serves_idle(core) || !kvf_attend_remotes_idle(core))
+        next = now + KVF_MS; /* an answer or question that the transport did not take */
     if (core->reads_queued || !kvf_blocks_idle(core) || !kvf_spills_idle(core) || core->spill_urgent || !kvf_yields_idle(core))
         next = now + KVF_MS;
     uint64_t spill = kvf_spills_next_timer(core, now), scrub = kvf_scrub_next_timer(core, now);

@@ -13,6 +13,7 @@
  *     lend.c (the lender's side)   reclaim.c (the lender wants memory back)   yield.c (the borrower moves blocks away)
  *     area.c (the SSD area: open, off, degraded)   scrub.c (blocks on SSD are checked again and again)
  *     ram.c (the memory, made ready in pieces)
+ *     attend_remote.c, attend_serve.c, attend_cost.c (attention where the bytes lie: asker, holder, whether it pays)
  *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
  */
 #ifndef KVF_NODE_INTERNAL_H
@@ -230,6 +231,9 @@ struct kvf_blocks; /* blocks.c */
 struct kvf_persist; /* persist.c */
 struct kvf_admin;  /* admin.c */
 struct kvf_ram;    /* ram.c */
+struct kvf_attend_remote; /* attend_remote.c */
+struct kvf_attend_serve;  /* attend_serve.c */
+struct kvf_attend_costs;  /* attend_cost.c */
 
 /* ---------------------------------------------------------------- the core */
 struct kvf_core {
@@ -311,6 +315,12 @@ struct kvf_core {
     struct kvf_yields *yields;
     struct kvf_blocks *blocks;
     struct kvf_memory *memories[KVF_MEMORIES_MAX]; /* registered.c; NULL: free */
+    /* attend_remote.h; all NULL: no peers */
+    struct kvf_attend_remote *attend_remote; /* NULL too: attend.remote is off */
+    struct kvf_attend_serve *attend_serve;   /* NULL too: attend.serve is 0 */
+    struct kvf_attend_costs *attend_costs;
+    unsigned attend_mode;    /* enum kvf_attend_mode */
+    bool attend_merged;      /* attend.parts */
     unsigned n_parking;  /* sessions on their way out of DRAM */
     bool spill_urgent;   /* somebody waits for room */
     bool spill_stuck;    /* ... and there is nowhere to spill to */
@@ -329,6 +339,7 @@ struct kvf_core_parts {
     struct kvf_disk *disk;
     enum kvf_status disk_status; /* why disk is NULL though ssd.path is set, and in a line; else OK and NULL */
     const char *disk_error;
+    const struct kvf_dev *dev; /* NULL: this machine's best CPU table */
     bool ram_by_hand; /* stepped tests: only what is needed to serve is ready; kvf_ram_step does the rest */
     FILE *log;
 };
@@ -512,6 +523,8 @@ void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint6
 uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch);
 /* Whether attention uses the block's stage, or still one from before it was lost. */
 bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle);
+/* Whether these chunks of the block are in its stage, or on their way there. */
+bool kvf_stage_has(const struct kvf_core *core, kvf_handle handle, uint64_t mask);
 bool kvf_stage_busy(const struct kvf_core *core, kvf_handle handle); /* pinned, or being read into */
 /* Forgets a block's stage (its entry is removed or lost). */
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle);
@@ -655,12 +668,32 @@ void kvf_yields_destroy(struct kvf_core *core);
 void kvf_yield_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
 unsigned kvf_yields_poll(struct kvf_core *core);
 bool kvf_yields_idle(const struct kvf_core *core);
+/* The whole block of a borrower that lies at just this offset of our region; NULL: there is none. It may be given back, and its
+ * memory be another's, whenever the lock is free: who reads it checks what he read. */
+const uint8_t *kvf_lend_data(const struct kvf_core *core, const struct kvf_node_peer *borrower, struct kvf_key key, uint64_t offset,
+                             uint32_t bytes);
 
 /* serve.c: reads by key that other nodes ask for */
 enum kvf_status kvf_serves_create(struct kvf_core *core);
 void kvf_serves_destroy(struct kvf_core *core);
 void kvf_serve_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
 unsigned kvf_serves_poll(struct kvf_core *core);
+
+/* attend_remote.c, attend_serve.c, attend_cost.c: life; the rest is in attend_remote.h */
+enum kvf_status kvf_attend_costs_create(struct kvf_core *core); /* before the others */
+void kvf_attend_costs_destroy(struct kvf_core *core);
+enum kvf_status kvf_attend_remotes_create(struct kvf_core *core);
+void kvf_attend_remotes_destroy(struct kvf_core *core); /* after the fabric's calls have ended */
+unsigned kvf_attend_remotes_poll(struct kvf_core *core);
+bool kvf_attend_remotes_idle(const struct kvf_core *core);
+enum kvf_status kvf_attend_serves_create(struct kvf_core *core);
+void kvf_attend_serves_destroy(struct kvf_core *core); /* likewise */
+/* The thread that attends for others; without one (stepped tests) the poll does. Stop before the core is destroyed. */
+enum kvf_status kvf_attend_serve_start(struct kvf_core *core);
+void kvf_attend_serve_stop(struct kvf_core *core);
+unsigned kvf_attend_serves_poll(struct kvf_core *core);
+bool kvf_attend_serves_idle(const struct kvf_core *core);
+void kvf_attend_serve_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
 
 /* move.c */
 enum kvf_status kvf_moves_create(struct kvf_core *core);

@@ -388,6 +388,16 @@ void kvf_lend_release_own(struct kvf_core *core, struct kvf_key key)
         kvf_lend_slot_free(core, h);
 }
 
+const uint8_t *kvf_lend_data(const struct kvf_core *core, const struct kvf_node_peer *borrower, struct kvf_key key, uint64_t offset,
+                             uint32_t bytes)
+{
+    kvf_handle h = core->lend && core->lend->index ? kvf_index_find(core->lend->index, key) : KVF_HANDLE_NONE;
+    const struct kvf_entry *e = h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->lend->index, h);
+    if (!e || e->peer != borrower->number || e->state == KVF_LENT_RESERVED || e->bytes != bytes || kvf_entry_location(e) != offset)
+        return NULL;
+    return core->memory + offset;
+}
+
 void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
 {
     struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);

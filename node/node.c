@@ -192,6 +192,11 @@ static enum kvf_status start(struct kvf_node *node, const struct kvf_settings *s
         snprintf(error, size, "starting the reactor thread: %s (%s)", kvf_status_text(st), kvf_status_name(st));
         return st;
     }
+    st = kvf_attend_serve_start(node->core);
+    if (st != KVF_OK) {
+        snprintf(error, size, "starting the thread that attends for others: %s (%s)", kvf_status_text(st), kvf_status_name(st));
+        return st;
+    }
     if (s->admin_listen[0]) {
         st = kvf_admin_start(node, s->admin_listen, error, size, &node->admin);
         if (st != KVF_OK)
@@ -277,6 +282,7 @@ void kvf_node_close(struct kvf_node *node)
         pthread_join(node->reactor, NULL);
     }
     if (node->core) {
+        kvf_attend_serve_stop(node->core);
         int wake_fd = node->core->wake_fd;
         node->core->wake_fd = -1;
         kvf_core_destroy(node->core);

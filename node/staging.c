@@ -298,6 +298,12 @@ bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle)
     return false;
 }
 
+bool kvf_stage_has(const struct kvf_core *core, kvf_handle handle, uint64_t mask)
+{
+    uint32_t n = *place_of(core, handle);
+    return n != KVF_STAGE_NONE && (mask & ~(atomic_load(&core->stages[n].have) | core->stages[n].inflight)) == 0;
+}
+
 bool kvf_stage_busy(const struct kvf_core *core, kvf_handle handle)
 {
     uint32_t n = *place_of(core, handle);

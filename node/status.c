@@ -2,7 +2,7 @@
  *
  * The figures are copied under the core's lock into plain structs; the text is made from the copy, without the lock, so
  * that a slow reader of the admin interface never holds up the reactor. Counters and histograms are atomic. */
-#include "node/internal.h"
+#include "node/attend_remote.h"
 #include "node/ram.h"
 
 #include <inttypes.h>
@@ -26,6 +26,8 @@ struct peer_copy {
     uint64_t incarnation, borrowed_blocks, borrowed_bytes, lent_blocks, lent_bytes, lend_bytes;
     bool up;
     enum kvf_way way;
+    bool attend_known;
+    struct kvf_attend_cost_stats attend;
 };
 
 struct session_copy {
@@ -96,6 +98,7 @@ static void copy_peers(struct kvf_core *core, struct copy *copy)
         to->lent_blocks = from->lent_blocks;
         to->lent_bytes = from->lent_bytes;
         to->lend_bytes = from->member.lend_bytes;
+        to->attend_known = from->up && kvf_attend_cost_stats(core, from->number, &to->attend);
     }
 }
 
@@ -342,6 +345,22 @@ static json_t *memory_json(const struct kvf_ram_stats *ram)
     return memory;
 }
 
+/* What pulling from the peer and asking it for attention were measured to take. */
+static json_t *attend_json(const struct kvf_attend_cost_stats *a)
+{
+    json_t *attend = json_object();
+    json_object_set_new(attend, "same_bits", json_boolean(a->same_bits));
+    json_object_set_new(attend, "rtt_ns", number_of(a->rtt_ns));
+    json_object_set_new(attend, "message_bytes_per_s", number_of((uint64_t)a->wire_rate));
+    json_object_set_new(attend, "pull_bytes_per_s", number_of((uint64_t)a->pull_rate));
+    json_object_set_new(attend, "attend_bytes_per_s", number_of((uint64_t)a->compute_rate));
+    json_object_set_new(attend, "rows", number_of(a->rows));
+    json_object_set_new(attend, "break_even_chunks", a->break_even_chunks ? number_of(a->break_even_chunks) : json_null());
+    json_object_set_new(attend, "pulled", number_of(a->chosen[KVF_ATTEND_PULL]));
+    json_object_set_new(attend, "asked", number_of(a->chosen[KVF_ATTEND_THERE]));
+    return attend;
+}
+
 static json_t *peers_json(const struct copy *copy)
 {
     json_t *peers = json_array();
@@ -358,6 +377,7 @@ static json_t *peers_json(const struct copy *copy)
         json_object_set_new(peer, "borrowed_bytes", number_of(from->borrowed_bytes));
         json_object_set_new(peer, "lent_blocks", number_of(from->lent_blocks));
         json_object_set_new(peer, "lent_bytes", number_of(from->lent_bytes));
+        json_object_set_new(peer, "attend", from->attend_known ? attend_json(&from->attend) : json_null());
         json_array_append_new(peers, peer);
     }
     return peers;

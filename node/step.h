@@ -4,6 +4,8 @@
 
 #include "node/internal.h"
 
+struct kvf_ask;
+
 /* One block of one head in an attend. */
 struct kvf_want {
     kvf_handle handle;   /* KVF_HANDLE_NONE: an open block of the tail */
@@ -17,6 +19,11 @@ struct kvf_want {
     uint64_t fresh;      /* of mask: have a place there that is to be filled */
     const uint32_t *places; /* of the chunks of mask, in their order */
     bool dram_pinned;
+    /* asked of its holder (attend_remote.h) */
+    struct kvf_ask *ask; /* NULL: not, or no more */
+    uint8_t item;        /* of the ask */
+    bool arrived;        /* its part is here */
+    bool pull;           /* it was asked for in vain */
     _Atomic bool bad; /* did not verify */
 };
 

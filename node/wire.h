@@ -22,6 +22,8 @@ enum kvf_node_message {
     KVF_MSG_MOVE_ABORT,
     KVF_MSG_RECLAIM, /* lender -> borrower: move these away, I want the memory back */
     KVF_MSG_REVOKED, /* lender -> borrower: these are gone */
+    KVF_MSG_ATTEND = 52,   /* home -> lender or old home: partial attention over these chunks (attend_remote.h) */
+    KVF_MSG_ATTEND_PROBE,  /* home -> them: how fast would you be? */
 };
 
 struct kvf_reserve_item {

@@ -329,7 +329,9 @@ struct kvf_attend_options {
 
 /* Causal attention of the step's queries q [n][q_heads][dim_k] over everything before and in the step; out is
  * [n][q_heads][dim_v]. The result does not depend on which tier a block came from nor on n: partial results are merged
- * in the order of the blocks (bit for bit the same as kernels over plain memory with the same blocks). Not so where
+ * in the order of the blocks (bit for bit the same as kernels over plain memory with the same blocks). Blocks at another node may
+ * be attended there (attend.remote): then that node's kernels compute the same bits as ours. Not so where attend.parts is merged:
+ * results may then differ from run to run, each within the kernels' bound of the exact one (relative, L2: 1e-4). Nor where
  * cold.format is int8 or fp8, here or at an earlier home: then a block that went below DRAM has lost some precision since,
  * as kernels/dev.h states, and the result differs a little with where the blocks are and were. It loses once: going up and
  * down again in one format changes nothing more.

@@ -44,14 +44,16 @@ while read -r option; do
 done < <(sed -n '/^## Building/,/^## The folders/p' README.md | grep -oE '\b[A-Z]+=' | tr -d '=' | sort -u)
 
 # Settings: `room.name` in code, or --set room.name=.
-groups='node|dram|memory|lend|fetch|block|session|ssd|fabric|etcd|admin|reactor|log'
+groups='node|dram|memory|lend|fetch|attend|block|session|ssd|fabric|etcd|admin|reactor|log'
 while read -r name; do
   grep -qF "\"$name\"" base/config_table.h || wrong "the documents name the setting $name, which is none"
 done < <(grep -ohE "(\`|--set )($groups)\.[a-z_]+(\`|=)" "${documents[@]}" |
   sed -E 's/^(`|--set )//; s/[`=]$//' | grep -vE '\.(h|c|md)$' | sort -u)
 
 # Messages of the node: names and numbers of the table against the enum.
-awk '/KVF_MSG_RESERVE = KVF_MESSAGE_FIRST/ {on = 1; number = 32} on && match($0, /KVF_MSG_[A-Z_]+/) {
+awk '/KVF_MSG_RESERVE = KVF_MESSAGE_FIRST/ {on = 1; number = 32} on && match($0, /KVF_MSG_[A-Z_]+ = [0-9]+/) {
+       number = substr($0, RSTART, RLENGTH); sub(/.*= /, "", number)}
+     on && match($0, /KVF_MSG_[A-Z_]+/) {
        print number++, substr($0, RSTART + 8, RLENGTH - 8)} /^};/ {on = 0}' node/wire.h > "$folder/enum"
 sed -nE "/^## The node's messages/,/^## /s/^\| ([0-9]+) \| ([A-Z_]+) \|.*/\1 \2/p" docs/PROTOCOL.md > "$folder/table"
 [ -s "$folder/enum" ] || wrong "no messages were found in node/wire.h"

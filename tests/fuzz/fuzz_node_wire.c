@@ -1,7 +1,7 @@
-// needs: node/wire.c
+// needs: node/wire.c node/attend_wire.c
 /* Every decoder of the node's payloads on any bytes: the first byte chooses it. What a decoder takes must survive being encoded and
  * decoded again. */
-#include "node/wire.h"
+#include "node/attend_remote.h"
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -141,11 +141,68 @@ static void block(const uint8_t *data, size_t size)
     same(&w, data, size);
 }
 
+/* Its words lie in the message: they are spread out again, as a home has them. */
+static void question(const uint8_t *data, size_t size)
+{
+    static struct kvf_attend_question q;
+    uint64_t words[KVF_SUMS_MAX + 64];
+    struct kvf_reader r = kvf_reader_of(data, size);
+    struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
+    if (!kvf_attend_wire_question_read(&r, &q))
+        return;
+    demand(kvf_attend_shape_valid(&q.shape));
+    kvf_attend_wire_head(&w, &q.shape, q.n_items, q.n_sets);
+    for (unsigned i = 0; i < q.n_items; i++) {
+        const struct kvf_attend_item *it = &q.items[i];
+        size_t none = kvf_attend_wire_item_bytes(&q.shape, 0, KVF_COLD_EXACT);
+        size_t n = kvf_attend_wire_item_bytes(&q.shape, it->mask, it->format) - none;
+        struct kvf_reader from = kvf_reader_of(it->words, n);
+        demand(it->set < q.n_sets && it->mask != 0);
+        for (uint64_t left = it->mask; left; left &= left - 1)
+            words[__builtin_ctzll(left)] = kvf_read_u64(&from);
+        for (unsigned k = 0; kvf_reader_left(&from) > 0; k++)
+            words[q.shape.chunks + k] = kvf_read_u64(&from);
+        kvf_attend_wire_item(&w, &q.shape, it, words);
+    }
+    kvf_write_bytes(&w, q.queries, (size_t)q.n_sets * q.shape.rows * q.shape.dim_k * sizeof(float));
+    same(&w, data, size);
+}
+
+/* To a question of 1 to 64 blocks in three sets. */
+static void answer(const uint8_t *data, size_t size)
+{
+    struct kvf_attend_shape shape = {.dim_v = 16, .rows = 2, .merged = size > 0 && data[size - 1] & 1};
+    struct kvf_attend_answer a;
+    uint8_t sets[KVF_BATCH_MAX];
+    unsigned n = size > 0 ? data[0] : 0; /* as the message says, or it is no answer to the question */
+    for (unsigned i = 0; i < KVF_BATCH_MAX; i++)
+        sets[i] = (uint8_t)(i % 3);
+    struct kvf_reader r = kvf_reader_of(data, size);
+    struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
+    if (!kvf_attend_wire_answer_read(&r, &shape, sets, n, &a))
+        return;
+    kvf_attend_wire_answer(&w, a.verdicts, a.n, a.busy_us);
+    kvf_write_bytes(&w, a.numbers, a.parts * kvf_attend_part_bytes(&shape));
+    same(&w, data, size);
+}
+
+static void probe(const uint8_t *data, size_t size)
+{
+    struct kvf_attend_ability ability;
+    uint32_t padding;
+    struct kvf_reader r = kvf_reader_of(data, size), again = r;
+    if (kvf_attend_wire_probe_read(&r, &padding))
+        demand(padding <= KVF_ATTEND_PROBE_BYTES && size >= 4);
+    if (size >= 16 && !kvf_attend_wire_ability_read(&again, (uint32_t)size - 16, &ability))
+        abort();
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static void (*const decoders[])(const uint8_t *, size_t) = {reserve, granted, put, commit, keys, reads, statuses, offer, block};
+    static void (*const decoders[])(const uint8_t *, size_t) = {reserve, granted, put,   commit,   keys,   reads, statuses,
+                                                               offer,   block,   question, answer, probe};
     if (size == 0)
         return 0;
-    decoders[data[0] % 9](data + 1, size - 1);
+    decoders[data[0] % (sizeof decoders / sizeof *decoders)](data + 1, size - 1);
     return 0;
 }

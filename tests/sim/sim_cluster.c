@@ -63,6 +63,12 @@ static void settings_of(const struct sim_node_config *config, struct kvf_setting
     out->fabric_peers_max = SIM_CLUSTER_NODES;
     out->workers = 1;
     out->lend_keep_dead_ns = config->keep_dead_ns;
+    if (config->attend)
+        snprintf(out->attend_remote, sizeof out->attend_remote, "%s", config->attend);
+    if (config->attend_parts)
+        snprintf(out->attend_parts, sizeof out->attend_parts, "%s", config->attend_parts);
+    if (config->attend_nobody || config->attend_serve)
+        out->attend_serve = config->attend_serve;
     out->scrub_rate = config->scrub_rate;
     out->down_budget = config->down_budget;
     out->up_budget = config->up_budget;
@@ -91,7 +97,7 @@ struct sim_node *sim_cluster_add(struct sim_cluster *c, const struct sim_node_co
     struct sim_node *n = &c->nodes[c->n];
     *n = (struct sim_node){.cluster = c};
     settings_of(config, &settings);
-    struct kvf_core_parts parts = {.env = &c->env.env, .log = c->log, .ram_by_hand = config->ram_by_hand};
+    struct kvf_core_parts parts = {.env = &c->env.env, .log = c->log, .dev = config->dev, .ram_by_hand = config->ram_by_hand};
     if (config->ssd) {
         demand(sim_media_create(config->ssd, &n->media) == KVF_OK, "sim_media_create");
         demand(sim_disk_create(n->media, (unsigned)settings.ssd_depth, &n->disk) == KVF_OK, "sim_disk_create");

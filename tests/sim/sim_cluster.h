@@ -34,6 +34,10 @@ struct sim_node_config {
     uint64_t block_max;           /* 0: 64 KiB */
     uint64_t blocks_max;          /* entries of the index; 0: 4096 */
     uint64_t keep_dead_ns;        /* how long it keeps dead borrowers' blocks; 0: not at all */
+    const char *attend, *attend_parts; /* attend.remote and attend.parts; NULL: as by default */
+    bool attend_nobody;           /* attend.serve is 0, not its default */
+    uint64_t attend_serve;        /* 0: its default */
+    const struct kvf_dev *dev;    /* NULL: this machine's best */
     uint64_t scrub_rate, down_budget, up_budget; /* bytes per second; 0: no scrub, no limit */
 };
 
