@@ -23,15 +23,26 @@ static uint64_t real_random(void *arg)
         if (n < 0 && errno != EINTR)
             break;
     }
-    /* A sandbox may refuse the call. The numbers are for identities and jitter, not for secrets: clocks and an address
-     * that differs from process to process are enough then. */
+    /* A sandbox may refuse the call. The numbers are for identities and jitter: clocks and an address that differs from
+     * process to process are enough then. They are not for nonces; see real_secure. */
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
     return kvf_mix((uint64_t)t.tv_sec * KVF_SEC + (uint64_t)t.tv_nsec, kvf_mix(real_now(arg), (uint64_t)(uintptr_t)&value));
 }
 
+static bool real_secure(void *arg, void *out, size_t bytes)
+{
+    for (size_t at = 0; at < bytes;) {
+        ssize_t n = getrandom((char *)out + at, bytes - at, 0);
+        if (n < 0 && errno != EINTR)
+            return false; /* nothing else is good enough */
+        at += n > 0 ? (size_t)n : 0;
+    }
+    return true;
+}
+
 const struct kvf_env *kvf_env_real(void)
 {
-    static const struct kvf_env env = {.now_ns = real_now, .random = real_random};
+    static const struct kvf_env env = {.now_ns = real_now, .random = real_random, .secure = real_secure};
     return &env;
 }

@@ -2,12 +2,16 @@
 #ifndef KVF_BASE_ENV_H
 #define KVF_BASE_ENV_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct kvf_env {
     void *arg;
     uint64_t (*now_ns)(void *arg);  /* monotonic; never goes back */
-    uint64_t (*random)(void *arg);  /* 64 random bits */
+    uint64_t (*random)(void *arg);  /* 64 random bits, for identities and jitter */
+    /* Bytes that nobody can foresee, for nonces. false: this machine has none, or the env (NULL). */
+    bool (*secure)(void *arg, void *out, size_t bytes);
 };
 
 /* The real one: CLOCK_MONOTONIC and getrandom(2). Thread-safe. */
@@ -20,6 +24,11 @@ const struct kvf_env *kvf_env_real(void);
 static inline uint64_t kvf_now(const struct kvf_env *env)
 {
     return env->now_ns(env->arg);
+}
+
+static inline bool kvf_env_secure(const struct kvf_env *env, void *out, size_t bytes)
+{
+    return env->secure && env->secure(env->arg, out, bytes);
 }
 
 /* now + delta that saturates: a deadline. */

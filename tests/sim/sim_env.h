@@ -8,6 +8,7 @@ struct sim_env {
     struct kvf_env env; /* hand out &sim->env; its functions know this struct */
     uint64_t now_ns;    /* set it, or use advance; must not go back */
     uint64_t state;     /* of the generator */
+    uint64_t nonces;    /* of a second one, for `secure`: how many nonces are drawn changes nothing else */
 };
 
 /* The struct must not be moved afterwards. The clock begins at one second, so that "0" is always the past. */
