@@ -35,7 +35,7 @@ warn := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes 
 san_address := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 san_thread := -fsanitize=thread -fno-omit-frame-pointer
 sanflags := $(if $(SAN),$(san_$(SAN)))
-libs_pkg := jansson libcurl libmicrohttpd libxxhash $(if $(filter 1,$(UCX)),ucx) $(if $(filter 1,$(URING)),liburing)
+libs_pkg := jansson libcurl libmicrohttpd libxxhash libcrypto $(if $(filter 1,$(UCX)),ucx) $(if $(filter 1,$(URING)),liburing)
 cpp := -I include -I . -D_GNU_SOURCE -DKVF_COMMIT='"$(COMMIT)"' -DKVF_FEATURES='"$(found)"'
 cflags = -std=gnu11 $(cpp) $(shell $(PKG_CONFIG) --cflags $(libs_pkg)) $(warn) -fPIC -fvisibility=hidden -pthread $(CFLAGS) $(sanflags)
 ldlibs = $(shell $(PKG_CONFIG) --libs $(libs_pkg)) -lm -lpthread -ldl $(if $(filter 1,$(CUDA)),$(cuda_libs))

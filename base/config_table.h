@@ -70,10 +70,14 @@ KVF_SETTING(SIZE, down_budget, "move.down_budget", "0", 0, 1ull << 50, "",
     "Bytes per second for blocks on their way down, to lenders and SSD. Who waits for room in DRAM exceeds it. 0: no limit.")
 KVF_SETTING(SIZE, up_budget, "move.up_budget", "0", 0, 1ull << 50, "",
     "Bytes per second for blocks on their way back up to DRAM; what attention asks for is not counted. 0: no limit.")
+KVF_SETTING(TEXT, secret_file, "cluster.secret_file", "", 0, 0, "",
+    "File (mode 0600) with the cluster's secret, or two, one per line: the first is proved, both are accepted; read again when it "
+    "changes. Empty: none, and peers on loopback only. See docs/SECURITY.md.")
 KVF_SETTING(LIST, fabric_transport, "fabric.transport", "auto", 0, 0, "auto|tcp|shm|rdma|none",
     "How peers are reached. auto: shared memory on the same host, RDMA where there is a NIC, else TCP. none: no peers.")
 KVF_SETTING(TEXT, fabric_interface, "fabric.interface", "lo", 0, 0, "",
-    "Network devices to use, as UCX names them (lo, eth0, mlx5_0:1), with commas; 'all' for every one.")
+    "Network devices to use, as UCX names them (lo, eth0, mlx5_0:1), with commas; 'all' for every one. Others than lo need "
+    "cluster.secret_file.")
 KVF_SETTING(SIZE, fabric_segment, "fabric.segment", "256k", 8192, 4 << 20, "",
     "TCP segment of UCX. Its own default of 8k costs a factor of three.")
 KVF_SETTING(SIZE, fabric_inflight, "fabric.inflight", "16M", 65536, 1ull << 32, "",

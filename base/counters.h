@@ -75,6 +75,7 @@
     X(messages_sent, "messages to peers")                                         \
     X(messages_received, "messages from peers")                                   \
     X(messages_refused, "messages that were malformed, old or out of order")      \
+    X(messages_unproved, "of these, messages that did not prove the cluster's secret") \
     X(peers_lost, "peers that died or were cut off")                              \
     X(store_requests, "requests to etcd")                                         \
     X(store_failures, "of these, failed")

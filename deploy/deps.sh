@@ -13,6 +13,7 @@ packages=(
   libc6-dev                # C library headers
   libjansson-dev           # JSON: etcd's gateway, the admin interface, --json output
   libxxhash-dev            # XXH3: the checksum of every chunk, and hashing of names
+  libssl-dev               # OpenSSL's libcrypto: HMAC-SHA-256, by which nodes prove the cluster's secret
   libcurl4-openssl-dev     # HTTP client: etcd's JSON gateway, kvf talking to a node
   libmicrohttpd-dev        # HTTP server: a node's admin interface on loopback
   libucx-dev               # UCX: peers' memory over RDMA, shared memory and TCP (optional: UCX=0)

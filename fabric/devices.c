@@ -2,6 +2,7 @@
 #include "fabric/devices.h"
 
 #include <dirent.h>
+#include <ifaddrs.h>
 #include <net/if.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -106,6 +107,38 @@ static enum kvf_status choose_devices(const char *interface, const struct kvf_lo
     }
     snprintf(out->devices, sizeof out->devices, "%s", interface);
     return KVF_OK;
+}
+
+static bool is_loopback(const struct ifaddrs *all, const char *name, size_t length)
+{
+    for (const struct ifaddrs *i = all; i; i = i->ifa_next) {
+        if (strlen(i->ifa_name) == length && memcmp(i->ifa_name, name, length) == 0)
+            return i->ifa_flags & IFF_LOOPBACK;
+    }
+    return false;
+}
+
+enum kvf_status kvf_devices_loopback(const char *devices, const struct kvf_log *log)
+{
+    struct ifaddrs *all = NULL;
+    if (getifaddrs(&all) != 0)
+        all = NULL; /* then none is known to be loopback */
+    size_t length = 0;
+    const char *at = devices;
+    bool loopback = *at != 0;
+    while (loopback && *at) {
+        length = strcspn(at, ",");
+        loopback = is_loopback(all, at, length);
+        if (loopback)
+            at += length + (at[length] == ',');
+    }
+    if (all)
+        freeifaddrs(all);
+    if (loopback)
+        return KVF_OK;
+    kvf_log_error(log, "fabric.interface: '%.*s' is more than loopback, and a node without a secret listens there only; set "
+                  "cluster.secret_file", (int)length, at);
+    return KVF_ERR_CONFIG;
 }
 
 enum kvf_status kvf_devices_choose(const char *kind, const char *interface, const struct kvf_log *log,

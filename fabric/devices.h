@@ -20,6 +20,10 @@ enum kvf_status kvf_devices_choose(const char *kind, const char *interface, cons
 /* Whether one of the devices that were chosen is up and has a carrier just now. */
 bool kvf_devices_run(const struct kvf_devices_choice *choice);
 
+/* For a node without a secret: whether the devices (names with commas, or "all") are loopback alone. ERR_CONFIG with a log
+ * line. */
+enum kvf_status kvf_devices_loopback(const char *devices, const struct kvf_log *log);
+
 /* Whether the machine has an RDMA device at all. */
 bool kvf_devices_any_rdma(void);
 #endif

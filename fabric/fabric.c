@@ -1,11 +1,15 @@
 /* The fabric's life, its frames, and poll. */
+#include "base/bytes.h"
 #include "fabric/internal.h"
 
 _Static_assert(KVF_WIRE_TYPE_NODE == KVF_MESSAGE_FIRST, "the node's types begin where ours end");
 _Static_assert(KVF_WIRE_NAME_MAX == KVF_NODE_NAME_MAX, "a name that fits here fits in a hello");
 _Static_assert(KVF_WIRE_RANGES_MAX <= KVF_FRAME_PARTS_MAX, "the ranges of a pull can be the parts of a frame");
+_Static_assert(KVF_AUTH_COVERED_MAX <= KVF_COPY_MAX, "what a tag covers lies in one piece, or fits where it is gathered");
 _Static_assert(KVF_WIRE_HELLO_BYTES_MAX <= KVF_COPY_MAX && KVF_WIRE_PULL_BYTES_MAX <= KVF_COPY_MAX, "ours are copied");
 
+#define REFUSAL_LOG_NS (1 * KVF_SEC)        /* between two lines about frames of nobody */
+#define REFUSAL_LOG_PEER_NS (10 * KVF_SEC)  /* ... about frames in one peer's name */
 #define CLOSE_NS (100 * KVF_MS)
 #define CLOSE_ROUNDS 10000 /* a clock that stands still must not hold the close */
 
@@ -33,15 +37,17 @@ void kvf_fabric_timer_peer(struct kvf_fabric *fabric, uint64_t at_ns)
         fabric->next_peer_ns = at_ns;
 }
 
-void kvf_fabric_refuse(struct kvf_fabric *fabric, const struct kvf_peer *peer, const char *why)
+void kvf_fabric_refuse(struct kvf_fabric *fabric, struct kvf_peer *peer, const char *why)
 {
     if (fabric->config.counters)
         kvf_count(&fabric->config.counters->messages_refused, 1);
     uint64_t now = kvf_now(fabric->config.env);
-    if (now < fabric->refusal_log_ns)
+    uint64_t *next = peer ? &peer->refusal_log_ns : &fabric->refusal_log_ns;
+    if (now < *next)
         return;
-    fabric->refusal_log_ns = now + KVF_SEC;
-    kvf_log_warn(fabric->config.log, "refused from %s: %s", peer ? peer->name : "a node that is no peer", why);
+    *next = now + (peer ? REFUSAL_LOG_PEER_NS : REFUSAL_LOG_NS);
+    kvf_log_warn(fabric->config.log, "refused %s%s: %s", peer ? "in the name of " : "from a node that is no peer",
+                 peer ? peer->name : "", why);
 }
 
 /* ------------------------------------------------------------------------------------------------ frames out */
@@ -58,19 +64,41 @@ size_t kvf_fabric_parts_bytes(const struct iovec *parts, unsigned n_parts)
     return bytes;
 }
 
+/* Counts and tags the encoded header of a frame of the session. What the tag covers is gathered when it lies in several parts. */
+static void seal(const struct kvf_peer *peer, const struct kvf_wire_header *header, uint8_t *bytes, const struct iovec *parts,
+                 unsigned n_parts)
+{
+    uint8_t gathered[KVF_AUTH_COVERED_MAX];
+    const void *payload = n_parts > 0 ? parts[0].iov_base : NULL;
+    assert(header->counter == peer->auth->sent + 1);
+    if (n_parts > 1 && kvf_auth_covers(header->type, header->payload_bytes)) {
+        struct kvf_writer w = kvf_writer_of(gathered, sizeof gathered);
+        for (unsigned i = 0; i < n_parts; i++)
+            kvf_write_bytes(&w, parts[i].iov_base, parts[i].iov_len);
+        assert(!w.bad && kvf_writer_used(&w) == header->payload_bytes);
+        payload = gathered;
+    }
+    kvf_auth_seal(peer->auth, header->type, bytes, payload, header->payload_bytes);
+}
+
 enum kvf_status kvf_fabric_post(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts, unsigned n_parts,
                                 kvf_done_fn done, void *arg)
 {
     struct kvf_fabric *fabric = peer->fabric;
     struct kvf_transport *t = fabric->config.transport;
     /* Our own state is asked before every post: the transport may not know yet that the peer is lost. */
-    if (peer->doom != KVF_OK || !peer->link)
+    bool before = header->type == KVF_WIRE_HELLO || header->type == KVF_WIRE_PROOF;
+    if (peer->doom != KVF_OK || !peer->link || (!before && !peer->auth->established))
         return KVF_ERR_PEER_LOST;
     header->sender = fabric->id;
     header->sender_incarnation = fabric->config.incarnation;
     header->receiver_incarnation = peer->incarnation;
+    header->counter = before ? 0 : peer->auth->sent + 1;
+    header->tag = 0;
     uint8_t bytes[KVF_WIRE_HEADER_BYTES];
     kvf_wire_header_encode(header, bytes);
+    if (!before)
+        seal(peer, header, bytes, parts, n_parts);
     enum kvf_status st = t->ops->send(t, peer->link, bytes, sizeof bytes, parts, n_parts, done, arg);
     if (st == KVF_ERR_BUSY)
         return st;
@@ -78,7 +106,10 @@ enum kvf_status kvf_fabric_post(struct kvf_peer *peer, struct kvf_wire_header *h
         kvf_peer_doom(peer, KVF_ERR_PEER_LOST);
         return KVF_ERR_PEER_LOST;
     }
-    peer->sent_ns = kvf_now(fabric->config.env);
+    if (!before) {
+        peer->auth->sent++;
+        peer->sent_ns = kvf_now(fabric->config.env); /* a hello is no sign of life */
+    }
     if (fabric->config.counters)
         kvf_count(&fabric->config.counters->messages_sent, 1);
     return KVF_OK;
@@ -143,6 +174,9 @@ static void dispatch(struct kvf_peer *peer, const struct kvf_wire_header *header
     case KVF_WIRE_GOODBYE:
         kvf_peer_doom(peer, KVF_ERR_CLOSED);
         return;
+    case KVF_WIRE_WELCOME:
+        kvf_hello_welcome(peer, header, payload);
+        return;
     case KVF_WIRE_PULL:
         kvf_serve_pull(peer, header, payload);
         return;
@@ -164,6 +198,40 @@ static void dispatch(struct kvf_peer *peer, const struct kvf_wire_header *header
         fabric->config.handler.message(fabric->config.handler.arg, peer, &message);
 }
 
+/* A frame that is none. Whoever could tag it is a peer who breaks the protocol; of anybody else it is only counted. */
+static void on_malformed(struct kvf_fabric *fabric, const void *data, size_t header_bytes, const void *payload,
+                         size_t payload_bytes, uint64_t now)
+{
+    struct kvf_wire_header header;
+    enum kvf_status st = kvf_wire_header_peek(data, header_bytes, &header);
+    struct kvf_peer *peer = header.sender ? kvf_peer_by_id(fabric, header.sender) : NULL;
+    if (st == KVF_ERR_PEER_VERSION) {
+        if (peer && peer->state == KVF_PEER_CONNECTING)
+            peer->suspect = st;
+        kvf_fabric_refuse(fabric, peer, "another version of the protocol");
+        return;
+    }
+    if (st == KVF_OK && peer && peer->auth->established && header.counter > 0 &&
+        kvf_auth_open(peer->auth, &header, data, payload, payload_bytes, now) == KVF_OK)
+        kvf_peer_misbehaved(peer, "a malformed frame");
+    else
+        kvf_fabric_refuse(fabric, peer, "a malformed frame");
+}
+
+/* Whether a frame is of the peer's session: that it comes from it, is for us in this life, whole, and for the first time. */
+static bool is_of_session(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *data, const void *payload,
+                          uint64_t now)
+{
+    struct kvf_fabric *fabric = peer->fabric;
+    enum kvf_status st = kvf_auth_open(peer->auth, header, data, payload, header->payload_bytes, now);
+    if (st == KVF_OK)
+        return true;
+    if (fabric->config.counters)
+        kvf_count(&fabric->config.counters->messages_unproved, 1);
+    kvf_fabric_refuse(fabric, peer, st == KVF_ERR_STALE ? "a frame that came before" : "a frame that is of no session with it");
+    return false;
+}
+
 static void on_frame(void *arg, const void *data, size_t header_bytes, const void *payload, size_t payload_bytes)
 {
     struct kvf_fabric *fabric = arg;
@@ -172,30 +240,39 @@ static void on_frame(void *arg, const void *data, size_t header_bytes, const voi
         return;
     if (fabric->config.counters)
         kvf_count(&fabric->config.counters->messages_received, 1);
-    enum kvf_status st = kvf_wire_header_decode(data, header_bytes, &header);
-    if (st != KVF_OK || header.payload_bytes != payload_bytes) {
-        kvf_fabric_refuse(fabric, NULL, st == KVF_ERR_PEER_VERSION ? "another version of the protocol" : "a malformed frame");
+    uint64_t now = kvf_now(fabric->config.env);
+    if (kvf_wire_header_decode(data, header_bytes, &header) != KVF_OK || header.payload_bytes != payload_bytes) {
+        on_malformed(fabric, data, header_bytes, payload, payload_bytes, now);
         return;
     }
     struct kvf_peer *peer = kvf_peer_by_id(fabric, header.sender);
     bool known = peer && peer->incarnation == header.sender_incarnation;
     if (header.type == KVF_WIRE_HELLO) {
-        kvf_peer_hello(fabric, known ? peer : NULL, &header, payload);
+        kvf_hello_heard(fabric, known ? peer : NULL, &header, payload);
+        return;
+    }
+    if (header.type == KVF_WIRE_PROOF) {
+        kvf_hello_proof(fabric, known ? peer : NULL, &header, payload);
         return;
     }
     if (!known || header.receiver_incarnation != fabric->config.incarnation) {
         kvf_fabric_refuse(fabric, peer, "a frame from or to an incarnation that is not known");
         return;
     }
-    if (peer->state == KVF_PEER_CONNECTING && header.type == KVF_WIRE_GOODBYE) {
-        kvf_peer_doom(peer, KVF_ERR_CLOSED);
+    if (peer->state == KVF_PEER_CONNECTING || peer->state == KVF_PEER_DOWN || peer->doom != KVF_OK) {
+        kvf_fabric_refuse(fabric, peer, "a frame before its proof or after its end");
         return;
     }
-    if (!kvf_peer_usable(peer)) {
-        kvf_fabric_refuse(fabric, peer, "a frame before its hello or after its end");
+    if (!is_of_session(peer, &header, data, payload, now))
+        return;
+    bool opens = header.type == KVF_WIRE_WELCOME || header.type == KVF_WIRE_GOODBYE;
+    if (peer->state == KVF_PEER_PROVED && !opens) {
+        /* Not heard either: who says other things but no welcome goes DOWN after a while, and for this. */
+        peer->suspect = KVF_ERR_PEER_PROTOCOL;
+        kvf_fabric_refuse(fabric, peer, "a frame before its welcome");
         return;
     }
-    peer->heard_ns = kvf_now(fabric->config.env);
+    peer->heard_ns = now;
     dispatch(peer, &header, payload);
 }
 
@@ -204,7 +281,7 @@ static void on_link_down(void *arg, struct kvf_link *link, enum kvf_status statu
     struct kvf_fabric *fabric = arg;
     struct kvf_peer *peer = fabric->config.transport->ops->link_user(link);
     if (peer->link == link)
-        kvf_peer_doom(peer, peer->state == KVF_PEER_UP ? KVF_ERR_PEER_LOST : KVF_ERR_PEER_UNREACHABLE);
+        kvf_peer_doom(peer, kvf_peer_why_lost(peer));
 }
 
 /* ------------------------------------------------------------------------------------------------ poll */
@@ -264,6 +341,7 @@ static bool config_fits(const struct kvf_fabric_config *c)
 static void free_all(struct kvf_fabric *fabric)
 {
     free(fabric->tx);
+    kvf_secret_free(fabric->auths, fabric->peer_slots * sizeof *fabric->auths);
     free(fabric->by_id);
     free(fabric->parts);
     free(fabric->requests);
@@ -282,16 +360,18 @@ static enum kvf_status allocate(struct kvf_fabric *fabric)
         fabric->by_id_mask = 2 * fabric->by_id_mask + 1;
     fabric->tx_count = c->requests_max + 4 * c->peers_max + 16;
     fabric->peers = calloc(fabric->peer_slots, sizeof *fabric->peers);
+    fabric->auths = kvf_secret_alloc(fabric->peer_slots * sizeof *fabric->auths);
     fabric->serves = calloc((size_t)fabric->peer_slots * KVF_SERVES_MAX, sizeof *fabric->serves);
     fabric->requests = calloc(c->requests_max, sizeof *fabric->requests);
     fabric->parts = calloc((size_t)c->requests_max * KVF_PULL_RANGES_MAX, sizeof *fabric->parts);
     fabric->by_id = calloc(fabric->by_id_mask + 1, sizeof *fabric->by_id);
     fabric->tx = calloc(fabric->tx_count, sizeof *fabric->tx);
-    if (!fabric->peers || !fabric->serves || !fabric->requests || !fabric->parts || !fabric->by_id || !fabric->tx)
+    if (!fabric->peers || !fabric->auths || !fabric->serves || !fabric->requests || !fabric->parts || !fabric->by_id || !fabric->tx)
         return KVF_ERR_NO_MEMORY;
     for (unsigned i = 0; i < fabric->peer_slots; i++) {
         struct kvf_peer *peer = &fabric->peers[i];
         peer->fabric = fabric;
+        peer->auth = &fabric->auths[i];
         peer->serves = fabric->serves + (size_t)i * KVF_SERVES_MAX;
         kvf_ring_init(&peer->requests);
         kvf_ring_init(&peer->asking);
@@ -359,7 +439,7 @@ void kvf_fabric_destroy(struct kvf_fabric *fabric)
     for (unsigned i = 0; i < fabric->peer_slots; i++) {
         struct kvf_wire_header goodbye = {.type = KVF_WIRE_GOODBYE};
         struct kvf_peer *peer = &fabric->peers[i];
-        if (peer->state == KVF_PEER_UP || peer->state == KVF_PEER_CONNECTING)
+        if (peer->state == KVF_PEER_UP || peer->state == KVF_PEER_PROVED)
             kvf_fabric_post(peer, &goodbye, NULL, 0, NULL, NULL);
     }
     /* A few rounds even when nothing is held: goodbyes carry no memory of ours, but need the transport to be driven. */
@@ -368,7 +448,7 @@ void kvf_fabric_destroy(struct kvf_fabric *fabric)
     drain(fabric, start + CLOSE_NS / 2);
     for (unsigned i = 0; i < fabric->peer_slots; i++) {
         struct kvf_peer *peer = &fabric->peers[i];
-        if (peer->state == KVF_PEER_UP || peer->state == KVF_PEER_CONNECTING)
+        if (peer->state != KVF_PEER_FREE && peer->state != KVF_PEER_DOWN)
             kvf_peer_cut(peer, KVF_CANCELLED);
     }
     drain(fabric, start + CLOSE_NS);

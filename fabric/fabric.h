@@ -1,19 +1,23 @@
 /* Peers: who they are, whether they live, requests with deadlines, and pulls of ranges of their memory.
  *
  * LIFE OF A PEER
- *     peer_add -> CONNECTING (hello sent, again every heartbeat) -> UP (its hello arrived and fits) -> DOWN (its link
- *     failed, it was silent for dead_after, it said goodbye, or peer_remove) -> freed by peer_remove.
+ *     peer_add -> CONNECTING (hello sent, again every heartbeat) -> PROVED (it proved the secret, to us and now) -> UP (its
+ *     welcome arrived) -> DOWN (its link failed, it was silent for dead_after, it said goodbye, it broke the protocol, or
+ *     peer_remove) -> freed by peer_remove.
  *     A peer is one incarnation of a node: a node that restarts is another peer. Our own state is asked before every post.
  *     DOWN ends everything asked of the peer with ERR_PEER_LOST before peer_down is called. A peer that is DOWN is not
  *     revived; the owner removes it and may add it anew. peer_down says why: ERR_PEER_LOST, ERR_PEER_UNREACHABLE (it was
- *     never UP), ERR_CLOSED (it said goodbye), ERR_DEADLINE (its link had to be ended so that a caller got back memory
- *     that the transport was still using at the deadline of a read or a large call), CANCELLED (peer_remove).
+ *     never UP), ERR_PEER_AUTH, ERR_PEER_VERSION (nor UP, and what came in its name proved another secret or none, or was of
+ *     another version), ERR_PEER_PROTOCOL (it sent what nobody sends), ERR_CLOSED (it said goodbye), ERR_DEADLINE (its link had
+ *     to be ended so that a caller got back memory that the transport was still using at the deadline of a read or a large call),
+ *     CANCELLED (peer_remove).
  *     Silence is judged when the transport has nothing more to hand over, so that a pause of our own kills nobody.
  *
  * MESSAGES carry a versioned header (wire.h, docs/PROTOCOL.md): magic, version, type, sender's node id and incarnation,
- * the receiver's incarnation, request id, status, payload length. Frames of another magic, version, incarnation or length
- * are refused and counted, and never reach the handler. Frames from nodes we have no peer for are handed to `stranger`
- * (a hello only), so that the owner can add the peer.
+ * the receiver's incarnation, request id, status, payload length, counter, tag. Frames of another magic, version, incarnation,
+ * length or session are refused and counted, and never reach the handler. A frame whose tag does not fit is nobody's: it cannot
+ * hurt the peer in whose name it came. A peer whose tag fits and who breaks the protocol goes DOWN. A hello from a node that we
+ * have no peer for is handed to `stranger` when it knows the secret, so that the owner can add the peer.
  *
  * Threads: one at a time; callbacks run inside poll() or inside the call that ended the request (stated below).
  * Time comes from env only. Every call and pull ends exactly once: at the latest at its deadline.
@@ -22,6 +26,7 @@
 #define KVF_FABRIC_FABRIC_H
 
 #include "base/counters.h"
+#include "fabric/secret.h"
 #include "fabric/transport.h"
 
 struct kvf_fabric;
@@ -47,13 +52,14 @@ struct kvf_fabric_handler {
     void (*peer_down)(void *arg, struct kvf_peer *peer, enum kvf_status why);
     /* A request or notice; answer a request with kvf_fabric_reply, now or later (once). */
     void (*message)(void *arg, struct kvf_peer *peer, const struct kvf_message *message);
-    /* A well-formed hello of a node that is no peer yet, with its address: the owner may peer_add it, or ignore it. */
+    /* A hello, by the secret's MAC, of a node that is no peer yet, with its address: the owner may peer_add it, or ignore it. */
     void (*stranger)(void *arg, const char *name, uint64_t incarnation, const void *address, size_t address_bytes);
 };
 
 struct kvf_fabric_config {
     const struct kvf_env *env;
     struct kvf_transport *transport; /* the fabric does not own it */
+    const struct kvf_secret *secret; /* nor this; NULL: the empty one (secret.h) */
     const struct kvf_log *log;
     struct kvf_counters *counters;
     char name[KVF_NODE_NAME_MAX]; /* ours */
@@ -71,6 +77,9 @@ struct kvf_fabric_config {
 enum kvf_status kvf_fabric_create(const struct kvf_fabric_config *config, struct kvf_fabric **out);
 /* Pieces were added to the region: the peers are told. */
 void kvf_fabric_region_grown(struct kvf_fabric *fabric);
+/* Other secrets are accepted now: peers that proved one which is not must prove another within 10 s, or go DOWN with
+ * ERR_PEER_AUTH. Nothing is interrupted for those that can. */
+void kvf_fabric_secret_changed(struct kvf_fabric *fabric);
 /* Says goodbye to every peer, ends every request with CANCELLED, drives the transport for at most 100 ms of env time. */
 void kvf_fabric_destroy(struct kvf_fabric *fabric);
 

@@ -1,7 +1,8 @@
 /* What the files of the fabric share. For the .c files of this room only.
  *
  *     fabric.c   life of the fabric, frames in, frames out, poll and timers
- *     peer.c     peers: add, hello, up, down, remove
+ *     peer.c     peers: add, down, remove, time
+ *     hello.c    hello, proof, welcome: how a peer comes up
  *     request.c  calls, replies, the request table, deadlines
  *     pull.c     reading a peer's memory
  *     serve.c    answering the peers that ask for ours
@@ -14,6 +15,7 @@
 #ifndef KVF_FABRIC_INTERNAL_H
 #define KVF_FABRIC_INTERNAL_H
 
+#include "fabric/auth.h"
 #include "fabric/fabric.h"
 #include "fabric/wire.h"
 
@@ -28,6 +30,7 @@
 #define KVF_SERVE_FRAMES_MAX 16        /* PULL_DATA frames on their way to one peer */
 #define KVF_PULL_PIECES_MAX 2          /* PULL frames of one pull on their way */
 #define KVF_PULL_GAPS_MAX 8            /* stretches that arrived ahead of their turn; more are dropped */
+#define KVF_REKEY_NS (10 * KVF_SEC)    /* a peer has so long to prove a secret that is still accepted */
 #define KVF_RETRY_NS (1 * KVF_MS)      /* how soon poll is wanted again when the transport was busy */
 
 /* Doubly linked ring; an empty one points to itself. */
@@ -127,7 +130,7 @@ struct kvf_peer_piece {
     enum kvf_way way;
 };
 
-enum kvf_peer_state { KVF_PEER_FREE, KVF_PEER_CONNECTING, KVF_PEER_UP, KVF_PEER_DOWN };
+enum kvf_peer_state { KVF_PEER_FREE, KVF_PEER_CONNECTING, KVF_PEER_PROVED, KVF_PEER_UP, KVF_PEER_DOWN };
 
 struct kvf_peer {
     /* identity */
@@ -148,8 +151,14 @@ struct kvf_peer {
     unsigned pieces_told;            /* of ours, in our last hello or heartbeat */
     uint64_t piece_asked_ns;
     size_t payload_max; /* what it takes */
-    uint64_t heard_ns, sent_ns, hello_ns; /* hello_ns: when the next hello is due while CONNECTING */
+    uint64_t heard_ns, sent_ns, hello_ns; /* hello_ns: when the next hello or welcome is due, until it is UP */
+    uint64_t refusal_log_ns;              /* no further line about frames in its name before it */
     void *user;
+
+    /* who it is */
+    struct kvf_auth *auth;
+    enum kvf_status suspect; /* what was wrong with the last hello or proof in its name: why it may not come up */
+    uint64_t rekey_ns;       /* UP: until when it must prove a secret that is still accepted; 0: it has */
 
     /* asked of it */
     struct kvf_ring requests; /* whose callback is owed */
@@ -173,6 +182,7 @@ struct kvf_fabric {
     struct kvf_peer *peers; /* [peer_slots] */
     unsigned peer_slots, peer_count;
     struct kvf_serve *serves;
+    struct kvf_auth *auths;
     uint32_t *by_id; /* hash table of slot + 1; 0 is empty */
     unsigned by_id_mask;
 
@@ -206,15 +216,17 @@ enum kvf_status kvf_fabric_post_copy(struct kvf_peer *peer, struct kvf_wire_head
                                      unsigned n_parts, kvf_done_fn done, void *arg);
 /* Bytes of all parts; SIZE_MAX when there are too many of them. */
 size_t kvf_fabric_parts_bytes(const struct iovec *parts, unsigned n_parts);
-/* Counts a frame that is not believed, and says so now and then. peer may be NULL. */
-void kvf_fabric_refuse(struct kvf_fabric *fabric, const struct kvf_peer *peer, const char *why);
+/* Counts a frame that is not believed, and says so now and then. peer is the one in whose name it came, or NULL. */
+void kvf_fabric_refuse(struct kvf_fabric *fabric, struct kvf_peer *peer, const char *why);
 void kvf_fabric_timer_peer(struct kvf_fabric *fabric, uint64_t at_ns);
 uint32_t kvf_fabric_budget_us(uint64_t now_ns, uint64_t deadline_ns);
 
 /* ---- peer.c */
 struct kvf_peer *kvf_peer_by_id(struct kvf_fabric *fabric, uint64_t id);
-/* A hello arrived; peer is NULL when the sender is none of ours in that incarnation. */
-void kvf_peer_hello(struct kvf_fabric *fabric, struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+/* Why a peer whose link failed, or who is silent, goes DOWN. */
+enum kvf_status kvf_peer_why_lost(const struct kvf_peer *peer);
+/* For what the peer itself sent, as its tag proves, and nobody who keeps to the protocol sends: refused, and it goes DOWN. */
+void kvf_peer_misbehaved(struct kvf_peer *peer, const char *what);
 /* The peer goes DOWN in this poll or the next. The first reason counts. */
 void kvf_peer_doom(struct kvf_peer *peer, enum kvf_status why);
 /* Takes doomed peers DOWN and tells the owner of those that are. */
@@ -229,6 +241,16 @@ static inline bool kvf_peer_usable(const struct kvf_peer *peer)
 {
     return peer->state == KVF_PEER_UP && peer->doom == KVF_OK;
 }
+
+/* ---- hello.c */
+/* BUSY and other failures of the transport: to be tried again. */
+enum kvf_status kvf_hello_send(struct kvf_peer *peer);
+/* Frames of the handshake. peer is NULL when the sender is none of ours in that incarnation. */
+void kvf_hello_heard(struct kvf_fabric *fabric, struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+void kvf_hello_proof(struct kvf_fabric *fabric, struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+void kvf_hello_welcome(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+/* Hellos, proofs and welcomes that are due. Returns when it wants to be called again. */
+uint64_t kvf_hello_timer(struct kvf_peer *peer, uint64_t now_ns);
 
 /* ---- request.c */
 void kvf_request_init(struct kvf_fabric *fabric);

@@ -1,10 +1,11 @@
 /* Peers: who they are and whether they live.
  *
- *     FREE -> CONNECTING -> UP -> DOWN -> FREE
- *                 \_______________/
+ *     FREE -> CONNECTING -> PROVED -> UP -> DOWN -> FREE
+ *                 \__________\_____________/
  *
- *   CONNECTING  the link is there; our hello goes out every heartbeat until theirs arrives and fits
- *   UP          things may be asked. Our hello went out before, on the same link, so the peer has it before anything else
+ *   CONNECTING  the link is there; our hello goes out every heartbeat until a proof of the secret answers it (hello.c)
+ *   PROVED      there is a session; our proof and welcome went out, theirs is awaited
+ *   UP          things may be asked. Our welcome went out before, on the same link, so the peer has it before anything else
  *   DOWN        no link; requests that the transport does not hold have ended. The owner is told when all have
  *
  * A peer is taken DOWN only from poll (doomed first, anywhere) or by its owner's remove, so that nothing ends under the
@@ -85,74 +86,6 @@ void kvf_peer_about(const struct kvf_peer *peer, struct kvf_peer_about *out)
 void kvf_peer_user_set(struct kvf_peer *peer, void *user) { peer->user = user; }
 void *kvf_peer_user(const struct kvf_peer *peer) { return peer->user; }
 
-/* ------------------------------------------------------------------------------------------------ hello */
-static enum kvf_status send_hello(struct kvf_peer *peer, bool heard)
-{
-    struct kvf_fabric *fabric = peer->fabric;
-    struct kvf_transport *t = fabric->config.transport;
-    struct kvf_wire_hello hello = {.payload_max = (uint32_t)fabric->payload_max};
-    memcpy(hello.name, fabric->config.name, sizeof hello.name);
-    hello.address_bytes = sizeof hello.address;
-    enum kvf_status st = t->ops->address(t, hello.address, &hello.address_bytes);
-    if (st != KVF_OK)
-        return st;
-    if (fabric->region) {
-        hello.region_base = (uintptr_t)fabric->region;
-        hello.region_bytes = fabric->config.region_bytes;
-    }
-    uint8_t payload[KVF_WIRE_HELLO_BYTES_MAX];
-    size_t bytes = sizeof payload;
-    st = kvf_wire_hello_encode(&hello, payload, &bytes);
-    if (st != KVF_OK)
-        return st;
-    struct kvf_wire_header header = {.type = KVF_WIRE_HELLO, .payload_bytes = (uint32_t)bytes, .position = fabric->pieces};
-    header.flags = heard ? KVF_WIRE_FLAG_HEARD : 0;
-    struct iovec part = {.iov_base = payload, .iov_len = bytes};
-    st = kvf_fabric_post_copy(peer, &header, &part, 1, NULL, NULL);
-    if (st == KVF_OK)
-        peer->pieces_told = fabric->pieces;
-    return st;
-}
-
-void kvf_peer_hello(struct kvf_fabric *fabric, struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload)
-{
-    struct kvf_wire_hello hello;
-    if (kvf_wire_hello_decode(payload, header->payload_bytes, &hello) != KVF_OK ||
-        kvf_wire_node_id(hello.name) != header->sender || strcmp(hello.name, fabric->config.name) == 0) {
-        kvf_fabric_refuse(fabric, peer, "a malformed hello");
-        return;
-    }
-    if (!peer || strcmp(peer->name, hello.name) != 0) {
-        if (fabric->config.handler.stranger)
-            fabric->config.handler.stranger(fabric->config.handler.arg, hello.name, header->sender_incarnation, hello.address,
-                                            hello.address_bytes);
-        return;
-    }
-    if (peer->state == KVF_PEER_DOWN || peer->doom != KVF_OK)
-        return;
-    peer->heard_ns = kvf_now(fabric->config.env);
-    bool heard = header->flags & KVF_WIRE_FLAG_HEARD;
-    if (peer->state == KVF_PEER_UP) {
-        kvf_region_news(peer, header->position);
-        if (!heard)
-            send_hello(peer, true);
-        return;
-    }
-    /* Ours first: what we ask as soon as the peer is UP must find that it knows us. If it cannot go out now, theirs is
-     * forgotten; it comes again, or ours goes out with the next heartbeat and asks for it. */
-    if (send_hello(peer, true) != KVF_OK)
-        return;
-    peer->payload_max = hello.payload_max;
-    peer->region_base = hello.region_base;
-    peer->region_bytes = hello.region_bytes;
-    peer->state = KVF_PEER_UP;
-    kvf_region_news(peer, header->position);
-    kvf_fabric_timer_peer(fabric, peer->heard_ns);
-    kvf_log_info(fabric->config.log, "peer %s is up", peer->name);
-    if (fabric->config.handler.peer_up)
-        fabric->config.handler.peer_up(fabric->config.handler.arg, peer);
-}
-
 /* ------------------------------------------------------------------------------------------------ ends of requests */
 /* Calls back for every ended request of the peer that is not held. Callbacks may remove the peer, so each round begins at
  * the front and asks whether it is still the same one. */
@@ -210,6 +143,8 @@ enum kvf_status kvf_fabric_peer_add(struct kvf_fabric *fabric, const char *name,
         return KVF_ERR_BUSY;
     struct kvf_transport *t = fabric->config.transport;
     struct kvf_link *link;
+    if (!kvf_auth_begin(peer->auth, fabric->config.env))
+        return KVF_ERR_UNSUPPORTED;
     enum kvf_status st = t->ops->connect(t, address, address_bytes, peer, &link);
     if (st != KVF_OK)
         return st;
@@ -220,11 +155,12 @@ enum kvf_status kvf_fabric_peer_add(struct kvf_fabric *fabric, const char *name,
     peer->state = KVF_PEER_CONNECTING;
     peer->link = link;
     peer->payload_max = fabric->payload_max;
+    peer->refusal_log_ns = 0;
     uint64_t now = kvf_now(fabric->config.env);
     peer->heard_ns = peer->sent_ns = now;
     fabric->peer_count++;
     index_peer(fabric, peer);
-    st = send_hello(peer, false);
+    st = kvf_hello_send(peer);
     peer->hello_ns = st == KVF_ERR_BUSY ? now + KVF_RETRY_NS : now + fabric->config.heartbeat_ns;
     kvf_fabric_timer_peer(fabric, peer->hello_ns);
     *out = peer;
@@ -248,7 +184,8 @@ static void free_peer(struct kvf_peer *peer)
     }
     peer->state = KVF_PEER_FREE;
     peer->life++;
-    peer->doom = peer->down_why = KVF_OK;
+    peer->doom = peer->down_why = peer->suspect = KVF_OK;
+    peer->rekey_ns = 0;
     peer->told = false;
     peer->user = NULL;
     peer->id = peer->incarnation = peer->region_bytes = peer->inflight = 0;
@@ -291,6 +228,19 @@ void kvf_peer_doom(struct kvf_peer *peer, enum kvf_status why)
     peer->fabric->changes++;
 }
 
+enum kvf_status kvf_peer_why_lost(const struct kvf_peer *peer)
+{
+    if (peer->state == KVF_PEER_UP)
+        return KVF_ERR_PEER_LOST;
+    return peer->suspect != KVF_OK ? peer->suspect : KVF_ERR_PEER_UNREACHABLE;
+}
+
+void kvf_peer_misbehaved(struct kvf_peer *peer, const char *what)
+{
+    kvf_fabric_refuse(peer->fabric, peer, what);
+    kvf_peer_doom(peer, KVF_ERR_PEER_PROTOCOL);
+}
+
 void kvf_peer_cut(struct kvf_peer *peer, enum kvf_status status)
 {
     struct kvf_fabric *fabric = peer->fabric;
@@ -301,6 +251,7 @@ void kvf_peer_cut(struct kvf_peer *peer, enum kvf_status status)
     peer->state = KVF_PEER_DOWN;
     kvf_serve_forget(peer);
     kvf_region_forget(peer);
+    kvf_auth_end(peer->auth);
     t->ops->disconnect(t, peer->link);
     peer->link = NULL;
 
@@ -338,26 +289,21 @@ static uint64_t peer_timer(struct kvf_peer *peer, uint64_t now)
     const struct kvf_fabric_config *config = &peer->fabric->config;
     uint64_t dead = kvf_deadline(peer->heard_ns, config->dead_ns);
     if (now >= dead) {
-        kvf_peer_doom(peer, peer->state == KVF_PEER_UP ? KVF_ERR_PEER_LOST : KVF_ERR_PEER_UNREACHABLE);
+        kvf_peer_doom(peer, kvf_peer_why_lost(peer));
         return now;
     }
-    uint64_t next;
-    if (peer->state == KVF_PEER_CONNECTING) {
-        if (now >= peer->hello_ns) {
-            enum kvf_status st = send_hello(peer, false);
-            peer->hello_ns = now + (st == KVF_ERR_BUSY ? KVF_RETRY_NS : config->heartbeat_ns);
-        }
-        next = peer->hello_ns;
-    } else {
+    uint64_t next = kvf_hello_timer(peer, now);
+    if (peer->state == KVF_PEER_UP) {
         unsigned pieces = peer->fabric->pieces;
         kvf_region_timer(peer, now);
-        next = peer->pieces_told != pieces ? now : kvf_deadline(peer->sent_ns, config->heartbeat_ns);
-        if (now >= next) {
+        uint64_t beat = peer->pieces_told != pieces ? now : kvf_deadline(peer->sent_ns, config->heartbeat_ns);
+        if (now >= beat) {
             struct kvf_wire_header header = {.type = KVF_WIRE_HEARTBEAT, .position = pieces};
             enum kvf_status st = kvf_fabric_post(peer, &header, NULL, 0, NULL, NULL);
             peer->pieces_told = st == KVF_OK ? pieces : peer->pieces_told;
-            next = now + (st == KVF_ERR_BUSY ? KVF_RETRY_NS : config->heartbeat_ns);
+            beat = now + (st == KVF_ERR_BUSY ? KVF_RETRY_NS : config->heartbeat_ns);
         }
+        next = beat < next ? beat : next;
     }
     return next < dead ? next : dead;
 }
@@ -369,7 +315,7 @@ void kvf_peer_timers(struct kvf_fabric *fabric, uint64_t now_ns)
     uint64_t next = UINT64_MAX;
     for (unsigned i = 0; i < fabric->peer_slots; i++) {
         struct kvf_peer *peer = &fabric->peers[i];
-        if ((peer->state != KVF_PEER_CONNECTING && peer->state != KVF_PEER_UP) || peer->doom != KVF_OK)
+        if (peer->state == KVF_PEER_FREE || peer->state == KVF_PEER_DOWN || peer->doom != KVF_OK)
             continue;
         uint64_t at = peer_timer(peer, now_ns);
         next = at < next ? at : next;

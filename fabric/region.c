@@ -1,6 +1,6 @@
 /* Regions in pieces. Ours grow while the node starts, so a peer learns of pieces one by one, and asks for what it lacks:
  *
- *     hello, heartbeat   position: how many pieces of my region are ready
+ *     welcome, heartbeat position: how many pieces of my region are ready
  *     PIECE_ASK          position: tell me of this piece (the first that I do not know)
  *     PIECE              position: this is it: where it lies in the region, how long it is, its key
  *
@@ -64,7 +64,7 @@ void kvf_region_asked(struct kvf_peer *peer, const struct kvf_wire_header *asked
 {
     struct kvf_fabric *fabric = peer->fabric;
     if (asked->position >= fabric->pieces) {
-        kvf_fabric_refuse(fabric, peer, "a question for a piece that is not there");
+        kvf_peer_misbehaved(peer, "a question for a piece that is not there");
         return;
     }
     const struct kvf_region_piece *own =
@@ -85,7 +85,7 @@ void kvf_region_told(struct kvf_peer *peer, const struct kvf_wire_header *header
     struct kvf_region_piece piece;
     if (kvf_wire_piece_decode(payload, header->payload_bytes, &piece) != KVF_OK || piece.offset > peer->region_bytes ||
         piece.bytes > peer->region_bytes - piece.offset || header->position >= KVF_REGION_PIECES_MAX) {
-        kvf_fabric_refuse(peer->fabric, peer, "a malformed piece of a region");
+        kvf_peer_misbehaved(peer, "a malformed piece of a region");
         return;
     }
     if (header->position != peer->n_pieces)

@@ -15,8 +15,7 @@ void kvf_serve_pull(struct kvf_peer *peer, const struct kvf_wire_header *header,
     struct kvf_fabric *fabric = peer->fabric;
     struct kvf_wire_pull pull;
     if (kvf_wire_pull_decode(payload, header->payload_bytes, &pull) != KVF_OK) {
-        kvf_fabric_refuse(fabric, peer, "a malformed pull");
-        refuse(peer, header, KVF_ERR_PEER_PROTOCOL);
+        kvf_peer_misbehaved(peer, "a malformed pull");
         return;
     }
     for (unsigned i = 0; i < pull.n; i++) {

@@ -21,7 +21,7 @@ struct kvf_remote;    /* a peer's region as seen by us */
 #define KVF_ADDRESS_MAX 1024 /* bytes of a transport address */
 #define KVF_REGION_KEY_MAX 256
 #define KVF_REGION_PIECES_MAX 64
-#define KVF_FRAME_HEADER_MAX 64
+#define KVF_FRAME_HEADER_MAX 80
 #define KVF_FRAME_PARTS_MAX 64
 
 /* How a pull from a region is done; chosen per link when the region is imported. */
@@ -123,10 +123,12 @@ struct kvf_transport_config {
     const char *interface; /* fabric.interface */
     size_t segment_bytes;
     unsigned peers_max;
+    bool secret;           /* peers must prove a secret: false allows loopback only */
     const struct kvf_log *log;
 };
 
-/* ERR_UNSUPPORTED (this build has no UCX), ERR_CONFIG (no such device or transport; the log line says which there are). */
+/* ERR_UNSUPPORTED (this build has no UCX), ERR_CONFIG (no such device or transport, or one that
+ * needs a secret; the log line says what there is). */
 enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *config, struct kvf_transport **out);
 /* What UCX is told for this configuration, as NAME=VALUE words with spaces: for the environment of UCX's own tools, which then
  * measure the same. Cut short if it does not fit. Errors as create's. */

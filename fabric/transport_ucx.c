@@ -854,6 +854,8 @@ enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *conf
     u->payload_max = config->segment_bytes;
     u->due_last = &u->due_first;
     enum kvf_status st = kvf_devices_choose(config->kind, config->interface, config->log, &u->choice);
+    if (st == KVF_OK && !config->secret)
+        st = kvf_devices_loopback(u->choice.devices, config->log);
     if (st != KVF_OK)
         goto fail;
     st = KVF_ERR_NO_MEMORY;

@@ -20,7 +20,7 @@ static bool positioned(const struct kvf_wire_header *h)
     case KVF_WIRE_PULL:
     case KVF_WIRE_PULL_DATA:
         return true;
-    case KVF_WIRE_HELLO:
+    case KVF_WIRE_WELCOME:
     case KVF_WIRE_HEARTBEAT:
         return h->position <= KVF_REGION_PIECES_MAX;
     case KVF_WIRE_PIECE_ASK:
@@ -39,11 +39,17 @@ static bool type_fits(const struct kvf_wire_header *h)
         return false;
     if (!positioned(h) && h->position != 0)
         return false;
-    if (h->type != KVF_WIRE_HELLO && (h->receiver_incarnation == 0 || h->flags != 0))
+    /* Before a session nothing is counted and tagged, in it everything is. */
+    bool before = h->type == KVF_WIRE_HELLO || h->type == KVF_WIRE_PROOF;
+    if (before ? h->counter != 0 || h->tag != 0 : h->counter == 0)
+        return false;
+    if (h->flags != 0 && (h->type != KVF_WIRE_WELCOME || h->flags != KVF_WIRE_FLAG_HEARD))
         return false;
     switch (h->type) {
     case KVF_WIRE_HELLO:
-        return h->request == 0 && (h->flags & ~KVF_WIRE_FLAG_HEARD) == 0;
+    case KVF_WIRE_PROOF:
+    case KVF_WIRE_WELCOME:
+        return h->request == 0 && h->payload_bytes != 0;
     case KVF_WIRE_HEARTBEAT:
     case KVF_WIRE_GOODBYE:
     case KVF_WIRE_PIECE_ASK:
@@ -63,7 +69,7 @@ static bool type_fits(const struct kvf_wire_header *h)
 
 static bool header_fits(const struct kvf_wire_header *h)
 {
-    if (h->sender == 0 || h->sender_incarnation == 0)
+    if (h->sender == 0 || h->sender_incarnation == 0 || h->receiver_incarnation == 0)
         return false;
     if (h->payload_bytes > KVF_WIRE_PAYLOAD_MAX || h->status < -STATUS_LIMIT || h->status > STATUS_LIMIT)
         return false;
@@ -87,34 +93,58 @@ void kvf_wire_header_encode(const struct kvf_wire_header *h, void *out)
     kvf_write_u64(&w, h->position);
     kvf_write_u32(&w, h->payload_bytes);
     kvf_write_u32(&w, h->budget_us);
+    kvf_write_u64(&w, h->counter);
+    kvf_write_u64(&w, h->tag);
     assert(!w.bad && kvf_writer_used(&w) == KVF_WIRE_HEADER_BYTES);
 }
 
-enum kvf_status kvf_wire_header_decode(const void *data, size_t bytes, struct kvf_wire_header *out)
+/* Every field as it stands there; *zero is what must be 0. */
+static enum kvf_status header_read(const void *data, size_t bytes, struct kvf_wire_header *h, uint16_t *zero)
 {
     struct kvf_reader r = kvf_reader_of(data, bytes);
     uint32_t magic = kvf_read_u32(&r);
     uint16_t version = kvf_read_u16(&r);
     if (r.bad || magic != KVF_WIRE_MAGIC)
         return KVF_ERR_PEER_PROTOCOL;
+    h->type = kvf_read_u16(&r);
+    h->flags = kvf_read_u16(&r);
+    *zero = kvf_read_u16(&r);
+    h->status = (int32_t)kvf_read_u32(&r);
+    h->sender = kvf_read_u64(&r);
     /* Before the length: another version may have another header. */
     if (version != KVF_WIRE_VERSION)
         return KVF_ERR_PEER_VERSION;
     if (bytes != KVF_WIRE_HEADER_BYTES)
         return KVF_ERR_PEER_PROTOCOL;
+    h->sender_incarnation = kvf_read_u64(&r);
+    h->receiver_incarnation = kvf_read_u64(&r);
+    h->request = kvf_read_u64(&r);
+    h->position = kvf_read_u64(&r);
+    h->payload_bytes = kvf_read_u32(&r);
+    h->budget_us = kvf_read_u32(&r);
+    h->counter = kvf_read_u64(&r);
+    h->tag = kvf_read_u64(&r);
+    assert(!r.bad && kvf_reader_left(&r) == 0);
+    return KVF_OK;
+}
+
+enum kvf_status kvf_wire_header_peek(const void *data, size_t bytes, struct kvf_wire_header *out)
+{
+    struct kvf_wire_header h = {.sender = 0};
+    uint16_t zero;
+    enum kvf_status st = header_read(data, bytes, &h, &zero);
+    *out = h;
+    return st;
+}
+
+enum kvf_status kvf_wire_header_decode(const void *data, size_t bytes, struct kvf_wire_header *out)
+{
     struct kvf_wire_header h;
-    h.type = kvf_read_u16(&r);
-    h.flags = kvf_read_u16(&r);
-    uint16_t zero = kvf_read_u16(&r);
-    h.status = (int32_t)kvf_read_u32(&r);
-    h.sender = kvf_read_u64(&r);
-    h.sender_incarnation = kvf_read_u64(&r);
-    h.receiver_incarnation = kvf_read_u64(&r);
-    h.request = kvf_read_u64(&r);
-    h.position = kvf_read_u64(&r);
-    h.payload_bytes = kvf_read_u32(&r);
-    h.budget_us = kvf_read_u32(&r);
-    if (r.bad || zero != 0 || !header_fits(&h))
+    uint16_t zero;
+    enum kvf_status st = header_read(data, bytes, &h, &zero);
+    if (st != KVF_OK)
+        return st;
+    if (zero != 0 || !header_fits(&h))
         return KVF_ERR_PEER_PROTOCOL;
     *out = h;
     return KVF_OK;
@@ -137,11 +167,7 @@ static bool hello_fits(const struct kvf_wire_hello *h)
 {
     if (!name_fits(h->name, strnlen(h->name, sizeof h->name)))
         return false;
-    if (h->address_bytes == 0 || h->address_bytes > sizeof h->address)
-        return false;
-    if (h->region_base + h->region_bytes < h->region_base)
-        return false;
-    return h->payload_max > 0 && h->payload_max <= KVF_WIRE_PAYLOAD_MAX;
+    return h->address_bytes != 0 && h->address_bytes <= sizeof h->address;
 }
 
 enum kvf_status kvf_wire_hello_encode(const struct kvf_wire_hello *h, void *out, size_t *bytes)
@@ -154,9 +180,9 @@ enum kvf_status kvf_wire_hello_encode(const struct kvf_wire_hello *h, void *out,
     kvf_write_bytes(&w, h->name, length);
     kvf_write_u16(&w, (uint16_t)h->address_bytes);
     kvf_write_bytes(&w, h->address, h->address_bytes);
-    kvf_write_u64(&w, h->region_base);
-    kvf_write_u64(&w, h->region_bytes);
-    kvf_write_u32(&w, h->payload_max);
+    kvf_write_bytes(&w, h->key_id, sizeof h->key_id);
+    kvf_write_bytes(&w, h->nonce, sizeof h->nonce);
+    kvf_write_bytes(&w, h->mac, sizeof h->mac);
     if (w.bad)
         return KVF_ERR_INVALID;
     *bytes = kvf_writer_used(&w);
@@ -181,15 +207,72 @@ enum kvf_status kvf_wire_hello_decode(const void *data, size_t bytes, struct kvf
     memset(&h, 0, sizeof h);
     size_t length = read_field(&r, kvf_read_u8(&r), h.name, sizeof h.name - 1);
     h.address_bytes = read_field(&r, kvf_read_u16(&r), h.address, sizeof h.address);
-    h.region_base = kvf_read_u64(&r);
-    h.region_bytes = kvf_read_u64(&r);
-    h.payload_max = kvf_read_u32(&r);
+    read_field(&r, sizeof h.key_id, h.key_id, sizeof h.key_id);
+    read_field(&r, sizeof h.nonce, h.nonce, sizeof h.nonce);
+    read_field(&r, sizeof h.mac, h.mac, sizeof h.mac);
     if (r.bad || kvf_reader_left(&r) != 0)
         return KVF_ERR_PEER_PROTOCOL;
     /* The length is tested apart: a NUL inside the name must not shorten it. */
     if (!name_fits(h.name, length) || !hello_fits(&h))
         return KVF_ERR_PEER_PROTOCOL;
     *out = h;
+    return KVF_OK;
+}
+
+void kvf_wire_proof_encode(const struct kvf_wire_proof *proof, void *out)
+{
+    struct kvf_writer w = kvf_writer_of(out, KVF_WIRE_PROOF_BYTES);
+    kvf_write_bytes(&w, proof->key_id, sizeof proof->key_id);
+    kvf_write_bytes(&w, proof->nonce, sizeof proof->nonce);
+    kvf_write_bytes(&w, proof->answers, sizeof proof->answers);
+    kvf_write_bytes(&w, proof->mac, sizeof proof->mac);
+    assert(!w.bad && kvf_writer_used(&w) == KVF_WIRE_PROOF_BYTES);
+}
+
+enum kvf_status kvf_wire_proof_decode(const void *data, size_t bytes, struct kvf_wire_proof *out)
+{
+    struct kvf_reader r = kvf_reader_of(data, bytes);
+    struct kvf_wire_proof proof;
+    memset(&proof, 0, sizeof proof);
+    read_field(&r, sizeof proof.key_id, proof.key_id, sizeof proof.key_id);
+    read_field(&r, sizeof proof.nonce, proof.nonce, sizeof proof.nonce);
+    read_field(&r, sizeof proof.answers, proof.answers, sizeof proof.answers);
+    read_field(&r, sizeof proof.mac, proof.mac, sizeof proof.mac);
+    if (r.bad || kvf_reader_left(&r) != 0)
+        return KVF_ERR_PEER_PROTOCOL;
+    *out = proof;
+    return KVF_OK;
+}
+
+static bool welcome_fits(const struct kvf_wire_welcome *w)
+{
+    if (w->region_base + w->region_bytes < w->region_base)
+        return false;
+    return w->payload_max > 0 && w->payload_max <= KVF_WIRE_PAYLOAD_MAX;
+}
+
+enum kvf_status kvf_wire_welcome_encode(const struct kvf_wire_welcome *welcome, void *out)
+{
+    if (!welcome_fits(welcome))
+        return KVF_ERR_INVALID;
+    struct kvf_writer w = kvf_writer_of(out, KVF_WIRE_WELCOME_BYTES);
+    kvf_write_u64(&w, welcome->region_base);
+    kvf_write_u64(&w, welcome->region_bytes);
+    kvf_write_u32(&w, welcome->payload_max);
+    assert(!w.bad && kvf_writer_used(&w) == KVF_WIRE_WELCOME_BYTES);
+    return KVF_OK;
+}
+
+enum kvf_status kvf_wire_welcome_decode(const void *data, size_t bytes, struct kvf_wire_welcome *out)
+{
+    struct kvf_reader r = kvf_reader_of(data, bytes);
+    struct kvf_wire_welcome welcome;
+    welcome.region_base = kvf_read_u64(&r);
+    welcome.region_bytes = kvf_read_u64(&r);
+    welcome.payload_max = kvf_read_u32(&r);
+    if (r.bad || kvf_reader_left(&r) != 0 || !welcome_fits(&welcome))
+        return KVF_ERR_PEER_PROTOCOL;
+    *out = welcome;
     return KVF_OK;
 }
 

@@ -7,6 +7,7 @@
 
 #define RECONNECT_NS (1 * KVF_SEC)
 #define CALL_TIMEOUT_NS (5 * KVF_SEC)
+#define SECRET_LOOK_NS (2 * KVF_SEC)
 
 struct kvf_node_peer *kvf_cluster_peer(struct kvf_core *core, const char *name)
 {
@@ -274,6 +275,32 @@ static void reset_send(struct kvf_core *core, struct kvf_node_peer *p)
         p->resetting = true;
 }
 
+/* ---------------------------------------------------------------- the secret */
+
+void kvf_cluster_secret_read(struct kvf_core *core)
+{
+    char error[KVF_CONFIG_TEXT_MAX];
+    if (!core->secret || !core->settings.secret_file[0])
+        return;
+    if (kvf_secret_load(core->secret, core->settings.secret_file, error, sizeof error) != KVF_OK) {
+        kvf_log_error(&core->log, "%s; what it held before stays in use", error);
+        return;
+    }
+    kvf_log_warn(&core->log, "cluster.secret_file was read anew");
+    if (core->fabric)
+        kvf_fabric_secret_changed(core->fabric);
+}
+
+/* The file is small and local: looking whether it is another one takes microseconds. */
+static void secret_look(struct kvf_core *core, uint64_t now)
+{
+    if (!core->secret || !core->settings.secret_file[0] || now < core->secret_look_ns)
+        return;
+    core->secret_look_ns = now + SECRET_LOOK_NS;
+    if (kvf_secret_changed(core->secret, core->settings.secret_file))
+        kvf_cluster_secret_read(core);
+}
+
 /* ---------------------------------------------------------------- life */
 
 static enum kvf_status fabric_start(struct kvf_core *core)
@@ -282,6 +309,7 @@ static enum kvf_status fabric_start(struct kvf_core *core)
     struct kvf_fabric_config config = {
         .env = core->env,
         .transport = core->transport,
+        .secret = core->secret,
         .log = &core->log,
         .counters = &core->counters,
         .incarnation = core->incarnation,
@@ -326,6 +354,7 @@ void kvf_cluster_poll(struct kvf_core *core)
     if (!core->fabric)
         return;
     uint64_t now = kvf_now(core->env);
+    secret_look(core, now);
     for (unsigned i = 0; i < core->settings.fabric_peers_max; i++) {
         struct kvf_node_peer *p = &core->peers[i];
         if (!p->member.name[0])

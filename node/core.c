@@ -417,6 +417,7 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
             parts->disk->ops->close(parts->disk);
         if (parts->transport)
             parts->transport->ops->destroy(parts->transport);
+        kvf_secret_destroy(parts->secret);
         if (parts->store)
             parts->store->ops->destroy(parts->store);
         snprintf(error, error_size, "out of memory");
@@ -425,6 +426,7 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
     core->settings = *settings;
     core->env = parts->env;
     core->transport = parts->transport;
+    core->secret = parts->secret;
     core->store = parts->store;
     core->disk = parts->disk;
     core->ram_by_hand = parts->ram_by_hand;
@@ -520,6 +522,7 @@ void kvf_core_destroy(struct kvf_core *core)
     kvf_ram_destroy(core);
     if (core->transport)
         core->transport->ops->destroy(core->transport);
+    kvf_secret_destroy(core->secret);
     if (core->store)
         core->store->ops->destroy(core->store);
     pthread_cond_destroy(&core->changed);

@@ -258,6 +258,8 @@ struct kvf_core {
     struct kvf_ram *ram;
     bool ram_by_hand;
     struct kvf_transport *transport; /* NULL: no peers */
+    struct kvf_secret *secret;       /* NULL: none */
+    uint64_t secret_look_ns;         /* when its file is looked at again */
     struct kvf_region *region;       /* what peers may read: of core->memory, the lent part; NULL: none */
     uint8_t *memory;
     uint64_t memory_bytes;
@@ -331,10 +333,11 @@ struct kvf_core {
     void *idle_arg;
 };
 
-/* What a core is built over. Tests give doubles. The core takes over transport, store and disk (also when create fails). */
+/* What a core is built over. Tests give doubles. The core takes over all but env and log (also when create fails). */
 struct kvf_core_parts {
     const struct kvf_env *env;
     struct kvf_transport *transport;
+    struct kvf_secret *secret;
     struct kvf_store *store;
     struct kvf_disk *disk;
     enum kvf_status disk_status; /* why disk is NULL though ssd.path is set, and in a line; else OK and NULL */
@@ -469,6 +472,8 @@ enum kvf_status kvf_persist_keep(struct kvf_core *core, struct kvf_keep *keep, k
 /* cluster.c */
 enum kvf_status kvf_cluster_start(struct kvf_core *core);
 void kvf_cluster_poll(struct kvf_core *core);
+/* Reads cluster.secret_file now; poll does it when the file has changed. What cannot be used is logged, and nothing changes. */
+void kvf_cluster_secret_read(struct kvf_core *core);
 void kvf_cluster_stop(struct kvf_core *core);
 struct kvf_node_peer *kvf_cluster_peer(struct kvf_core *core, const char *name); /* UP or not; NULL: unknown */
 struct kvf_node_peer *kvf_cluster_peer_at(struct kvf_core *core, uint16_t number);

@@ -14,7 +14,7 @@ enum { EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CLUSTER };
 static const char help[] =
     "usage: kvfd [--config FILE] [--set NAME=VALUE]... [--check]\n"
     "\n"
-    "Runs one KVFabric node until SIGTERM or SIGINT.\n"
+    "Runs one KVFabric node until SIGTERM or SIGINT. SIGHUP reads cluster.secret_file anew.\n"
     "\n"
     "options (later sources win: defaults, file, environment, --set)\n"
     "  --config FILE      settings, as `kvf info -c` prints them   (default: none; environment KVF_CONFIG)\n"
@@ -26,6 +26,7 @@ static const char help[] =
     "settings that nearly everybody gives\n"
     "  node.name          this node's name           (default: the host's)\n"
     "  etcd.endpoints     etcd's client URLs         (default: empty, this node is alone)\n"
+    "  cluster.secret_file  who may be a peer        (default: empty, peers on loopback only)\n"
     "  dram.bytes         DRAM for its own blocks    (default: 256M)\n"
     "  lend.bytes         DRAM lent to other nodes   (default: 0)\n"
     "  ssd.path           directory of the SSD area  (default: empty, no SSD)\n"
@@ -184,11 +185,12 @@ static const char *advice(enum kvf_status status)
 static int run(struct kvf_config *config)
 {
     /* Blocked before the node starts its threads, so that only sigwait sees them. */
-    sigset_t ends;
-    sigemptyset(&ends);
-    sigaddset(&ends, SIGTERM);
-    sigaddset(&ends, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &ends, NULL);
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
     signal(SIGPIPE, SIG_IGN);
 
     struct kvf_node *node = NULL;
@@ -204,9 +206,13 @@ static int run(struct kvf_config *config)
     describe(config, kvf_node_name(node), "ready", node->core->admin_address, node->core->ssd_off[0]);
     fflush(stdout);
 
-    int signal_number = 0;
-    while (sigwait(&ends, &signal_number))
-        ;
+    for (int signal_number = 0; signal_number != SIGTERM && signal_number != SIGINT;) {
+        if (sigwait(&signals, &signal_number) || signal_number != SIGHUP)
+            continue;
+        kvf_core_lock(node->core);
+        kvf_cluster_secret_read(node->core);
+        kvf_core_unlock(node->core);
+    }
     kvf_node_close(node);
     return EXIT_DONE;
 }

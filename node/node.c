@@ -89,14 +89,23 @@ struct parts {
     char error[KVF_CONFIG_TEXT_MAX], disk_error[KVF_CONFIG_TEXT_MAX];
 };
 
+static enum kvf_status secret_open(const struct kvf_settings *s, struct parts *p)
+{
+    if (!s->secret_file[0])
+        return KVF_OK;
+    enum kvf_status st = kvf_secret_create(&p->core.secret);
+    return st == KVF_OK ? kvf_secret_load(p->core.secret, s->secret_file, p->error, sizeof p->error) : st;
+}
+
 static enum kvf_status network_open(const struct kvf_settings *s, struct kvf_log *log, struct kvf_counters *counters,
                                     struct parts *p)
 {
-    if (!s->etcd_endpoints[0])
-        return KVF_OK; /* alone: nobody to speak with */
+    enum kvf_status st = secret_open(s, p);
+    if (st != KVF_OK || !s->etcd_endpoints[0])
+        return st; /* without etcd it is alone: nobody to speak with */
     struct kvf_store_config store = {.endpoints = s->etcd_endpoints, .ca = s->etcd_ca, .cert = s->etcd_cert, .key = s->etcd_key,
                                      .timeout_ns = s->etcd_timeout_ns, .log = log, .counters = counters};
-    enum kvf_status st = kvf_store_etcd_create(&store, &p->core.store);
+    st = kvf_store_etcd_create(&store, &p->core.store);
     if (st != KVF_OK) {
         snprintf(p->error, sizeof p->error, "preparing to speak with etcd at %.200s (etcd.endpoints): %s (%s)", s->etcd_endpoints,
                  kvf_status_text(st), kvf_status_name(st));
@@ -108,6 +117,7 @@ static enum kvf_status network_open(const struct kvf_settings *s, struct kvf_log
                                              .interface = s->fabric_interface,
                                              .segment_bytes = s->fabric_segment,
                                              .peers_max = (unsigned)s->fabric_peers_max,
+                                             .secret = kvf_secret_present(p->core.secret),
                                              .log = log};
     st = kvf_transport_ucx_create(&transport, &p->core.transport);
     if (st == KVF_ERR_UNSUPPORTED && strcmp(s->fabric_transport, "auto") == 0)
@@ -126,6 +136,7 @@ static void parts_close(struct parts *p)
         p->core.disk->ops->close(p->core.disk);
     if (p->core.transport)
         p->core.transport->ops->destroy(p->core.transport);
+    kvf_secret_destroy(p->core.secret);
     if (p->core.store)
         p->core.store->ops->destroy(p->core.store);
 }

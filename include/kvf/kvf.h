@@ -99,6 +99,7 @@ extern "C" {
     X(ERR_PEER_VERSION, -23, PEER, "the peer speaks another version")                                 \
     X(ERR_PEER_REFUSED, -24, PEER, "the peer refused the request")                                    \
     X(ERR_STALE, -25, PEER, "the epoch or incarnation is old")                                        \
+    X(ERR_PEER_AUTH, -26, PEER, "the peer does not prove the cluster's secret")                       \
     X(ERR_CORRUPT, -40, DATA, "the bytes do not match their checksum")                                \
     X(ERR_IO, -60, DEVICE, "a read or write failed")                                                  \
     X(ERR_DISK_FULL, -61, DEVICE, "no space is left on the disk")                                     \

@@ -44,7 +44,7 @@ while read -r option; do
 done < <(sed -n '/^## Building/,/^## The folders/p' README.md | grep -oE '\b[A-Z]+=' | tr -d '=' | sort -u)
 
 # Settings: `room.name` in code, or --set room.name=.
-groups='node|dram|memory|lend|fetch|attend|block|session|ssd|fabric|etcd|admin|reactor|log'
+groups='node|cluster|dram|memory|lend|fetch|attend|block|session|ssd|fabric|etcd|admin|reactor|log'
 while read -r name; do
   grep -qF "\"$name\"" base/config_table.h || wrong "the documents name the setting $name, which is none"
 done < <(grep -ohE "(\`|--set )($groups)\.[a-z_]+(\`|=)" "${documents[@]}" |
@@ -60,7 +60,7 @@ sed -nE "/^## The node's messages/,/^## /s/^\| ([0-9]+) \| ([A-Z_]+) \|.*/\1 \2/
 diff "$folder/enum" "$folder/table" || wrong "docs/PROTOCOL.md and node/wire.h list other messages (< the enum, > the table)"
 
 # The fabric's own, likewise.
-sed -nE 's/^ *KVF_WIRE_(HELLO|HEARTBEAT|GOODBYE|PULL|PULL_DATA|REPLY|PIECE|PIECE_ASK) = ([0-9]+),.*/\2 \1/p' fabric/wire.h |
+sed -nE 's/^ *KVF_WIRE_(HELLO|HEARTBEAT|GOODBYE|PULL|PULL_DATA|REPLY|PIECE|PIECE_ASK|PROOF|WELCOME) = ([0-9]+),.*/\2 \1/p' fabric/wire.h |
   tr 'A-Z_' 'a-z ' > "$folder/enum"
 sed -nE "/^## The fabric's own/,/^## /s/^\| ([0-9]+) \| ([a-z ]+) \|.*/\1 \2/p" docs/PROTOCOL.md > "$folder/table"
 [ -s "$folder/enum" ] || wrong "no types were found in fabric/wire.h"

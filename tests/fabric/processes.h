@@ -35,6 +35,7 @@
 static char program[4096];
 static size_t segment_bytes = 256 << 10;
 static const char *interface = "lo"; /* of this process's node */
+static const char *secret = "of-every-process-0123456789abcdef"; /* likewise; NULL: none */
 
 /* UCX loses the table of a shared memory endpoint that it could not connect (the peer's memory is gone): 100 bytes. */
 const char *__lsan_default_suppressions(void);
@@ -50,6 +51,7 @@ struct node {
     struct kvf_region *region;
     uint8_t *base;
     int fd;
+    struct kvf_secret *secret;
     struct kvf_fabric *fabric;
     unsigned ups, downs;
     uint64_t down_ns, broken; /* when the last one went down; payloads of SINK that were not whole */
@@ -145,9 +147,14 @@ static inline enum kvf_status node_open(struct node *n, const char *name, uint64
 {
     memset(n, 0, sizeof *n);
     kvf_log_init(&n->log, name, KVF_LOG_ERROR, stderr);
-    struct kvf_transport_config tc = {
-        .kind = kind, .interface = interface, .segment_bytes = segment_bytes, .peers_max = 8, .log = &n->log};
-    enum kvf_status st = kvf_transport_ucx_create(&tc, &n->transport);
+    const char *why;
+    enum kvf_status st = secret ? kvf_secret_create(&n->secret) : KVF_OK;
+    if (st == KVF_OK && secret)
+        st = kvf_secret_set(n->secret, secret, strlen(secret), &why);
+    struct kvf_transport_config tc = {.kind = kind, .interface = interface, .segment_bytes = segment_bytes, .peers_max = 8,
+                                      .secret = secret, .log = &n->log};
+    if (st == KVF_OK)
+        st = kvf_transport_ucx_create(&tc, &n->transport);
     if (st != KVF_OK)
         return st;
     n->fd = region_memory(&n->base);
@@ -164,6 +171,7 @@ static inline enum kvf_status node_open(struct node *n, const char *name, uint64
     struct kvf_fabric_config fc = {
         .env = kvf_env_real(),
         .transport = n->transport,
+        .secret = n->secret,
         .log = &n->log,
         .counters = &n->counters,
         .incarnation = incarnation,
@@ -189,6 +197,7 @@ static inline void node_close(struct node *n)
         n->transport->ops->region_destroy(n->transport, n->region);
     if (n->transport)
         n->transport->ops->destroy(n->transport);
+    kvf_secret_destroy(n->secret);
     if (n->base) {
         munmap(n->base, REGION_BYTES);
         close(n->fd);

@@ -178,11 +178,7 @@ static void goodbye_is_believed_at_once(void **state)
 
     w = pair(KVF_WAY_ASK, &peer);
     kvf_fabric_notify(kvf_fabric_peer_find(w->node[1].fabric, "a"), 40, NULL, 0);
-    struct kvf_wire_header h = {.type = KVF_WIRE_GOODBYE, .sender = kvf_wire_node_id("b"), .sender_incarnation = 2,
-                                .receiver_incarnation = 1};
-    uint8_t bytes[KVF_WIRE_HEADER_BYTES];
-    kvf_wire_header_encode(&h, bytes);
-    sim_net_inject(w->node[1].t, w->node[0].t, bytes, sizeof bytes, NULL, 0);
+    say(&w->node[1], &w->node[0], (struct kvf_wire_header){.type = KVF_WIRE_GOODBYE}, NULL, 0);
     settle(w);
     assert_int_equal(w->node[0].downs, 1);
     assert_int_equal(w->node[0].down_why, KVF_ERR_CLOSED);
@@ -219,23 +215,19 @@ static void frames_of_old_incarnations_are_refused(void **state)
 {
     struct kvf_peer *peer;
     struct world *w = pair(KVF_WAY_ASK, &peer);
-    struct node *a = &w->node[0];
-    struct kvf_wire_header h = {.type = 40, .sender = kvf_wire_node_id("b"), .sender_incarnation = 2, .receiver_incarnation = 1};
-    uint8_t bytes[KVF_WIRE_HEADER_BYTES];
-    kvf_wire_header_encode(&h, bytes);
-    sim_net_inject(w->node[1].t, a->t, bytes, sizeof bytes, NULL, 0);
+    struct node *a = &w->node[0], *b = &w->node[1];
+    uint64_t id = kvf_wire_node_id("b");
+    say(b, a, (struct kvf_wire_header){.type = 40}, NULL, 0);
     settle(w);
     assert_int_equal(a->messages, 1);
     assert_int_equal(kvf_counted(&a->counters.messages_refused), 0);
     const struct {
         uint64_t sender, from, to;
-    } wrong[] = {{h.sender, 1, 1}, {h.sender, 3, 1}, {h.sender, 2, 2}, {h.sender, 2, 7}, {kvf_wire_node_id("c"), 2, 1}};
+    } wrong[] = {{id, 1, 1}, {id, 3, 1}, {id, 2, 2}, {id, 2, 7}, {kvf_wire_node_id("c"), 2, 1}};
     for (unsigned i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
-        h.sender = wrong[i].sender;
-        h.sender_incarnation = wrong[i].from;
-        h.receiver_incarnation = wrong[i].to;
-        kvf_wire_header_encode(&h, bytes);
-        sim_net_inject(w->node[1].t, a->t, bytes, sizeof bytes, NULL, 0);
+        struct kvf_wire_header h = {.type = 40, .sender = wrong[i].sender, .sender_incarnation = wrong[i].from,
+                                    .receiver_incarnation = wrong[i].to};
+        say(b, a, h, NULL, 0);
         settle(w);
         assert_int_equal(a->messages, 1);
         assert_int_equal(kvf_counted(&a->counters.messages_refused), i + 1);
@@ -250,8 +242,8 @@ static void garbage_is_refused_and_hurts_nobody(void **state)
     struct world *w = pair(KVF_WAY_ASK, &peer);
     struct node *a = &w->node[0];
     struct kvf_wire_header h = {.type = 40, .sender = kvf_wire_node_id("b"), .sender_incarnation = 2, .receiver_incarnation = 1,
-                                .payload_bytes = 8};
-    uint8_t bytes[KVF_WIRE_HEADER_BYTES], junk[64];
+                                .payload_bytes = 8, .counter = 99};
+    uint8_t bytes[KVF_WIRE_HEADER_BYTES], junk[80];
     kvf_wire_header_encode(&h, bytes);
     memset(junk, 0xa5, sizeof junk);
     sim_net_inject(w->node[1].t, a->t, bytes, sizeof bytes, junk, 7);   /* shorter than it says */
@@ -260,18 +252,18 @@ static void garbage_is_refused_and_hurts_nobody(void **state)
     sim_net_inject(w->node[1].t, a->t, NULL, 0, NULL, 0);
     bytes[4] = 9; /* another version */
     sim_net_inject(w->node[1].t, a->t, bytes, sizeof bytes, junk, 8);
-    for (uint16_t type = 1; type <= 6; type++) { /* every message of the fabric with a wrong payload */
+    for (uint16_t type = 1; type <= 10; type++) { /* every message of the fabric, of nobody */
         h.type = type;
-        h.request = type >= 4 ? 77 : 0;
-        h.payload_bytes = type == 2 || type == 3 ? 0 : 8;
-        if (type == 3)
-            continue;
+        h.request = type >= 4 && type <= 6 ? 77 : 0;
+        h.payload_bytes = type == 2 || type == 3 || type == 7 ? 0 : 8;
+        h.counter = type == 1 || type == 9 ? 0 : 99;
         kvf_wire_header_encode(&h, bytes);
         sim_net_inject(w->node[1].t, a->t, bytes, sizeof bytes, junk, h.payload_bytes);
     }
     settle(w);
     assert_int_equal(a->messages, 0);
-    assert_int_equal(kvf_counted(&a->counters.messages_refused), 5 + 4); /* the heartbeat among the six is a good one */
+    assert_int_equal(kvf_counted(&a->counters.messages_refused), 5 + 10);
+    assert_int_equal(kvf_counted(&a->counters.messages_unproved), 10);
     assert_true(kvf_peer_is_up(peer));
     world_free(w);
 }
@@ -519,11 +511,7 @@ static void a_pause_of_ours_is_not_their_death(void **state)
         sim_env_advance(&w->env, 100 * KVF_MS);
         sim_net_run(w->net);
         if (i % 3 == 0) {
-            struct kvf_wire_header h = {.type = KVF_WIRE_HEARTBEAT, .sender = kvf_wire_node_id("a"), .sender_incarnation = 1,
-                                        .receiver_incarnation = 2};
-            uint8_t bytes[KVF_WIRE_HEADER_BYTES];
-            kvf_wire_header_encode(&h, bytes);
-            sim_net_inject(a->t, b->t, bytes, sizeof bytes, NULL, 0);
+            say(a, b, (struct kvf_wire_header){.type = KVF_WIRE_HEARTBEAT}, NULL, 0);
         }
         kvf_fabric_poll(b->fabric);
     }

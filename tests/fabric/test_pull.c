@@ -102,15 +102,13 @@ static void a_hostile_pull_is_refused_by_the_server(void **state)
     struct world *w = pair(KVF_WAY_ASK, &peer);
     struct node *a = &w->node[0], *b = &w->node[1];
     struct kvf_wire_pull pull = {.n = 2, .ranges = {{0, 16}, {REGION - 4, 16}}};
-    uint8_t bytes[KVF_WIRE_HEADER_BYTES], payload[KVF_WIRE_PULL_BYTES_MAX];
+    uint8_t payload[KVF_WIRE_PULL_BYTES_MAX];
     size_t n = sizeof payload;
     assert_int_equal(kvf_wire_pull_encode(&pull, payload, &n), KVF_OK);
-    struct kvf_wire_header h = {.type = KVF_WIRE_PULL, .sender = kvf_wire_node_id("b"), .sender_incarnation = 2,
-                                .receiver_incarnation = 1, .request = 5, .payload_bytes = (uint32_t)n};
-    kvf_wire_header_encode(&h, bytes);
+    struct kvf_wire_header h = {.type = KVF_WIRE_PULL, .request = 5, .payload_bytes = (uint32_t)n};
     struct sim_path *back = sim_net_path(a->t, b->t);
     uint64_t before = back->delivered;
-    sim_net_inject(b->t, a->t, bytes, sizeof bytes, payload, n);
+    say(b, a, h, payload, n);
     settle(w);
     assert_int_equal(kvf_counted(&a->counters.messages_refused), 1);
     assert_int_equal(back->delivered, before + 1); /* one refusal, no data */
@@ -120,10 +118,9 @@ static void a_hostile_pull_is_refused_by_the_server(void **state)
     n = sizeof payload;
     assert_int_equal(kvf_wire_pull_encode(&pull, payload, &n), KVF_OK);
     h.payload_bytes = (uint32_t)n;
-    kvf_wire_header_encode(&h, bytes);
     back->held = true;
     for (unsigned i = 0; i < 1000; i++)
-        sim_net_inject(b->t, a->t, bytes, sizeof bytes, payload, n);
+        say(b, a, h, payload, n);
     run_for(w, 10 * KVF_MS);
     back->held = false;
     run_for(w, 10 * KVF_MS);

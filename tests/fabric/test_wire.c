@@ -20,13 +20,14 @@ static struct kvf_wire_header sample_header(void)
                                     .receiver_incarnation = 10,
                                     .request = 0xfedcba9876543210ull,
                                     .payload_bytes = 4096,
-                                    .budget_us = 250000};
+                                    .budget_us = 250000,
+                                    .counter = 0x0102030405060708ull,
+                                    .tag = 0x99};
 }
 
 static struct kvf_wire_hello sample_hello(void)
 {
-    struct kvf_wire_hello h = {.address_bytes = 50, .region_base = 0x7f0000001000ull, .region_bytes = 1 << 20,
-                               .payload_max = 258048};
+    struct kvf_wire_hello h = {.address_bytes = 50, .key_id = {1, 2}, .nonce = {3, 4}, .mac = {5, 6}};
     snprintf(h.name, sizeof h.name, "node-1.rack_2");
     for (unsigned i = 0; i < 50; i++)
         h.address[i] = (uint8_t)(i * 3);
@@ -44,12 +45,16 @@ static void a_header_has_the_bytes_of_the_protocol(void **state)
     assert_int_equal(bytes[32], 10);
     assert_int_equal(bytes[40], 0x10);
     assert_int_equal(bytes[57], 0x10);
+    assert_int_equal(bytes[64], 8);
+    assert_int_equal(bytes[72], 0x99);
     assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_OK);
     assert_int_equal(back.type, h.type);
     assert_int_equal(back.sender, h.sender);
     assert_int_equal(back.request, h.request);
     assert_int_equal(back.payload_bytes, h.payload_bytes);
     assert_int_equal(back.budget_us, h.budget_us);
+    assert_int_equal(back.counter, h.counter);
+    assert_int_equal(back.tag, h.tag);
 }
 
 static void a_negative_status_survives(void **state)
@@ -94,8 +99,11 @@ static void refused(uint16_t type, size_t offset, unsigned n, uint64_t value)
     struct kvf_wire_header h = sample_header(), back;
     uint8_t bytes[KVF_WIRE_HEADER_BYTES];
     h.type = type;
+    if (type == KVF_WIRE_HELLO || type == KVF_WIRE_PROOF)
+        h.counter = h.tag = 0;
     bool bare = type == KVF_WIRE_HEARTBEAT || type == KVF_WIRE_GOODBYE || type == KVF_WIRE_PIECE_ASK;
-    h.request = bare || type == KVF_WIRE_HELLO || type == KVF_WIRE_PIECE ? 0 : h.request;
+    bool asks = type == KVF_WIRE_PULL || type == KVF_WIRE_PULL_DATA || type == KVF_WIRE_REPLY || type >= KVF_WIRE_TYPE_NODE;
+    h.request = asks ? h.request : 0;
     h.payload_bytes = bare ? 0 : h.payload_bytes;
     kvf_wire_header_encode(&h, bytes);
     assert_int_equal(kvf_wire_header_decode(bytes, sizeof bytes, &back), KVF_OK);
@@ -120,11 +128,22 @@ static void fields_that_a_type_does_not_allow_are_refused(void **state)
     refused(40, 56, 4, KVF_WIRE_PAYLOAD_MAX + 1);
     refused(40, 56, 4, UINT32_MAX);
     refused(KVF_WIRE_HELLO, 40, 8, 1);
-    refused(KVF_WIRE_HELLO, 8, 2, 2);
+    refused(KVF_WIRE_HELLO, 8, 2, 1);
+    refused(KVF_WIRE_HELLO, 32, 8, 0);
+    refused(KVF_WIRE_HELLO, 56, 4, 0);
+    refused(KVF_WIRE_HELLO, 64, 8, 1);       /* counted before a session */
+    refused(KVF_WIRE_PROOF, 72, 8, 1);       /* tagged */
+    refused(KVF_WIRE_PROOF, 40, 8, 1);
+    refused(KVF_WIRE_PROOF, 48, 8, 1);
+    refused(KVF_WIRE_PROOF, 56, 4, 0);
+    refused(KVF_WIRE_WELCOME, 8, 2, 2);
+    refused(KVF_WIRE_WELCOME, 64, 8, 0);     /* not counted in it */
+    refused(40, 64, 8, 0);
     refused(KVF_WIRE_HEARTBEAT, 56, 4, 1);
     refused(KVF_WIRE_GOODBYE, 40, 8, 1);
     refused(KVF_WIRE_GOODBYE, 48, 8, 1);
-    refused(KVF_WIRE_HELLO, 48, 8, KVF_REGION_PIECES_MAX + 1);
+    refused(KVF_WIRE_HELLO, 48, 8, 1);
+    refused(KVF_WIRE_WELCOME, 48, 8, KVF_REGION_PIECES_MAX + 1);
     refused(KVF_WIRE_HEARTBEAT, 48, 8, UINT64_MAX);
     refused(KVF_WIRE_PIECE_ASK, 48, 8, KVF_REGION_PIECES_MAX);
     refused(KVF_WIRE_PIECE_ASK, 40, 8, 1);
@@ -151,9 +170,9 @@ static void a_hello_survives_with_the_largest_fields(void **state)
     assert_int_equal(kvf_wire_hello_decode(bytes, n, back), KVF_OK);
     assert_string_equal(back->name, h.name);
     assert_memory_equal(back->address, h.address, sizeof h.address);
-    assert_int_equal(back->region_base, h.region_base);
-    assert_int_equal(back->region_bytes, h.region_bytes);
-    assert_int_equal(back->payload_max, h.payload_max);
+    assert_memory_equal(back->key_id, h.key_id, sizeof h.key_id);
+    assert_memory_equal(back->nonce, h.nonce, sizeof h.nonce);
+    assert_memory_equal(back->mac, h.mac, sizeof h.mac);
     free(back);
 }
 
@@ -190,12 +209,33 @@ static void hostile_hellos_are_refused(void **state)
     bytes[3] = 0; /* a NUL inside the name */
     assert_int_equal(kvf_wire_hello_decode(bytes, n, &back), KVF_ERR_PEER_PROTOCOL);
     h = sample_hello();
-    h.region_base = UINT64_MAX - 4096; /* a region that wraps */
-    n = sizeof bytes;
-    assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_ERR_INVALID);
-    h = sample_hello();
     n = 20; /* no room */
     assert_int_equal(kvf_wire_hello_encode(&h, bytes, &n), KVF_ERR_INVALID);
+}
+
+static void proofs_and_welcomes_survive_and_their_bounds_hold(void **state)
+{
+    struct kvf_wire_proof proof = {.key_id = {1}, .nonce = {2}, .answers = {3}, .mac = {4}}, proof_back;
+    struct kvf_wire_welcome welcome = {.region_base = 0x7f0000001000ull, .region_bytes = 1 << 20, .payload_max = 258048}, back;
+    uint8_t bytes[KVF_WIRE_PROOF_BYTES + 1] = {0};
+    kvf_wire_proof_encode(&proof, bytes);
+    for (size_t i = 0; i <= sizeof bytes; i++)
+        assert_int_equal(kvf_wire_proof_decode(bytes, i, &proof_back),
+                         i == KVF_WIRE_PROOF_BYTES ? KVF_OK : KVF_ERR_PEER_PROTOCOL);
+    assert_memory_equal(&proof_back, &proof, sizeof proof);
+    assert_int_equal(kvf_wire_welcome_encode(&welcome, bytes), KVF_OK);
+    for (size_t i = 0; i <= sizeof bytes; i++)
+        assert_int_equal(kvf_wire_welcome_decode(bytes, i, &back), i == KVF_WIRE_WELCOME_BYTES ? KVF_OK : KVF_ERR_PEER_PROTOCOL);
+    assert_int_equal(back.region_base, welcome.region_base);
+    assert_int_equal(back.region_bytes, welcome.region_bytes);
+    assert_int_equal(back.payload_max, welcome.payload_max);
+    const struct kvf_wire_welcome wrong[] = {{.payload_max = 0},
+                                             {.payload_max = KVF_WIRE_PAYLOAD_MAX + 1},
+                                             {.region_base = UINT64_MAX - 4096, .region_bytes = 8192, .payload_max = 1}};
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(kvf_wire_welcome_encode(&wrong[i], bytes), KVF_ERR_INVALID);
+    memset(bytes + 16, 0, 4);
+    assert_int_equal(kvf_wire_welcome_decode(bytes, KVF_WIRE_WELCOME_BYTES, &back), KVF_ERR_PEER_PROTOCOL);
 }
 
 static void a_pull_survives_and_its_bounds_hold(void **state)
@@ -303,6 +343,7 @@ int main(void)
         cmocka_unit_test(a_hello_survives_with_the_largest_fields),
         cmocka_unit_test(a_cut_or_longer_hello_is_refused),
         cmocka_unit_test(hostile_hellos_are_refused),
+        cmocka_unit_test(proofs_and_welcomes_survive_and_their_bounds_hold),
         cmocka_unit_test(a_pull_survives_and_its_bounds_hold),
         cmocka_unit_test(a_piece_survives_and_a_wrong_one_is_refused),
         cmocka_unit_test(changed_bytes_never_break_a_decoder),

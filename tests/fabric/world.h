@@ -3,8 +3,7 @@
 #define KVF_TESTS_FABRIC_WORLD_H
 
 #include "base/hash.h"
-#include "fabric/fabric.h"
-#include "fabric/wire.h"
+#include "fabric/internal.h"
 #include "tests/sim/sim_env.h"
 #include "tests/sim/sim_transport.h"
 
@@ -19,6 +18,7 @@
 #define HEARTBEAT (100 * KVF_MS)
 #define DEAD (1 * KVF_SEC)
 #define SEED 99ull
+#define SECRET "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 
 struct world;
 
@@ -29,6 +29,7 @@ struct node {
     struct kvf_transport *t;
     struct kvf_region *region;
     uint8_t *base;
+    struct kvf_secret *secret;
     struct kvf_fabric *fabric;
     struct kvf_counters counters;
     struct kvf_log log;
@@ -53,6 +54,8 @@ struct world {
     uint64_t inflight;
     unsigned pieces;      /* of a new node's region that are ready at once */
     uint64_t piece_bytes;
+    const char *secret;   /* of a new node, as in its file; NULL: none */
+    FILE *log;            /* of a new node */
 };
 
 /* ------------------------------------------------------------------------------------------------ nodes */
@@ -110,6 +113,17 @@ static inline void add_piece(struct node *n, unsigned i)
         kvf_fabric_region_grown(n->fabric);
 }
 
+static inline struct kvf_secret *secret_of(const char *text)
+{
+    struct kvf_secret *secret;
+    const char *why;
+    if (!text)
+        return NULL;
+    assert_int_equal(kvf_secret_create(&secret), KVF_OK);
+    assert_int_equal(kvf_secret_set(secret, text, strlen(text), &why), KVF_OK);
+    return secret;
+}
+
 static inline struct node *add_node(struct world *w, const char *name, uint64_t incarnation, enum kvf_way way)
 {
     struct node *n = &w->node[w->n++];
@@ -117,7 +131,8 @@ static inline struct node *add_node(struct world *w, const char *name, uint64_t 
     n->adds_strangers = n->echoes = true;
     n->incarnation = incarnation;
     snprintf(n->name, sizeof n->name, "%s", name);
-    kvf_log_init(&n->log, name, KVF_LOG_ERROR, NULL);
+    kvf_log_init(&n->log, name, KVF_LOG_DEBUG, w->log);
+    n->secret = secret_of(w->secret);
     n->t = sim_net_add(w->net, name, way);
     n->base = aligned_alloc(4096, (REGION + 4095) / 4096 * 4096);
     assert_int_equal(n->t->ops->region_create(n->t, n->base, REGION, &n->region), KVF_OK);
@@ -128,6 +143,7 @@ static inline struct node *add_node(struct world *w, const char *name, uint64_t 
     struct kvf_fabric_config c = {
         .env = &w->env.env,
         .transport = n->t,
+        .secret = n->secret,
         .log = &n->log,
         .counters = &n->counters,
         .incarnation = incarnation,
@@ -156,6 +172,7 @@ static inline struct world *world_new(void)
     w->piece_bytes = REGION;
     w->peers_max = 4;
     w->inflight = 1 << 20;
+    w->secret = SECRET;
     return w;
 }
 
@@ -165,6 +182,7 @@ static inline void close_node(struct node *n)
         return;
     kvf_fabric_destroy(n->fabric);
     n->fabric = NULL;
+    kvf_secret_destroy(n->secret);
     n->t->ops->region_destroy(n->t, n->region);
     n->t->ops->destroy(n->t);
 }
@@ -211,6 +229,21 @@ static inline struct kvf_peer *meet(struct node *n, const struct node *other)
     assert_int_equal(other->t->ops->address(other->t, address, &bytes), KVF_OK);
     assert_int_equal(kvf_fabric_peer_add(n->fabric, other->name, other->incarnation, address, bytes, &peer), KVF_OK);
     return peer;
+}
+
+/* A frame from `from` in its session with `to`, as only one who has that session's key can make it. sender and receiver, counter
+ * and tag are filled in where they are 0. */
+static inline void say(struct node *from, const struct node *to, struct kvf_wire_header h, const void *payload, size_t bytes)
+{
+    struct kvf_auth *auth = kvf_fabric_peer_find(from->fabric, to->name)->auth;
+    uint8_t frame[KVF_WIRE_HEADER_BYTES];
+    h.sender = h.sender ? h.sender : kvf_wire_node_id(from->name);
+    h.sender_incarnation = h.sender_incarnation ? h.sender_incarnation : from->incarnation;
+    h.receiver_incarnation = h.receiver_incarnation ? h.receiver_incarnation : to->incarnation;
+    h.counter = ++auth->sent;
+    kvf_wire_header_encode(&h, frame);
+    kvf_auth_seal(auth, h.type, frame, payload, bytes);
+    sim_net_inject(from->t, to->t, frame, sizeof frame, payload, bytes);
 }
 
 /* Two nodes that know each other; a pulls by `way`. */

@@ -46,6 +46,26 @@ static void hello(const uint8_t *data, size_t size)
     demand(n == size && memcmp(bytes, data, n) == 0);
 }
 
+static void proof(const uint8_t *data, size_t size)
+{
+    struct kvf_wire_proof decoded;
+    uint8_t bytes[KVF_WIRE_PROOF_BYTES];
+    if (kvf_wire_proof_decode(data, size, &decoded) != KVF_OK)
+        return;
+    kvf_wire_proof_encode(&decoded, bytes);
+    demand(size == sizeof bytes && memcmp(bytes, data, size) == 0);
+}
+
+static void welcome(const uint8_t *data, size_t size)
+{
+    struct kvf_wire_welcome decoded;
+    uint8_t bytes[KVF_WIRE_WELCOME_BYTES];
+    if (kvf_wire_welcome_decode(data, size, &decoded) != KVF_OK)
+        return;
+    demand(kvf_wire_welcome_encode(&decoded, bytes) == KVF_OK);
+    demand(size == sizeof bytes && memcmp(bytes, data, size) == 0);
+}
+
 static void pull(const uint8_t *data, size_t size)
 {
     struct kvf_wire_pull decoded;
@@ -70,9 +90,9 @@ static void piece(const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static void (*const decoders[])(const uint8_t *, size_t) = {header, header_rest, hello, pull, piece};
+    static void (*const decoders[])(const uint8_t *, size_t) = {header, header_rest, hello, pull, piece, proof, welcome};
     if (size == 0)
         return 0;
-    decoders[data[0] % 5](data + 1, size - 1);
+    decoders[data[0] % 7](data + 1, size - 1);
     return 0;
 }

@@ -74,6 +74,17 @@ static void settings_of(const struct sim_node_config *config, struct kvf_setting
     out->up_budget = config->up_budget;
 }
 
+/* The cluster's secret, as its file would have it. */
+static struct kvf_secret *secret_of_cluster(void)
+{
+    static const char text[] = "5e2c1a0f9b8d7e6c5e2c1a0f9b8d7e6c\n";
+    struct kvf_secret *secret;
+    const char *why;
+    demand(kvf_secret_create(&secret) == KVF_OK, "kvf_secret_create");
+    demand(kvf_secret_set(secret, text, sizeof text - 1, &why) == KVF_OK, "kvf_secret_set");
+    return secret;
+}
+
 static void idle(void *arg)
 {
     sim_cluster_step(arg);
@@ -105,6 +116,7 @@ struct sim_node *sim_cluster_add(struct sim_cluster *c, const struct sim_node_co
     }
     if (!config->alone) {
         parts.transport = n->transport = sim_net_add(c->net, config->name, config->way);
+        parts.secret = secret_of_cluster();
         parts.store = n->store = kvf_sim_store_create(c->etcd);
     }
     if (kvf_core_create(&settings, &parts, error, sizeof error, &n->core) != KVF_OK)

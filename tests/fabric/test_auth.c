@@ -1,0 +1,767 @@
+/* The handshake and the tags of frames, with somebody in the middle who hears, changes, keeps and repeats what is said. */
+#include "base/bytes.h"
+#include "tests/fabric/world.h"
+
+#include <openssl/evp.h>
+
+#define OLD "old-secret-0f1e2d3c4b5a69788796a5b4"
+#define NEW "new-secret-1122334455667788aabbccdd"
+
+/* ------------------------------------------------------------------------------------------------ the middle */
+#define HEARD_MAX 64
+
+struct heard {
+    uint8_t header[KVF_WIRE_HEADER_BYTES], payload[KVF_WIRE_HELLO_BYTES_MAX];
+    size_t bytes;
+    uint16_t type;
+};
+
+/* An endpoint on the way from one node to another: what comes is passed on, changed or kept. */
+struct middle {
+    struct kvf_transport *t;
+    struct kvf_transport *to;
+    struct heard heard[HEARD_MAX]; /* the first, shorter ones */
+    unsigned n, of_type[64];
+    bool deaf;         /* passes nothing on */
+    uint16_t drops;    /* the type that is not passed on; 0: none */
+    uint16_t changes;  /* the type of which a byte of the payload is changed; 0: none */
+    size_t change_at;
+};
+
+static void on_heard(void *arg, const void *header, size_t header_bytes, const void *payload, size_t bytes)
+{
+    struct middle *m = arg;
+    struct wire {
+        uint8_t header[KVF_WIRE_HEADER_BYTES], payload[70000];
+    } *frame = calloc(1, sizeof *frame);
+    assert_true(header_bytes == sizeof frame->header && bytes <= sizeof frame->payload);
+    memcpy(frame->header, header, header_bytes);
+    if (bytes)
+        memcpy(frame->payload, payload, bytes);
+    uint16_t type = (uint16_t)(frame->header[6] | frame->header[7] << 8);
+    m->of_type[type % 64]++;
+    if (m->n < HEARD_MAX && bytes <= sizeof m->heard[0].payload) {
+        struct heard *h = &m->heard[m->n++];
+        *h = (struct heard){.bytes = bytes, .type = type};
+        memcpy(h->header, header, header_bytes);
+        memcpy(h->payload, frame->payload, bytes);
+    }
+    if (type == m->changes)
+        frame->payload[m->change_at] ^= 0x40;
+    if (!m->deaf && type != m->drops)
+        sim_net_inject(m->t, m->to, frame->header, header_bytes, frame->payload, bytes);
+    free(frame);
+}
+
+static void middle_open(struct world *w, struct middle *m, struct node *to)
+{
+    *m = (struct middle){.t = sim_net_add(w->net, "middle", KVF_WAY_ASK), .to = to->t};
+    m->t->ops->handler_set(m->t, &(struct kvf_transport_handler){.arg = m, .frame = on_heard});
+}
+
+static const struct heard *heard_of(const struct middle *m, uint16_t type)
+{
+    for (unsigned i = 0; i < m->n; i++) {
+        if (m->heard[i].type == type)
+            return &m->heard[i];
+    }
+    return NULL;
+}
+
+static void again(struct middle *m, struct node *to, const struct heard *h)
+{
+    assert_non_null(h);
+    sim_net_inject(m->t, to->t, h->header, sizeof h->header, h->payload, h->bytes);
+}
+
+/* a and b, who know each other by the addresses of the middle. */
+struct between {
+    struct world *w;
+    struct node *a, *b;
+    struct kvf_peer *a_to_b, *b_to_a;
+    struct middle from_a, from_b;
+};
+
+static struct kvf_peer *meet_at(struct node *n, const struct node *other, struct kvf_transport *at)
+{
+    uint8_t address[KVF_ADDRESS_MAX];
+    size_t bytes = sizeof address;
+    struct kvf_peer *peer;
+    assert_int_equal(at->ops->address(at, address, &bytes), KVF_OK);
+    assert_int_equal(kvf_fabric_peer_add(n->fabric, other->name, other->incarnation, address, bytes, &peer), KVF_OK);
+    return peer;
+}
+
+static void run_between(struct between *x, uint64_t ns)
+{
+    uint64_t until = x->w->env.now_ns + ns;
+    for (;;) {
+        for (unsigned i = 0; i < 8; i++) {
+            settle(x->w);
+            x->from_a.t->ops->poll(x->from_a.t);
+            x->from_b.t->ops->poll(x->from_b.t);
+        }
+        if (x->w->env.now_ns >= until)
+            return;
+        sim_env_advance(&x->w->env, 10 * KVF_MS);
+    }
+}
+
+static struct between *between_open(FILE *log)
+{
+    struct between *x = calloc(1, sizeof *x);
+    x->w = world_new();
+    x->w->pieces = 0; /* a region is not reached through the middle */
+    x->w->log = log;
+    x->a = add_node(x->w, "a", 1, KVF_WAY_ASK);
+    x->b = add_node(x->w, "b", 2, KVF_WAY_ASK);
+    middle_open(x->w, &x->from_a, x->b);
+    middle_open(x->w, &x->from_b, x->a);
+    return x;
+}
+
+static void between_meet(struct between *x)
+{
+    x->a_to_b = meet_at(x->a, x->b, x->from_a.t);
+    x->b_to_a = meet_at(x->b, x->a, x->from_b.t);
+    run_between(x, 0);
+}
+
+static void between_close(struct between *x)
+{
+    close_node(x->a);
+    close_node(x->b);
+    x->from_a.t->ops->destroy(x->from_a.t);
+    x->from_b.t->ops->destroy(x->from_b.t);
+    world_free(x->w);
+    free(x);
+}
+
+static void demand_answer(struct between *x, struct kvf_peer *peer)
+{
+    struct result r = {0};
+    assert_int_equal(call(peer, "x", 1, UINT64_MAX, &r), KVF_OK);
+    run_between(x, 0);
+    assert_int_equal(r.count, 1);
+    assert_int_equal(r.status, KVF_MISS);
+}
+
+static uint64_t refused_by(const struct node *n) { return kvf_counted(&n->counters.messages_refused); }
+static uint64_t unproved_to(const struct node *n) { return kvf_counted(&n->counters.messages_unproved); }
+
+/* ------------------------------------------------------------------------------------------------ secrets */
+/* Whether nodes with these secrets come up for each other. */
+static bool come_up(const char *of_a, const char *of_b)
+{
+    struct world *w = world_new();
+    w->secret = of_a;
+    struct node *a = add_node(w, "a", 1, KVF_WAY_ASK);
+    w->secret = of_b;
+    struct node *b = add_node(w, "b", 2, KVF_WAY_ASK);
+    meet(a, b);
+    meet(b, a);
+    run_for(w, DEAD + 5 * HEARTBEAT);
+    bool up = a->ups == 1 && b->ups == 1;
+    assert_true(up || (a->ups == 0 && b->ups == 0));
+    if (!up) {
+        assert_int_equal(a->downs + b->downs, 2);
+        assert_true(a->down_why == KVF_ERR_PEER_AUTH || b->down_why == KVF_ERR_PEER_AUTH);
+        assert_true(unproved_to(a) + unproved_to(b) > 0);
+    }
+    world_free(w);
+    return up;
+}
+
+static void the_secret_decides_who_is_a_peer(void **state)
+{
+    assert_true(come_up(OLD, OLD));
+    assert_true(come_up(NULL, NULL));
+    assert_false(come_up(OLD, NEW));
+    assert_false(come_up(OLD, NULL));
+    assert_false(come_up(NULL, OLD));
+    assert_false(come_up(OLD, OLD "x"));
+}
+
+/* Every step of a change of secret, one node before the other. */
+static void two_secrets_are_accepted_while_one_takes_the_place_of_the_other(void **state)
+{
+    const char *const steps[] = {OLD "\n", OLD "\n" NEW "\n", NEW "\n" OLD "\n", NEW "\n"};
+    for (unsigned i = 0; i < 4; i++)
+        assert_true(come_up(steps[i], steps[i]));
+    for (unsigned i = 0; i < 3; i++) {
+        assert_true(come_up(steps[i], steps[i + 1]));
+        assert_true(come_up(steps[i + 1], steps[i]));
+    }
+    assert_false(come_up(steps[0], steps[2])); /* it accepts the old one, but proves with the new */
+    assert_false(come_up(steps[0], steps[3]));
+}
+
+static void a_node_without_the_secret_hears_nothing_but_hellos(void **state)
+{
+    struct world *w = world_new();
+    struct node *a = add_node(w, "a", 1, KVF_WAY_ASK);
+    w->secret = NULL;
+    struct node *b = add_node(w, "b", 2, KVF_WAY_ASK);
+    struct middle m;
+    middle_open(w, &m, b);
+    meet_at(a, b, m.t);
+    meet(b, a);
+    for (unsigned i = 0; i < 20; i++) {
+        run_for(w, HEARTBEAT / 2);
+        m.t->ops->poll(m.t);
+    }
+    assert_true(m.n > 3);
+    assert_true(unproved_to(a) > 3);
+    uint64_t region = (uintptr_t)a->base;
+    for (unsigned i = 0; i < m.n; i++) {
+        assert_int_equal(m.heard[i].type, KVF_WIRE_HELLO);
+        assert_null(memmem(m.heard[i].payload, m.heard[i].bytes, &region, sizeof region));
+    }
+    close_node(a);
+    m.t->ops->destroy(m.t);
+    world_free(w);
+}
+
+/* ------------------------------------------------------------------------------------------------ handshakes */
+static void a_changed_hello_proof_or_welcome_brings_nobody_up(void **state)
+{
+    const struct {
+        uint16_t type;
+        size_t bytes;
+    } kinds[] = {{KVF_WIRE_HELLO, 3 + 8 + 2 + 72},
+                 {KVF_WIRE_PROOF, KVF_WIRE_PROOF_BYTES},
+                 {KVF_WIRE_WELCOME, KVF_WIRE_WELCOME_BYTES}};
+    for (unsigned kind = 0; kind < 3; kind++) {
+        for (size_t at = 0; at < kinds[kind].bytes; at += kind == 0 ? 5 : 3) {
+            struct between *x = between_open(NULL);
+            x->from_b.changes = kinds[kind].type;
+            x->from_b.change_at = at;
+            between_meet(x);
+            run_between(x, 3 * HEARTBEAT);
+            /* A hello is answered anyway, by one who answers b's: what counts is that the proof was made. */
+            if (kinds[kind].type != KVF_WIRE_HELLO)
+                assert_int_equal(x->a->ups, 0);
+            assert_true(unproved_to(x->a) > 0);
+            assert_int_equal(x->a->messages + x->a->downs, 0);
+            x->from_b.changes = 0;
+            run_between(x, 3 * HEARTBEAT);
+            assert_int_equal(x->a->ups, 1);
+            assert_int_equal(x->b->ups, 1);
+            demand_answer(x, x->a_to_b);
+            between_close(x);
+        }
+    }
+}
+
+static void what_is_said_again_is_refused(void **state)
+{
+    struct between *x = between_open(NULL);
+    between_meet(x);
+    assert_int_equal(x->a->ups + x->b->ups, 2);
+    assert_int_equal(refused_by(x->a) + refused_by(x->b), 0);
+    demand_answer(x, x->b_to_a);
+    const uint16_t types[] = {KVF_WIRE_HELLO, KVF_WIRE_PROOF, KVF_WIRE_WELCOME, 40};
+    unsigned messages = x->a->messages;
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned said = x->from_a.n;
+        again(&x->from_b, x->a, heard_of(&x->from_b, types[i]));
+        run_between(x, 0);
+        assert_int_equal(refused_by(x->a), i + 1);
+        assert_int_equal(unproved_to(x->a), i + 1);
+        assert_int_equal(x->from_a.n, said); /* nothing is answered */
+    }
+    assert_int_equal(x->a->messages, messages);
+    demand_answer(x, x->a_to_b);
+    between_close(x);
+}
+
+/* All of an earlier life, in its order, said to one who begins anew. */
+static void what_was_said_in_an_earlier_life_begins_no_session(void **state)
+{
+    struct between *x = between_open(NULL);
+    between_meet(x);
+    demand_answer(x, x->b_to_a);
+    unsigned n = x->from_b.n, messages = x->a->messages;
+    x->from_a.deaf = x->from_b.deaf = true;
+    kvf_fabric_peer_remove(x->a->fabric, x->a_to_b);
+    struct kvf_peer *peer = meet_at(x->a, x->b, x->from_a.t);
+    uint64_t before = unproved_to(x->a);
+    for (unsigned round = 0; round < 3; round++) {
+        for (unsigned i = 0; i < n; i++)
+            again(&x->from_b, x->a, &x->from_b.heard[i]);
+        run_between(x, 0);
+        assert_false(kvf_peer_is_up(peer));
+        assert_int_equal(peer->state, KVF_PEER_CONNECTING);
+    }
+    assert_true(unproved_to(x->a) > before);
+    assert_int_equal(x->a->messages, messages);
+    assert_int_equal(x->a->ups, 1);
+    /* And it hinders nobody: the real one is heard. */
+    x->from_a.deaf = x->from_b.deaf = false;
+    run_between(x, 3 * HEARTBEAT);
+    assert_true(kvf_peer_is_up(peer));
+    demand_answer(x, peer);
+    between_close(x);
+}
+
+/* What a node says, sent back to itself: as it is, and in the name of the peer. */
+static void what_is_sent_back_proves_nothing(void **state)
+{
+    struct between *x = between_open(NULL);
+    x->from_a.deaf = x->from_b.deaf = true;
+    x->a_to_b = meet_at(x->a, x->b, x->from_a.t);
+    x->b_to_a = meet_at(x->b, x->a, x->from_b.t);
+    run_between(x, 0);
+    again(&x->from_b, x->a, heard_of(&x->from_b, KVF_WIRE_HELLO)); /* so that a makes a proof */
+    run_between(x, 0);
+    assert_non_null(heard_of(&x->from_a, KVF_WIRE_PROOF));
+    const uint16_t types[] = {KVF_WIRE_HELLO, KVF_WIRE_PROOF};
+    for (unsigned i = 0; i < 4; i++) {
+        struct heard h = *heard_of(&x->from_a, types[i / 2]);
+        if (i % 2) {
+            struct kvf_writer w = kvf_writer_of(h.header + 16, 24);
+            kvf_write_u64(&w, kvf_wire_node_id("b"));
+            kvf_write_u64(&w, 2);
+            kvf_write_u64(&w, 1);
+        }
+        again(&x->from_b, x->a, &h);
+        run_between(x, 0);
+        assert_int_equal(unproved_to(x->a), i + 1);
+        assert_int_equal(x->a_to_b->state, KVF_PEER_CONNECTING);
+    }
+    /* A third node's proof to b is none to a. */
+    struct node *c = add_node(x->w, "c", 3, KVF_WAY_ASK);
+    meet_at(c, x->b, x->from_a.t);
+    run_between(x, 0);
+    assert_int_equal(x->a->ups, 0);
+    between_close(x);
+}
+
+static void a_half_open_handshake_expires(void **state)
+{
+    struct between *x = between_open(NULL);
+    x->from_b.drops = KVF_WIRE_WELCOME;
+    between_meet(x);
+    assert_int_equal(x->a_to_b->state, KVF_PEER_PROVED);
+    assert_int_equal(x->b->ups, 1);
+    struct result r = {0};
+    assert_int_equal(call(x->a_to_b, "x", 1, UINT64_MAX, &r), KVF_ERR_PEER_LOST);
+    /* b, who is up, says more than its welcome: that is refused, is no sign of life, and is the reason in the end. */
+    run_between(x, DEAD + 2 * HEARTBEAT);
+    assert_int_equal(x->a->ups, 0);
+    assert_int_equal(x->a->downs, 1);
+    assert_int_equal(x->a->down_why, KVF_ERR_PEER_PROTOCOL);
+    kvf_fabric_peer_remove(x->a->fabric, x->a_to_b);
+    x->from_b.drops = 0;
+    x->a_to_b = meet_at(x->a, x->b, x->from_a.t);
+    run_between(x, 3 * HEARTBEAT);
+    assert_true(kvf_peer_is_up(x->a_to_b));
+    between_close(x);
+}
+
+static void a_lost_proof_or_welcome_comes_again(void **state)
+{
+    const uint16_t types[] = {KVF_WIRE_HELLO, KVF_WIRE_PROOF, KVF_WIRE_WELCOME};
+    for (unsigned i = 0; i < 6; i++) {
+        struct between *x = between_open(NULL);
+        struct middle *m = i % 2 ? &x->from_a : &x->from_b;
+        m->drops = types[i / 2];
+        between_meet(x);
+        run_between(x, 2 * HEARTBEAT);
+        m->drops = 0;
+        run_between(x, 2 * HEARTBEAT);
+        assert_int_equal(x->a->ups, 1);
+        assert_int_equal(x->b->ups, 1);
+        demand_answer(x, x->a_to_b);
+        demand_answer(x, x->b_to_a);
+        between_close(x);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ sessions */
+static void a_peer_that_lost_its_side_takes_up_the_connection_again(void **state)
+{
+    struct between *x = between_open(NULL);
+    between_meet(x);
+    for (unsigned i = 0; i < 3; i++) {
+        kvf_fabric_peer_remove(x->b->fabric, x->b_to_a);
+        x->b_to_a = meet_at(x->b, x->a, x->from_b.t);
+        run_between(x, 0);
+        assert_true(kvf_peer_is_up(x->b_to_a));
+        demand_answer(x, x->a_to_b);
+        demand_answer(x, x->b_to_a);
+    }
+    assert_int_equal(x->a->downs, 0);
+    assert_int_equal(x->a->ups, 1);
+    between_close(x);
+}
+
+static void secret_becomes(struct node *n, const char *text)
+{
+    const char *why;
+    assert_int_equal(kvf_secret_set(n->secret, text, strlen(text), &why), KVF_OK);
+    kvf_fabric_secret_changed(n->fabric);
+}
+
+static void a_secret_changes_and_nobody_goes_down(void **state)
+{
+    struct between *x = between_open(NULL);
+    between_meet(x);
+    const char *const steps[] = {SECRET "\n" NEW, NEW "\n" SECRET, NEW};
+    for (unsigned i = 0; i < 3; i++) {
+        for (unsigned who = 0; who < 2; who++) {
+            secret_becomes(who ? x->b : x->a, steps[i]);
+            for (unsigned round = 0; round < 15; round++) {
+                demand_answer(x, x->a_to_b);
+                demand_answer(x, x->b_to_a);
+                run_between(x, KVF_SEC);
+            }
+        }
+    }
+    assert_int_equal(x->a->downs + x->b->downs, 0);
+    assert_true(kvf_auth_current(x->a_to_b->auth, x->a->secret));
+    assert_true(kvf_auth_current(x->b_to_a->auth, x->b->secret));
+    /* One who does not follow is not kept. */
+    secret_becomes(x->a, OLD);
+    run_between(x, 11 * KVF_SEC);
+    assert_int_equal(x->a->downs, 1);
+    assert_int_equal(x->a->down_why, KVF_ERR_PEER_AUTH);
+    between_close(x);
+}
+
+static void a_frame_that_is_changed_is_nobodys(void **state)
+{
+    struct kvf_peer *peer;
+    struct world *w = pair(KVF_WAY_ASK, &peer);
+    struct node *a = &w->node[0], *b = &w->node[1];
+    struct kvf_auth *auth = kvf_fabric_peer_find(b->fabric, "a")->auth;
+    uint8_t payload[KVF_AUTH_COVERED_MAX];
+    memset(payload, 7, sizeof payload);
+    struct kvf_wire_header h = {.type = 40, .sender = kvf_wire_node_id("b"), .sender_incarnation = 2, .receiver_incarnation = 1,
+                                .request = 3, .payload_bytes = sizeof payload, .budget_us = 5, .counter = ++auth->sent};
+    uint8_t frame[KVF_WIRE_HEADER_BYTES];
+    kvf_wire_header_encode(&h, frame);
+    kvf_auth_seal(auth, h.type, frame, payload, sizeof payload);
+    for (unsigned i = 0; i < sizeof frame + 40; i++) {
+        uint8_t *byte = i < sizeof frame ? &frame[i] : &payload[(i - sizeof frame) * 105];
+        *byte ^= 1;
+        sim_net_inject(b->t, a->t, frame, sizeof frame, payload, sizeof payload);
+        settle(w);
+        *byte ^= 1;
+        assert_int_equal(refused_by(a), i + 1);
+        assert_int_equal(a->messages + a->downs, 0);
+    }
+    a->echoes = false;
+    sim_net_inject(b->t, a->t, frame, sizeof frame, payload, sizeof payload);
+    settle(w);
+    assert_int_equal(a->messages, 1);
+    world_free(w);
+}
+
+/* The window of counters against a plain list of those that came. */
+static void every_counter_is_taken_once(void **state)
+{
+    struct sim_env env;
+    static bool came[20000];
+    uint64_t highest = 0, late = 0;
+    sim_env_init(&env, SEED);
+    memset(came, 0, sizeof came);
+    struct kvf_auth *sender = calloc(1, sizeof *sender), *receiver = calloc(1, sizeof *receiver);
+    sender->established = receiver->established = true;
+    memset(sender->key, 9, sizeof sender->key);
+    memset(receiver->in.key, 9, sizeof receiver->in.key);
+    for (unsigned round = 0; round < 60000; round++) {
+        uint64_t reach = sim_env_random(&env, 100) == 0 ? 3000 : 1100, low = highest > 1050 ? highest - 1050 : 1;
+        struct kvf_wire_header h = {.type = 40, .sender = 1, .sender_incarnation = 1, .receiver_incarnation = 1}, back;
+        h.counter = low + sim_env_random(&env, reach);
+        if (h.counter >= sizeof came)
+            break;
+        uint8_t frame[KVF_WIRE_HEADER_BYTES];
+        kvf_wire_header_encode(&h, frame);
+        kvf_auth_seal(sender, h.type, frame, NULL, 0);
+        assert_int_equal(kvf_wire_header_decode(frame, sizeof frame, &back), KVF_OK);
+        bool old = h.counter + KVF_AUTH_WINDOW < highest, fits = !came[h.counter] && !old;
+        assert_int_equal(kvf_auth_open(receiver, &back, frame, NULL, 0, 0), fits ? KVF_OK : KVF_ERR_STALE);
+        late += fits && h.counter < highest;
+        came[h.counter] = came[h.counter] || fits;
+        highest = h.counter > highest ? h.counter : highest;
+    }
+    assert_true(highest > 10000 && late > 1000);
+    free(sender);
+    free(receiver);
+}
+
+static void frames_may_overtake_each_other(void **state)
+{
+    struct kvf_peer *peer;
+    struct world *w = pair(KVF_WAY_ASK, &peer);
+    struct node *a = &w->node[0], *b = &w->node[1];
+    struct result r[16] = {{0}};
+    struct sim_path *path = sim_net_path(a->t, b->t);
+    for (unsigned i = 0; i < 16; i++) {
+        path->delay_ns = (16 - i) * KVF_MS;
+        assert_int_equal(call(peer, &i, sizeof i, UINT64_MAX, &r[i]), KVF_OK);
+    }
+    run_for(w, 30 * KVF_MS);
+    for (unsigned i = 0; i < 16; i++)
+        assert_int_equal(r[i].count, 1);
+    assert_int_equal(refused_by(a) + refused_by(b), 0);
+    world_free(w);
+}
+
+/* ------------------------------------------------------------------------------------------------ hostile ones */
+static void a_peer_that_breaks_the_protocol_is_not_kept(void **state)
+{
+    const uint8_t junk[KVF_WIRE_WELCOME_BYTES] = {0};
+    const struct {
+        struct kvf_wire_header h;
+        size_t bytes;
+    } wrong[] = {
+        {{.type = KVF_WIRE_WELCOME, .payload_bytes = sizeof junk}, sizeof junk}, /* takes payloads of 0 bytes */
+        {{.type = KVF_WIRE_WELCOME, .payload_bytes = 3}, 3},
+        {{.type = KVF_WIRE_PIECE_ASK, .position = 60}, 0},
+        {{.type = KVF_WIRE_PIECE, .position = 1, .payload_bytes = 9}, 9},
+        {{.type = KVF_WIRE_PULL, .request = 1, .payload_bytes = 9}, 9},
+        {{.type = 40, .payload_bytes = 10}, 9}, /* shorter than it says */
+    };
+    for (unsigned i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        struct kvf_peer *peer;
+        struct world *w = pair(KVF_WAY_ASK, &peer);
+        struct node *a = &w->node[0], *b = &w->node[1];
+        struct result r = {0};
+        b->echoes = false;
+        assert_int_equal(call(peer, "x", 1, UINT64_MAX, &r), KVF_OK);
+        settle(w);
+        say(b, a, wrong[i].h, junk, wrong[i].bytes);
+        settle(w);
+        assert_int_equal(refused_by(a), 1);
+        assert_int_equal(unproved_to(a), 0);
+        assert_int_equal(a->downs, 1);
+        assert_int_equal(a->down_why, KVF_ERR_PEER_PROTOCOL);
+        assert_int_equal(r.status, KVF_ERR_PEER_LOST);
+        assert_int_equal(a->messages, 0);
+        world_free(w);
+    }
+}
+
+/* A header that no encoder makes, tagged as the peer tags. */
+static void a_tagged_frame_that_is_none_ends_the_connection(void **state)
+{
+    const struct {
+        size_t at;
+        uint8_t value;
+    } wrong[] = {{10, 1}, {6, 20}, {8, 1}, {59, 5}}; /* the zero, the type, a flag, a length of 64 MiB and more */
+    for (unsigned i = 0; i < 4; i++) {
+        struct kvf_peer *peer;
+        struct world *w = pair(KVF_WAY_ASK, &peer);
+        struct node *a = &w->node[0], *b = &w->node[1];
+        struct kvf_auth *auth = kvf_fabric_peer_find(b->fabric, "a")->auth;
+        struct kvf_wire_header h = {.type = 40, .sender = kvf_wire_node_id("b"), .sender_incarnation = 2,
+                                    .receiver_incarnation = 1, .counter = ++auth->sent};
+        uint8_t frame[KVF_WIRE_HEADER_BYTES];
+        kvf_wire_header_encode(&h, frame);
+        frame[wrong[i].at] = wrong[i].value;
+        sim_net_inject(b->t, a->t, frame, sizeof frame, NULL, 0); /* by a stranger: nothing */
+        settle(w);
+        assert_true(kvf_peer_is_up(peer));
+        kvf_auth_seal(auth, h.type, frame, NULL, 0);
+        sim_net_inject(b->t, a->t, frame, sizeof frame, NULL, 0);
+        settle(w);
+        assert_false(kvf_peer_is_up(peer));
+        assert_int_equal(a->down_why, KVF_ERR_PEER_PROTOCOL);
+        assert_int_equal(refused_by(a), 2);
+        world_free(w);
+    }
+}
+
+/* Any header and payload, mostly in the name of b, sometimes well-formed hellos of it or of nobody. */
+static void forge(struct world *w, struct node *a, struct kvf_transport *from)
+{
+    struct sim_env *env = &w->env;
+    uint8_t payload[KVF_WIRE_HELLO_BYTES_MAX], frame[KVF_WIRE_HEADER_BYTES];
+    static const uint16_t types[] = {1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 10, 32, 40};
+    struct kvf_wire_header h = {.type = types[sim_env_random(env, 15)], .sender = kvf_wire_node_id("b"), .sender_incarnation = 2,
+                                .receiver_incarnation = 1};
+    bool before = h.type == KVF_WIRE_HELLO || h.type == KVF_WIRE_PROOF;
+    size_t bytes = 1 + sim_env_random(env, 200);
+    for (size_t i = 0; i < bytes; i++)
+        payload[i] = (uint8_t)sim_env_random(env, 256);
+    if (h.type == KVF_WIRE_HELLO) {
+        struct kvf_wire_hello hello = {.address_bytes = 8};
+        snprintf(hello.name, sizeof hello.name, sim_env_random(env, 2) ? "b" : "n%u", (unsigned)sim_env_random(env, 1000000));
+        memcpy(hello.nonce, payload, sizeof hello.nonce);
+        memcpy(hello.mac, payload + 1, sizeof hello.mac);
+        kvf_secret_id(a->secret, hello.key_id);
+        bytes = sizeof payload;
+        assert_int_equal(kvf_wire_hello_encode(&hello, payload, &bytes), KVF_OK);
+        h.sender = kvf_wire_node_id(hello.name);
+    } else if (h.type == KVF_WIRE_PROOF) {
+        bytes = KVF_WIRE_PROOF_BYTES;
+    } else if (h.type == 2 || h.type == 3 || h.type == 7) {
+        bytes = 0;
+    }
+    h.request = h.type >= 4 && h.type <= 6 ? 1 + sim_env_random(env, 8) : 0;
+    h.payload_bytes = (uint32_t)bytes;
+    h.counter = before ? 0 : 1 + sim_env_random(env, 1000);
+    h.tag = before ? 0 : env->env.random(env->env.arg);
+    kvf_wire_header_encode(&h, frame);
+    sim_net_inject(from, a->t, frame, sizeof frame, payload, bytes);
+}
+
+/* Half-open connections and forged frames by the thousand, before two nodes meet and while they speak. */
+static void a_flood_of_strangers_hinders_nobody_and_takes_no_memory(void **state)
+{
+    struct world *w = world_new();
+    struct node *a = add_node(w, "a", 1, KVF_WAY_ASK), *b = add_node(w, "b", 2, KVF_WAY_ASK);
+    struct kvf_transport *stranger = sim_net_add(w->net, "stranger", KVF_WAY_ASK);
+    struct result r[40] = {{0}};
+    for (unsigned i = 0; i < 2000; i++)
+        forge(w, a, stranger);
+    settle(w);
+    struct kvf_peer *peer = meet(a, b);
+    for (unsigned i = 0; i < 2000; i++)
+        forge(w, a, stranger);
+    settle(w);
+    for (unsigned i = 0; i < 2000; i++) /* and between the frames of the handshake */
+        forge(w, a, stranger);
+    run_for(w, 2 * HEARTBEAT);
+    assert_true(kvf_peer_is_up(peer));
+    uint64_t sent = kvf_counted(&a->counters.messages_sent);
+    for (unsigned round = 0; round < 40; round++) {
+        assert_int_equal(call(peer, "x", 1, UINT64_MAX, &r[round]), KVF_OK);
+        for (unsigned i = 0; i < 250; i++)
+            forge(w, a, stranger);
+        settle(w);
+        assert_int_equal(r[round].count, 1);
+        assert_int_equal(r[round].status, KVF_MISS);
+    }
+    assert_int_equal(kvf_counted(&a->counters.messages_sent), sent + 40); /* no forged frame is answered */
+    assert_int_equal(a->downs, 0);
+    assert_int_equal(a->messages, 0);
+    assert_int_equal(a->strangers, 0);
+    assert_null(kvf_fabric_peer_at(a->fabric, 1));
+    assert_true(refused_by(a) >= 16000);
+    stranger->ops->destroy(stranger);
+    world_free(w);
+}
+
+/* ------------------------------------------------------------------------------------------------ not said aloud */
+static void demand_silence(const char *text, const char *secret)
+{
+    for (size_t at = 0; at + 10 <= strlen(secret); at++) {
+        char slice[11];
+        memcpy(slice, secret + at, 10);
+        slice[10] = 0;
+        assert_null(strstr(text, slice));
+    }
+}
+
+static void no_log_line_tells_a_secret(void **state)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *log = open_memstream(&text, &bytes);
+    struct between *x = between_open(log);
+    x->w->secret = NEW;
+    struct node *c = add_node(x->w, "c", 3, KVF_WAY_ASK);
+    between_meet(x);
+    meet(c, x->a);
+    meet(x->a, c);
+    run_between(x, DEAD + HEARTBEAT);
+    assert_int_equal(x->a->ups, 1);
+    for (unsigned i = 0; i < 500; i++)
+        forge(x->w, x->a, x->from_b.t);
+    secret_becomes(x->a, OLD);
+    run_between(x, 12 * KVF_SEC);
+    assert_int_equal(x->a->downs, 2);
+    between_close(x);
+    fclose(log);
+    assert_non_null(strstr(text, "is up"));
+    assert_non_null(strstr(text, "another cluster secret"));
+    assert_non_null(strstr(text, "the peer does not prove"));
+    demand_silence(text, SECRET);
+    demand_silence(text, OLD);
+    demand_silence(text, NEW);
+    free(text);
+}
+
+/* Lines are few whatever the number of frames: one for a peer in 10 s, one for all others in 1 s. */
+static void a_flood_is_logged_in_a_few_lines(void **state)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *log = open_memstream(&text, &bytes);
+    struct world *w = world_new();
+    w->log = log;
+    struct node *a = add_node(w, "a", 1, KVF_WAY_ASK), *b = add_node(w, "b", 2, KVF_WAY_ASK);
+    struct kvf_transport *stranger = sim_net_add(w->net, "stranger", KVF_WAY_ASK);
+    meet(a, b);
+    for (unsigned second = 0; second < 30; second++) {
+        for (unsigned i = 0; i < 100; i++)
+            forge(w, a, stranger);
+        run_for(w, KVF_SEC);
+    }
+    stranger->ops->destroy(stranger);
+    world_free(w);
+    fclose(log);
+    unsigned lines = 0;
+    for (const char *at = text; (at = strstr(at, "refused")); at++)
+        lines++;
+    assert_in_range(lines, 10, 3 + 31 + 1);
+    free(text);
+}
+
+/* ------------------------------------------------------------------------------------------------ SipHash */
+static void siphash_is_the_one_of_the_books(void **state)
+{
+    uint8_t key[16], data[256];
+    for (unsigned i = 0; i < sizeof data; i++)
+        data[i] = (uint8_t)i;
+    memcpy(key, data, sizeof key);
+    assert_true(kvf_siphash(key, data, 8, data + 8, 7) == 0xa129ca6149be45e5ull); /* the example of the paper */
+    EVP_MAC *mac = EVP_MAC_fetch(NULL, "SIPHASH", NULL);
+    if (!mac)
+        return;
+    for (size_t n = 0; n < sizeof data; n++) {
+        EVP_MAC_CTX *ctx = EVP_MAC_CTX_new(mac);
+        size_t eight = 8, got = 0;
+        uint8_t tag[8];
+        OSSL_PARAM params[] = {{"size", OSSL_PARAM_UNSIGNED_INTEGER, &eight, sizeof eight, 0}, {0}};
+        key[n % 16] ^= (uint8_t)(n * 7);
+        assert_true(EVP_MAC_init(ctx, key, sizeof key, params) && EVP_MAC_update(ctx, data, n) &&
+                    EVP_MAC_final(ctx, tag, &got, sizeof tag));
+        size_t head = n / 2 / 8 * 8;
+        uint64_t ours = kvf_siphash(key, data, head, data + head, n - head);
+        assert_int_equal(got, sizeof ours);
+        assert_memory_equal(&ours, tag, sizeof ours);
+        EVP_MAC_CTX_free(ctx);
+    }
+    EVP_MAC_free(mac);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_secret_decides_who_is_a_peer),
+        cmocka_unit_test(two_secrets_are_accepted_while_one_takes_the_place_of_the_other),
+        cmocka_unit_test(a_node_without_the_secret_hears_nothing_but_hellos),
+        cmocka_unit_test(a_changed_hello_proof_or_welcome_brings_nobody_up),
+        cmocka_unit_test(what_is_said_again_is_refused),
+        cmocka_unit_test(what_was_said_in_an_earlier_life_begins_no_session),
+        cmocka_unit_test(what_is_sent_back_proves_nothing),
+        cmocka_unit_test(a_half_open_handshake_expires),
+        cmocka_unit_test(a_lost_proof_or_welcome_comes_again),
+        cmocka_unit_test(a_peer_that_lost_its_side_takes_up_the_connection_again),
+        cmocka_unit_test(a_secret_changes_and_nobody_goes_down),
+        cmocka_unit_test(a_frame_that_is_changed_is_nobodys),
+        cmocka_unit_test(every_counter_is_taken_once),
+        cmocka_unit_test(frames_may_overtake_each_other),
+        cmocka_unit_test(a_peer_that_breaks_the_protocol_is_not_kept),
+        cmocka_unit_test(a_tagged_frame_that_is_none_ends_the_connection),
+        cmocka_unit_test(a_flood_of_strangers_hinders_nobody_and_takes_no_memory),
+        cmocka_unit_test(no_log_line_tells_a_secret),
+        cmocka_unit_test(a_flood_is_logged_in_a_few_lines),
+        cmocka_unit_test(siphash_is_the_one_of_the_books),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
