@@ -216,7 +216,7 @@ static bool redis_rate(struct bench *b, struct kvf_redis *redis, unsigned n, uin
 /* Requests of one chunk and of many, scattered over the region. */
 static bool chunks(struct bench *b)
 {
-    static const unsigned counts[] = {1, 16, 64, CHUNKS_MAX};
+    static const unsigned counts[] = {1, 16, 64, 256, CHUNKS_MAX};
     struct kvf_redis *redis = kvf_redis_start();
     uint8_t *to = malloc((size_t)CHUNKS_MAX * CHUNK);
     bool good = to && (!redis || redis_fill(b, redis));

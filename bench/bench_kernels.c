@@ -97,6 +97,13 @@ static void run_checksum(struct job *job)
         note(job, job->dev->checksum(job->dev, NULL, job->in + i * CHECKSUM_BYTES, CHECKSUM_BYTES, i, out + i));
 }
 
+static void run_copy_checksum(struct job *job)
+{
+    uint64_t sums[CHECKSUM_BYTES / COPY_BYTES];
+    for (size_t i = 0; i < job->spec->in_bytes; i += CHECKSUM_BYTES)
+        note(job, job->dev->copy_checksum(job->dev, NULL, job->out + i, job->in + i, CHECKSUM_BYTES, COPY_BYTES, i, sums));
+}
+
 static void run_convert(struct job *job)
 {
     const struct spec *s = job->spec;
@@ -246,6 +253,7 @@ static const struct spec specs[] = {
     {"gather 4k", run_gather, KVF_F16, KVF_F16, 0, 32 * MIB, 32 * MIB, true, 0, false},
     {"scatter 4k", run_scatter, KVF_F16, KVF_F16, 0, 32 * MIB, 32 * MIB, true, 0, false},
     {"checksum 128k", run_checksum, KVF_F16, KVF_F16, 0, 4 * MIB, 4 * MIB / CHECKSUM_BYTES * 8, true, 0, false},
+    {"copy, checksum 4k", run_copy_checksum, KVF_F16, KVF_F16, 0, 32 * MIB, 32 * MIB, true, 0, false},
     {"convert f32 f16", run_convert, KVF_F32, KVF_F16, 0, 4 * MIB, 2 * MIB, true, 0, true},
     {"convert f32 bf16", run_convert, KVF_F32, KVF_BF16, 0, 4 * MIB, 2 * MIB, true, 0, true},
     {"convert f16 f32", run_convert, KVF_F16, KVF_F32, 0, 4 * MIB, 8 * MIB, true, 0, true},

@@ -343,6 +343,7 @@ static void free_all(struct kvf_fabric *fabric)
     free(fabric->tx);
     kvf_secret_free(fabric->auths, fabric->peer_slots * sizeof *fabric->auths);
     free(fabric->by_id);
+    free(fabric->free_parts);
     free(fabric->parts);
     free(fabric->requests);
     free(fabric->serves);
@@ -363,10 +364,14 @@ static enum kvf_status allocate(struct kvf_fabric *fabric)
     fabric->auths = kvf_secret_alloc(fabric->peer_slots * sizeof *fabric->auths);
     fabric->serves = calloc((size_t)fabric->peer_slots * KVF_SERVES_MAX, sizeof *fabric->serves);
     fabric->requests = calloc(c->requests_max, sizeof *fabric->requests);
-    fabric->parts = calloc((size_t)c->requests_max * KVF_PULL_RANGES_MAX, sizeof *fabric->parts);
+    /* A block for each request, as much again for those with many ranges, and always some of the largest. */
+    fabric->part_blocks = 2 * c->requests_max + 4 * KVF_PART_BLOCKS_MAX;
+    fabric->parts = calloc((size_t)fabric->part_blocks * KVF_PART_BLOCK, sizeof *fabric->parts);
+    fabric->free_parts = calloc(fabric->part_blocks, sizeof *fabric->free_parts);
     fabric->by_id = calloc(fabric->by_id_mask + 1, sizeof *fabric->by_id);
     fabric->tx = calloc(fabric->tx_count, sizeof *fabric->tx);
-    if (!fabric->peers || !fabric->auths || !fabric->serves || !fabric->requests || !fabric->parts || !fabric->by_id || !fabric->tx)
+    if (!fabric->peers || !fabric->auths || !fabric->serves || !fabric->requests || !fabric->parts || !fabric->free_parts ||
+        !fabric->by_id || !fabric->tx)
         return KVF_ERR_NO_MEMORY;
     for (unsigned i = 0; i < fabric->peer_slots; i++) {
         struct kvf_peer *peer = &fabric->peers[i];

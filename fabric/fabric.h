@@ -33,7 +33,7 @@ struct kvf_fabric;
 struct kvf_peer;
 
 #define KVF_NODE_NAME_MAX 64
-#define KVF_PULL_RANGES_MAX 256
+#define KVF_PULL_RANGES_MAX 1024
 
 /* Message types below 32 are the fabric's own (hello, heartbeat, goodbye, pull, pull data); the node's begin here. */
 #define KVF_MESSAGE_FIRST 32
@@ -143,9 +143,19 @@ struct kvf_pull_range {
 /* Reads up to KVF_PULL_RANGES_MAX ranges of the peer's region, by the peer's way, at most inflight_bytes at once (the rest
  * waits inside). Calls back once, inside a later poll: OK (every byte is there, unverified: test checksums), ERR_PEER_LOST,
  * ERR_DEADLINE, ERR_PEER_REFUSED (out of the region), ERR_BUSY (the peer's queue is full), CANCELLED. After the callback
- * no memory of `to` is written any more. The ranges are copied. ERR_BUSY (requests_max), ERR_PEER_LOST, ERR_INVALID. */
+ * no memory of `to` is written any more. The ranges are copied. ERR_BUSY (requests_max, or no room for so many
+ * ranges beside the others'), ERR_PEER_LOST, ERR_INVALID. */
 enum kvf_status kvf_fabric_pull(struct kvf_peer *peer, const struct kvf_pull_range *ranges, unsigned n, uint64_t deadline_ns,
                                 kvf_done_fn done, void *arg);
+
+/* Brings bytes of a pull to their place, instead of memcpy: those of range number `range` (of the array) from its byte `at` on,
+ * which lie at `from` during the call. A range comes in stretches of any length, in rising order and each byte once. So its owner
+ * can compute checksums of what it has in hand anyway. */
+typedef void (*kvf_take_fn)(void *arg, unsigned range, uint32_t at, void *to, const void *from, uint32_t bytes);
+/* As pull. take is called with done's arg, inside polls, never after done; not at all where the peer's memory is read one-sided,
+ * which leaves nothing to bring. */
+enum kvf_status kvf_fabric_pull_take(struct kvf_peer *peer, const struct kvf_pull_range *ranges, unsigned n, uint64_t deadline_ns,
+                                     kvf_take_fn take, kvf_done_fn done, void *arg);
 
 /* Moves everything forward: transport, heartbeats, deadlines; copies at most 1 MiB from mapped memory. Returns events
  * handled. Call it again at once while it returns more than 0 or next_timer is in the past. */

@@ -31,6 +31,8 @@
 #define KVF_PULL_PIECES_MAX 2          /* PULL frames of one pull on their way */
 #define KVF_PULL_GAPS_MAX 8            /* stretches that arrived ahead of their turn; more are dropped */
 #define KVF_REKEY_NS (10 * KVF_SEC)    /* a peer has so long to prove a secret that is still accepted */
+#define KVF_PART_BLOCK 64              /* parts that a pull takes from the pool at once */
+#define KVF_PART_BLOCKS_MAX (KVF_PULL_RANGES_MAX / KVF_PART_BLOCK)
 #define KVF_RETRY_NS (1 * KVF_MS)      /* how soon poll is wanted again when the transport was busy */
 
 /* Doubly linked ring; an empty one points to itself. */
@@ -94,6 +96,7 @@ struct kvf_request_slot {
     uint64_t deadline_ns;
     kvf_reply_fn reply; /* of a call */
     kvf_done_fn done;   /* of a pull */
+    kvf_take_fn take;   /* of a pull; NULL: memcpy */
     void *arg;
 
     /* links */
@@ -102,8 +105,8 @@ struct kvf_request_slot {
 
     /* of a pull: positions in the sequence of all its bytes */
     enum kvf_way way; /* of this pull: pieces that were not known when it began are asked for */
-    struct kvf_pull_part *parts;
     unsigned n_parts;
+    uint32_t part_blocks[KVF_PART_BLOCKS_MAX]; /* where its parts are, KVF_PART_BLOCK of them in each */
     unsigned at_part;    /* the part that `asked` lies in */
     uint64_t total;
     uint64_t asked;      /* asked, posted or copied up to here */
@@ -187,7 +190,9 @@ struct kvf_fabric {
     unsigned by_id_mask;
 
     struct kvf_request_slot *requests; /* [requests_max] */
-    struct kvf_pull_part *parts;       /* [requests_max][KVF_PULL_RANGES_MAX]; pages are touched only when used */
+    struct kvf_pull_part *parts;       /* [part_blocks][KVF_PART_BLOCK] of all pulls */
+    uint32_t *free_parts;              /* [part_blocks] a stack of blocks that no pull has */
+    uint32_t part_blocks, free_parts_n;
     struct kvf_ring free_requests, due, copying;
     unsigned request_count;
     unsigned held_count; /* operations in which the transport uses callers' memory */
@@ -276,6 +281,14 @@ unsigned kvf_request_due(struct kvf_fabric *fabric);
 void kvf_request_reply(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
 
 /* ---- pull.c */
+/* Part i of a pull. */
+static inline struct kvf_pull_part *kvf_pull_part(const struct kvf_request_slot *slot, unsigned i)
+{
+    assert(i < slot->n_parts);
+    return &slot->fabric->parts[(size_t)slot->part_blocks[i / KVF_PART_BLOCK] * KVF_PART_BLOCK + i % KVF_PART_BLOCK];
+}
+/* Gives a pull's parts back to the pool. */
+void kvf_pull_release(struct kvf_request_slot *slot);
 /* Asks for, or posts, as much of the peer's waiting pulls as is allowed. */
 void kvf_pull_step(struct kvf_peer *peer);
 /* Copies a portion from mapped memory; bytes copied. */
@@ -294,7 +307,7 @@ void kvf_region_asked(struct kvf_peer *peer, const struct kvf_wire_header *heade
 void kvf_region_told(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
 void kvf_region_forget(struct kvf_peer *peer);
 /* The way of a pull: that of the pieces which hold its ranges, or to ask. Sets the parts' pieces. */
-enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_pull_part *parts, unsigned n);
+enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_request_slot *slot);
 
 /* ---- serve.c */
 void kvf_serve_pull(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);

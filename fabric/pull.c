@@ -12,8 +12,38 @@
  */
 #include "fabric/internal.h"
 
+/* Room for n parts. False: there is not enough of it. */
+static bool reserve(struct kvf_request_slot *slot, unsigned n)
+{
+    struct kvf_fabric *fabric = slot->fabric;
+    unsigned blocks = (n + KVF_PART_BLOCK - 1) / KVF_PART_BLOCK;
+    assert(slot->n_parts == 0 && blocks <= KVF_PART_BLOCKS_MAX);
+    if (fabric->free_parts_n < blocks)
+        return false;
+    for (unsigned i = 0; i < blocks; i++)
+        slot->part_blocks[i] = fabric->free_parts[--fabric->free_parts_n];
+    slot->n_parts = n;
+    return true;
+}
+
+void kvf_pull_release(struct kvf_request_slot *slot)
+{
+    struct kvf_fabric *fabric = slot->fabric;
+    unsigned blocks = (slot->n_parts + KVF_PART_BLOCK - 1) / KVF_PART_BLOCK;
+    assert(fabric->free_parts_n + blocks <= fabric->part_blocks);
+    for (unsigned i = blocks; i-- > 0;)
+        fabric->free_parts[fabric->free_parts_n++] = slot->part_blocks[i];
+    slot->n_parts = 0;
+}
+
 enum kvf_status kvf_fabric_pull(struct kvf_peer *peer, const struct kvf_pull_range *ranges, unsigned n, uint64_t deadline_ns,
                                 kvf_done_fn done, void *arg)
+{
+    return kvf_fabric_pull_take(peer, ranges, n, deadline_ns, NULL, done, arg);
+}
+
+enum kvf_status kvf_fabric_pull_take(struct kvf_peer *peer, const struct kvf_pull_range *ranges, unsigned n, uint64_t deadline_ns,
+                                     kvf_take_fn take, kvf_done_fn done, void *arg)
 {
     struct kvf_fabric *fabric = peer->fabric;
     if (n == 0 || n > KVF_PULL_RANGES_MAX || !done)
@@ -27,12 +57,15 @@ enum kvf_status kvf_fabric_pull(struct kvf_peer *peer, const struct kvf_pull_ran
     if (!kvf_peer_usable(peer))
         return KVF_ERR_PEER_LOST;
     struct kvf_request_slot *slot = kvf_request_take(peer, KVF_REQUEST_PULL, deadline_ns, arg);
-    if (!slot)
+    if (!slot || !reserve(slot, n)) {
+        if (slot)
+            kvf_request_drop(slot);
         return KVF_ERR_BUSY;
+    }
     slot->done = done;
-    slot->n_parts = n;
+    slot->take = take;
     for (unsigned i = 0; i < n; i++) {
-        slot->parts[i] = (struct kvf_pull_part){
+        *kvf_pull_part(slot, i) = (struct kvf_pull_part){
             .slot = slot, .offset = ranges[i].offset, .start = slot->total, .to = ranges[i].to, .bytes = ranges[i].bytes};
         slot->total += ranges[i].bytes;
     }
@@ -40,7 +73,7 @@ enum kvf_status kvf_fabric_pull(struct kvf_peer *peer, const struct kvf_pull_ran
         kvf_request_end_later(slot, KVF_ERR_PEER_REFUSED);
         return KVF_OK;
     }
-    slot->way = kvf_region_way(peer, slot->parts, n);
+    slot->way = kvf_region_way(peer, slot);
     if (slot->way == KVF_WAY_MAPPED) {
         kvf_ring_append(&fabric->copying, &slot->queue);
     } else {
@@ -51,6 +84,17 @@ enum kvf_status kvf_fabric_pull(struct kvf_peer *peer, const struct kvf_pull_ran
     return KVF_OK;
 }
 
+/* Bytes of a part, from its byte `at` on, go to their place. */
+static void bring(const struct kvf_request_slot *slot, unsigned i, size_t at, const uint8_t *from, size_t bytes)
+{
+    const struct kvf_pull_part *part = kvf_pull_part(slot, i);
+    assert(at < part->bytes && bytes <= part->bytes - at);
+    if (slot->take)
+        slot->take(slot->arg, i, (uint32_t)at, part->to + at, from, (uint32_t)bytes);
+    else
+        memcpy(part->to + at, from, bytes);
+}
+
 /* The part in which position lies. */
 static unsigned part_at(const struct kvf_request_slot *slot, uint64_t position)
 {
@@ -58,7 +102,7 @@ static unsigned part_at(const struct kvf_request_slot *slot, uint64_t position)
     assert(position < slot->total);
     while (high - low > 1) {
         unsigned middle = (low + high) / 2;
-        if (slot->parts[middle].start <= position)
+        if (kvf_pull_part(slot, middle)->start <= position)
             low = middle;
         else
             high = middle;
@@ -95,12 +139,12 @@ size_t kvf_pull_copy(struct kvf_fabric *fabric)
     size_t left = KVF_MAPPED_BYTES;
     while (left > 0 && !kvf_ring_empty(&fabric->copying)) {
         struct kvf_request_slot *slot = KVF_RING_OF(fabric->copying.next, struct kvf_request_slot, queue);
-        const struct kvf_pull_part *part = &slot->parts[slot->at_part];
+        const struct kvf_pull_part *part = kvf_pull_part(slot, slot->at_part);
         const struct kvf_peer_piece *piece = &slot->peer->pieces[part->piece];
         assert(piece->mapped && !slot->ended && slot->asked < slot->total);
         size_t at = slot->asked - part->start;
         size_t bytes = part->bytes - at < left ? part->bytes - at : left;
-        memcpy(part->to + at, piece->mapped + (part->offset - piece->offset) + at, bytes);
+        bring(slot, slot->at_part, at, piece->mapped + (part->offset - piece->offset) + at, bytes);
         left -= bytes;
         slot->asked += bytes;
         if (slot->asked == part->start + part->bytes)
@@ -137,7 +181,7 @@ static enum kvf_status get_post(struct kvf_request_slot *slot)
     struct kvf_peer *peer = slot->peer;
     struct kvf_fabric *fabric = peer->fabric;
     struct kvf_transport *t = fabric->config.transport;
-    struct kvf_pull_part *part = &slot->parts[slot->at_part];
+    struct kvf_pull_part *part = kvf_pull_part(slot, slot->at_part);
     if (peer->inflight > 0 && peer->inflight + part->bytes > fabric->config.inflight_bytes)
         return KVF_ERR_BUSY;
     /* Before the call: it may complete inside. */
@@ -179,7 +223,7 @@ static enum kvf_status ask_post(struct kvf_request_slot *slot)
     struct kvf_wire_pull pull = {.n = 0};
     unsigned at_part = slot->at_part;
     while (pull.n < KVF_WIRE_RANGES_MAX && room > 0 && position < slot->total) {
-        const struct kvf_pull_part *part = &slot->parts[at_part];
+        const struct kvf_pull_part *part = kvf_pull_part(slot, at_part);
         uint64_t skip = position - part->start;
         uint64_t bytes = part->bytes - skip < room ? part->bytes - skip : room;
         pull.ranges[pull.n++] = (struct kvf_wire_range){.offset = part->offset + skip, .bytes = (uint32_t)bytes};
@@ -229,10 +273,10 @@ static void copy_in(struct kvf_request_slot *slot, uint64_t position, const uint
     unsigned i = part_at(slot, position);
     while (bytes > 0) {
         assert(i < slot->n_parts);
-        const struct kvf_pull_part *part = &slot->parts[i++];
+        const struct kvf_pull_part *part = kvf_pull_part(slot, i);
         size_t skip = position - part->start;
         size_t n = part->bytes - skip < bytes ? part->bytes - skip : bytes;
-        memcpy(part->to + skip, from, n);
+        bring(slot, i++, skip, from, n);
         from += n;
         position += n;
         bytes -= n;

@@ -129,15 +129,16 @@ static int piece_of(const struct kvf_peer *peer, uint64_t offset, uint64_t bytes
     return -1;
 }
 
-enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_pull_part *parts, unsigned n)
+enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_request_slot *slot)
 {
     enum kvf_way way = KVF_WAY_ASK;
-    for (unsigned i = 0; i < n; i++) {
-        int piece = piece_of(peer, parts[i].offset, parts[i].bytes);
+    for (unsigned i = 0; i < slot->n_parts; i++) {
+        struct kvf_pull_part *part = kvf_pull_part(slot, i);
+        int piece = piece_of(peer, part->offset, part->bytes);
         if (piece < 0 || (i > 0 && peer->pieces[piece].way != way))
             return KVF_WAY_ASK;
         way = peer->pieces[piece].way;
-        parts[i].piece = (uint16_t)piece;
+        part->piece = (uint16_t)piece;
     }
     return way;
 }

@@ -10,11 +10,12 @@ void kvf_request_init(struct kvf_fabric *fabric)
         struct kvf_request_slot *slot = &fabric->requests[i];
         slot->fabric = fabric;
         slot->index = i;
-        slot->parts = fabric->parts + (size_t)i * KVF_PULL_RANGES_MAX;
         kvf_ring_init(&slot->of_peer);
         kvf_ring_init(&slot->queue);
         kvf_ring_append(&fabric->free_requests, &slot->queue);
     }
+    for (uint32_t i = 0; i < fabric->part_blocks; i++)
+        fabric->free_parts[fabric->free_parts_n++] = fabric->part_blocks - 1 - i;
 }
 
 struct kvf_request_slot *kvf_request_take(struct kvf_peer *peer, enum kvf_request_kind kind, uint64_t deadline_ns, void *arg)
@@ -33,6 +34,7 @@ struct kvf_request_slot *kvf_request_take(struct kvf_peer *peer, enum kvf_reques
     slot->deadline_ns = deadline_ns;
     slot->reply = NULL;
     slot->done = NULL;
+    slot->take = NULL;
     slot->arg = arg;
     slot->n_parts = slot->at_part = slot->n_pieces = slot->n_gaps = 0;
     slot->total = slot->asked = slot->arrived = slot->taken = 0;
@@ -49,6 +51,8 @@ void kvf_request_drop(struct kvf_request_slot *slot)
     assert(slot->kind != KVF_REQUEST_FREE && slot->held == 0);
     kvf_ring_remove(&slot->of_peer);
     kvf_ring_remove(&slot->queue);
+    if (slot->kind == KVF_REQUEST_PULL)
+        kvf_pull_release(slot);
     slot->kind = KVF_REQUEST_FREE;
     slot->peer = NULL;
     slot->generation++;

@@ -16,6 +16,11 @@ bool kvf_check_copies(const struct kvf_copy *copies, size_t n)
     return true;
 }
 
+bool kvf_check_copy_checksum(const void *to, const void *from, size_t bytes, size_t chunk_bytes, const uint64_t *out)
+{
+    return chunk_bytes && (!bytes || (to && from && out));
+}
+
 bool kvf_check_convert(const void *to, enum kvf_dtype to_type, const void *from, enum kvf_dtype from_type, size_t n)
 {
     return kvf_cpu_element(to_type) && kvf_cpu_element(from_type) && (!n || (to && from));

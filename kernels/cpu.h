@@ -33,6 +33,7 @@ static inline size_t kvf_cpu_element(enum kvf_dtype dtype)
 
 /* Whether the arguments keep the bounds of dev.h; every operation of every CPU table asks before it writes anything. */
 bool kvf_check_copies(const struct kvf_copy *copies, size_t n);
+bool kvf_check_copy_checksum(const void *to, const void *from, size_t bytes, size_t chunk_bytes, const uint64_t *out);
 bool kvf_check_convert(const void *to, enum kvf_dtype to_type, const void *from, enum kvf_dtype from_type, size_t n);
 bool kvf_check_summarise(enum kvf_summary_kind kind, const void *k, enum kvf_dtype dtype, uint32_t tokens, uint32_t dim_k,
                          const float *summary);

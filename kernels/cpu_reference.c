@@ -92,6 +92,20 @@ static enum kvf_status checksum(const struct kvf_dev *dev, struct kvf_stream *st
     return KVF_OK;
 }
 
+static enum kvf_status copy_checksum(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes,
+                                     size_t chunk_bytes, uint64_t seed, uint64_t *out)
+{
+    if (!kvf_check_copy_checksum(to, from, bytes, chunk_bytes, out))
+        return KVF_ERR_INVALID;
+    for (size_t at = 0; at < bytes; at += chunk_bytes) {
+        size_t n = bytes - at < chunk_bytes ? bytes - at : chunk_bytes;
+        *out++ = kvf_xxh3_hash((const uint8_t *)from + at, n, seed++);
+    }
+    for (size_t b = 0; b < bytes; b++)
+        ((uint8_t *)to)[b] = ((const uint8_t *)from)[b];
+    return KVF_OK;
+}
+
 static enum kvf_status convert(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, enum kvf_dtype to_type,
                                const void *from, enum kvf_dtype from_type, size_t n)
 {
@@ -285,8 +299,9 @@ static enum kvf_status merge(const struct kvf_dev *dev, struct kvf_stream *strea
 }
 
 #define OPS                                                                                                            \
-    KVF_CPU_MEMORY, .gather = copy_all, .scatter = copy_all, .checksum = checksum, .convert = convert, .summarise = summarise, \
-    .score = score, .topk = topk, .attend = attend, .merge = merge, .cache_forget = kvf_cache_reference_forget, \
+    KVF_CPU_MEMORY, .gather = copy_all, .scatter = copy_all, .checksum = checksum, .copy_checksum = copy_checksum,     \
+    .convert = convert, .summarise = summarise, .score = score, .topk = topk, .attend = attend, .merge = merge,      \
+    .cache_forget = kvf_cache_reference_forget,                                                                        \
     .encode = kvf_cold_reference_encode, .decode = kvf_cold_reference_decode
 
 const struct kvf_dev kvf_cpu_reference_dev = {.name = "cpu reference", .cache_step = kvf_cache_reference_step, OPS};

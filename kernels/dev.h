@@ -182,6 +182,12 @@ struct kvf_dev {
     enum kvf_status (*checksum)(const struct kvf_dev *dev, struct kvf_stream *stream, const void *data, size_t bytes, uint64_t seed,
                                 uint64_t *out);
 
+    /* Copies bytes (not overlapping), past the caches where they are 32 KiB or more, and in the same pass computes the checksum of
+     * each chunk of chunk_bytes (the last may be shorter), of chunk c with seed + c. out[]: host memory, one for each
+     * chunk. chunk_bytes at least 1. */
+    enum kvf_status (*copy_checksum)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes,
+                                     size_t chunk_bytes, uint64_t seed, uint64_t *out);
+
     /* n elements from one type to another, round to nearest even, NaN stays NaN. Bit-exact among devices. */
     enum kvf_status (*convert)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, enum kvf_dtype to_type,
                                const void *from, enum kvf_dtype from_type, size_t n);

@@ -7,7 +7,8 @@
  * need not be read first. */
 enum { PAST_CACHE = 8 << 20 };
 
-static void copy_past_cache(char *to, const char *from, size_t bytes)
+/* `next`: asked for meanwhile, as many bytes; it need not be there. */
+static void copy_past_cache(char *to, const char *from, size_t bytes, const char *next)
 {
     if (bytes < 1024) {
         if (bytes)
@@ -16,9 +17,11 @@ static void copy_past_cache(char *to, const char *from, size_t bytes)
     }
     size_t i = -(uintptr_t)to % 64;
     memcpy(to, from, i);
-    for (; i + 64 <= bytes; i += 64)
+    for (; i + 64 <= bytes; i += 64) {
+        _mm_prefetch(next + i, _MM_HINT_T0);
         for (int part = 0; part < 64; part += WIDTH * 4) /* bits: nothing computes with them */
             v_stream((float *)(void *)(to + i + part), v_load((const float *)(const void *)(from + i + part)));
+    }
     memcpy(to + i, from + i, bytes - i);
 }
 
@@ -38,7 +41,7 @@ static enum kvf_status copy_all(const struct kvf_dev *dev, struct kvf_stream *st
                 _mm_prefetch(next + b, _MM_HINT_T0);
         }
         if (total >= PAST_CACHE)
-            copy_past_cache(copies[i].to, copies[i].from, copies[i].bytes);
+            copy_past_cache(copies[i].to, copies[i].from, copies[i].bytes, (const char *)copies[i].from + 512);
         else if (copies[i].bytes)
             memcpy(copies[i].to, copies[i].from, copies[i].bytes);
     }
@@ -53,6 +56,48 @@ static enum kvf_status checksum(const struct kvf_dev *dev, struct kvf_stream *st
     if (!out || (bytes && !data))
         return KVF_ERR_INVALID;
     *out = XXH3_64bits_withSeed(data, bytes, seed);
+    return KVF_OK;
+}
+
+/* In steps that the first cache holds twice: what was just hashed is copied from there while what comes next is fetched, which is
+ * what lies behind it as a rule. */
+enum { STEP = 8 << 10 };
+
+/* Fewer bytes than these will be read soon, and need no place for long. */
+enum { CHECKED_PAST_CACHE = 32 << 10 };
+
+static uint64_t copy_chunk(char *to, const char *from, size_t bytes, uint64_t seed, bool past_cache)
+{
+    if (!past_cache || bytes <= STEP) {
+        uint64_t sum = XXH3_64bits_withSeed(from, bytes, seed);
+        if (past_cache)
+            copy_past_cache(to, from, bytes, from + bytes);
+        else
+            memcpy(to, from, bytes);
+        return sum;
+    }
+    XXH3_state_t state;
+    XXH3_INITSTATE(&state); /* reset asks what seed it had */
+    XXH3_64bits_reset_withSeed(&state, seed);
+    for (size_t at = 0; at < bytes; at += STEP) {
+        size_t n = bytes - at < STEP ? bytes - at : STEP;
+        XXH3_64bits_update(&state, from + at, n);
+        copy_past_cache(to + at, from + at, n, from + at + n);
+    }
+    return XXH3_64bits_digest(&state);
+}
+
+static enum kvf_status copy_checksum(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes,
+                                     size_t chunk_bytes, uint64_t seed, uint64_t *out)
+{
+    if (!kvf_check_copy_checksum(to, from, bytes, chunk_bytes, out))
+        return KVF_ERR_INVALID;
+    for (size_t at = 0; at < bytes; at += chunk_bytes) {
+        size_t n = bytes - at < chunk_bytes ? bytes - at : chunk_bytes;
+        *out++ = copy_chunk((char *)to + at, (const char *)from + at, n, seed++, bytes >= CHECKED_PAST_CACHE);
+    }
+    if (bytes >= CHECKED_PAST_CACHE)
+        _mm_sfence(); /* such stores are ordered by nothing else */
     return KVF_OK;
 }
 
@@ -209,6 +254,7 @@ static enum kvf_status topk(const struct kvf_dev *dev, struct kvf_stream *stream
 }
 
 const struct kvf_dev DEVICE_TABLE = {.name = DEVICE_NAME, KVF_CPU_MEMORY, .gather = copy_all, .scatter = copy_all,
-                                     .checksum = checksum, .convert = convert, .summarise = summarise, .score = score,
-                                     .topk = topk, .attend = attend, .merge = merge, .encode = encode, .decode = decode,
-                                     .cache_step = cache_step, .cache_forget = kvf_cache_reference_forget};
+                                     .checksum = checksum, .copy_checksum = copy_checksum, .convert = convert,
+                                     .summarise = summarise, .score = score, .topk = topk, .attend = attend, .merge = merge,
+                                     .encode = encode, .decode = decode, .cache_step = cache_step,
+                                     .cache_forget = kvf_cache_reference_forget};

@@ -165,12 +165,14 @@ struct kvf_session {
 };
 
 /* ---------------------------------------------------------------- reads (read.c)
- * Brings chunks of one block from wherever it lies below DRAM to a place in memory. Bytes are not verified here.
+ * Brings chunks of one block from wherever it lies below DRAM to a place in memory. What is copied on its way here is verified in
+ * the same pass (`verified`); the rest, and what did not match, is for who uses it to verify.
  * QUEUED -> POSTED -> (done called, freed). Grouped by source when dispatched. */
 struct kvf_read {
     struct kvf_core *core;
     kvf_handle handle;
     uint64_t mask;     /* chunks wanted */
+    uint64_t verified; /* of these, those that were compared with their checksums when they came */
     uint32_t bytes, chunk_bytes; /* of the block, in the format that it had when it was asked for */
     uint8_t *to;       /* where chunk 0 of the block would go: a chunk goes to to + its offset in the block */
     uint64_t deadline_ns;

@@ -27,6 +27,7 @@ struct rise {
     bool decoded;       /* it waits in its slot until nobody reads the codes */
     bool yields;        /* its lender wants the memory back: in DRAM it is the next to go down */
     uint64_t mask;
+    uint64_t verified;  /* of it, when it came */
     uint64_t start_ns;
 };
 
@@ -136,8 +137,8 @@ static bool verified(struct rise *r, const uint8_t *data)
     struct kvf_core *core = r->core;
     struct kvf_entry *e = kvf_index_entry(core->index, r->handle);
     kvf_count(&core->counters.blocks_verified, 1);
-    if (kvf_block_verify(core->dev, kvf_block_seed_of(core, e), data, e->bytes, kvf_block_chunk_bytes(core, e), r->mask,
-                         kvf_sums_at(core->sums, e->sums)))
+    if (kvf_block_verify(core->dev, kvf_block_seed_of(core, e), data, e->bytes, kvf_block_chunk_bytes(core, e),
+                         r->mask & ~r->verified, kvf_sums_at(core->sums, e->sums)))
         return true;
     kvf_count(&core->counters.blocks_corrupt, 1);
     kvf_log_error(&core->log, "a block of session %llx from %s does not match its checksum: dropped",
@@ -151,6 +152,7 @@ static void rise_read(void *arg, struct kvf_read *read, enum kvf_status status)
     r->read = NULL;
     r->arrived = true;
     r->status = status;
+    r->verified = read->verified;
 }
 
 static void rise_check(struct rise *r)

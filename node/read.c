@@ -26,6 +26,10 @@ struct batch {
     uint64_t deadline_ns;
     struct kvf_read *reads[KVF_BATCH_MAX];
     uint64_t masks[KVF_BATCH_MAX]; /* the chunks of each that this message brings: all, but for a block larger than a message */
+    struct {
+        uint32_t offset; /* in the block */
+        uint8_t read;    /* whose */
+    } ranges[KVF_PULL_RANGES_MAX]; /* of a pull */
     struct batch *next;
 };
 
@@ -380,6 +384,33 @@ static void pull_done(void *arg, enum kvf_status status)
     batch_end(arg, status);
 }
 
+/* Bytes of a pull arrive: chunks that are whole are compared with their checksums while they are copied. */
+static void pull_take(void *arg, unsigned range, uint32_t at, void *to, const void *from, uint32_t bytes)
+{
+    struct batch *b = arg;
+    struct kvf_core *core = b->core;
+    struct kvf_read *read = b->reads[b->ranges[range].read];
+    const struct kvf_entry *e = entry_of(core, read);
+    uint32_t offset = b->ranges[range].offset + at, chunk = read->chunk_bytes, end = offset + bytes, done = 0;
+    uint64_t sums[64];
+    assert(end <= read->bytes && read->to + offset == (uint8_t *)to);
+    unsigned first = (offset + chunk - 1) / chunk, past = end == read->bytes ? (end + chunk - 1) / chunk : end / chunk;
+    if (e && e->bytes == read->bytes && first < past) {
+        done = first * chunk - offset;
+        uint32_t n = past * chunk < end ? (past - first) * chunk : end - first * chunk;
+        memcpy(to, from, done);
+        enum kvf_status st = core->dev->copy_checksum(core->dev, NULL, (uint8_t *)to + done, (const uint8_t *)from + done, n, chunk,
+                                                      kvf_block_seed_of(core, e) + first, sums);
+        assert(st == KVF_OK);
+        (void)st;
+        const uint64_t *wanted = kvf_sums_at(core->sums, e->sums);
+        for (unsigned c = first; c < past; c++)
+            read->verified |= (uint64_t)(sums[c - first] == wanted[c]) << c;
+        done += n;
+    }
+    memcpy((uint8_t *)to + done, (const uint8_t *)from + done, bytes - done);
+}
+
 static void send_pull(struct batch *b)
 {
     struct kvf_core *core = b->core;
@@ -389,11 +420,15 @@ static void send_pull(struct batch *b)
         struct kvf_entry *e = kvf_index_entry(core->index, b->reads[i]->handle);
         uint32_t runs[64][2];
         unsigned m = runs_of(b->reads[i], b->masks[i], 1, runs, 64);
-        for (unsigned r = 0; r < m && n < KVF_PULL_RANGES_MAX; r++)
+        for (unsigned r = 0; r < m && n < KVF_PULL_RANGES_MAX; r++) {
+            b->ranges[n].offset = runs[r][0];
+            b->ranges[n].read = (uint8_t)i;
             ranges[n++] = (struct kvf_pull_range){.offset = kvf_entry_location(e) + runs[r][0], .bytes = runs[r][1] - runs[r][0],
                                                   .to = b->reads[i]->to + runs[r][0]};
+        }
     }
-    enum kvf_status st = kvf_fabric_pull(core->peers[b->peer].peer, ranges, n, b->deadline_ns, pull_done, b);
+    enum kvf_status st = kvf_fabric_pull_take(core->peers[b->peer].peer, ranges, n, b->deadline_ns,
+                                              core->dev->copy_checksum ? pull_take : NULL, pull_done, b);
     if (st != KVF_OK)
         batch_end(b, st);
 }

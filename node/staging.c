@@ -117,9 +117,12 @@ static void read_done(void *arg, struct kvf_read *read, enum kvf_status status)
         s->ahead = NULL;
         list_remove(core, &core->stage_ahead, n);
     }
-    if (status == KVF_OK)
+    if (status == KVF_OK) {
+        kvf_count(&core->counters.blocks_verified, read->verified != 0);
+        atomic_fetch_or_explicit(&s->verified, read->verified & read->mask, memory_order_relaxed);
         atomic_fetch_or_explicit(&s->have, read->mask, memory_order_release);
-    else
+    }
+    if (status != KVF_OK)
         atomic_store(&s->status, status);
     s->prefetched &= status == KVF_OK;
     settle(core, n);

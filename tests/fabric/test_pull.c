@@ -12,13 +12,13 @@ static void pulls_bring_the_bytes(enum kvf_way way, uint64_t inflight)
     settle(w);
     assert_int_equal(kvf_peer_way(peer), way);
     static uint8_t to[4][REGION];
-    struct kvf_pull_range ranges[4][KVF_PULL_RANGES_MAX];
+    static struct kvf_pull_range ranges[4][KVF_PULL_RANGES_MAX];
     struct result r[4] = {{0}};
     memset(to, 0xcc, sizeof to);
     for (unsigned k = 0; k < 4; k++) {
         size_t at = 0;
         for (unsigned i = 0; i < KVF_PULL_RANGES_MAX; i++) {
-            uint32_t bytes = 1 + (uint32_t)sim_env_random(&w->env, i % 50 == 0 ? 20000 : 700);
+            uint32_t bytes = 1 + (uint32_t)sim_env_random(&w->env, i % 200 == 0 ? 20000 : 200);
             uint64_t offset = sim_env_random(&w->env, REGION - bytes);
             ranges[k][i] = (struct kvf_pull_range){.offset = offset, .bytes = bytes, .to = to[k] + at};
             at += bytes + 3; /* a gap that must stay as it was */
@@ -47,6 +47,80 @@ static void a_narrow_window_brings_the_bytes_too(void **state)
 {
     pulls_bring_the_bytes(KVF_WAY_ASK, 5000);
     pulls_bring_the_bytes(KVF_WAY_GET, 5000);
+}
+
+/* ------------------------------------------------------------------------------------------------ taking */
+struct taker {
+    struct result result;
+    const struct kvf_pull_range *ranges;
+    uint32_t at[64]; /* of each range: bytes taken so far */
+    bool wrong;
+};
+
+static void taken(void *arg, unsigned range, uint32_t at, void *to, const void *from, uint32_t bytes)
+{
+    struct taker *t = arg;
+    t->wrong |= t->result.count > 0 || range >= 64 || at != t->at[range] || bytes == 0 ||
+                (uint8_t *)to != (uint8_t *)t->ranges[range].to + at || at + bytes > t->ranges[range].bytes;
+    if (t->wrong)
+        return;
+    t->at[range] += bytes;
+    for (uint32_t i = 0; i < bytes; i++)
+        ((uint8_t *)to)[i] = ((const uint8_t *)from)[i] ^ 0x5a; /* nobody else writes there */
+}
+
+static void taker_done(void *arg, enum kvf_status status) { on_done(&((struct taker *)arg)->result, status); }
+
+static void the_owner_brings_the_bytes_itself(void **state)
+{
+    static const enum kvf_way ways[] = {KVF_WAY_ASK, KVF_WAY_MAPPED};
+    for (unsigned way = 0; way < 2; way++) {
+        struct world *w = world_new();
+        w->inflight = 9000;
+        struct node *a = add_node(w, "a", 1, ways[way]), *b = add_node(w, "b", 2, ways[way]);
+        struct kvf_peer *peer = meet(a, b);
+        settle(w);
+        static uint8_t to[64][4000];
+        struct kvf_pull_range ranges[64];
+        struct taker t = {.ranges = ranges};
+        for (unsigned i = 0; i < 64; i++)
+            ranges[i] = (struct kvf_pull_range){.offset = 4000 * i + i % 7, .bytes = 1 + 61 * i, .to = to[i]};
+        assert_int_equal(kvf_fabric_pull_take(peer, ranges, 64, UINT64_MAX, taken, taker_done, &t), KVF_OK);
+        run_for(w, 20 * KVF_MS);
+        assert_int_equal(t.result.count, 1);
+        assert_int_equal(t.result.status, KVF_OK);
+        assert_false(t.wrong);
+        for (unsigned i = 0; i < 64; i++) {
+            assert_int_equal(t.at[i], ranges[i].bytes);
+            for (uint32_t k = 0; k < ranges[i].bytes; k++)
+                assert_int_equal(to[i][k] ^ 0x5a, b->base[ranges[i].offset + k]);
+        }
+        world_free(w);
+    }
+}
+
+/* Many pulls with many ranges: some are told that there is no room, and there is again when others ended. */
+static void room_for_ranges_is_bounded_and_comes_back(void **state)
+{
+    struct world *w = world_new();
+    struct node *a = add_node(w, "a", 1, KVF_WAY_ASK), *b = add_node(w, "b", 2, KVF_WAY_ASK);
+    struct kvf_peer *peer = meet(a, b);
+    settle(w);
+    static uint8_t to[KVF_PULL_RANGES_MAX];
+    static struct kvf_pull_range ranges[KVF_PULL_RANGES_MAX];
+    for (unsigned i = 0; i < KVF_PULL_RANGES_MAX; i++)
+        ranges[i] = (struct kvf_pull_range){.offset = 8 * i, .bytes = 1, .to = to + i};
+    for (unsigned round = 0; round < 3; round++) {
+        struct result r = {0};
+        unsigned n = 0;
+        while (kvf_fabric_pull(peer, ranges, KVF_PULL_RANGES_MAX, UINT64_MAX, on_done, &r) == KVF_OK)
+            n++;
+        assert_true(n >= 4 && n < w->requests_max);
+        assert_int_equal(kvf_fabric_pull(peer, ranges, KVF_PULL_RANGES_MAX, UINT64_MAX, on_done, &r), KVF_ERR_BUSY);
+        run_for(w, 50 * KVF_MS);
+        assert_int_equal(r.oks, n);
+    }
+    world_free(w);
 }
 
 static void no_more_than_inflight_is_asked(void **state)
@@ -269,6 +343,8 @@ int main(void)
         cmocka_unit_test(a_pull_by_get_brings_the_bytes),
         cmocka_unit_test(a_pull_from_mapped_memory_brings_the_bytes),
         cmocka_unit_test(a_narrow_window_brings_the_bytes_too),
+        cmocka_unit_test(the_owner_brings_the_bytes_itself),
+        cmocka_unit_test(room_for_ranges_is_bounded_and_comes_back),
         cmocka_unit_test(no_more_than_inflight_is_asked),
         cmocka_unit_test(a_pull_outside_the_region_is_refused),
         cmocka_unit_test(a_hostile_pull_is_refused_by_the_server),

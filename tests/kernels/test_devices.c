@@ -158,6 +158,39 @@ static void checksums_equal_libxxhash(void **state)
     free(data);
 }
 
+static void a_copy_has_the_checksums_of_what_it_copied(void **state)
+{
+    enum { ROOM = 300000 };
+    uint8_t *data = malloc(ROOM + 64), *to = malloc(ROOM + 192);
+    uint64_t *sums = malloc((ROOM + 1) * sizeof *sums);
+    for (size_t i = 0; i < ROOM + 64; i++)
+        data[i] = (uint8_t)random_u64();
+    EACH_TABLE(dev) {
+        for (size_t n = 0; n <= ROOM; n = n < 300 ? n + 1 : n * 2 + random_below(100)) {
+            uint64_t seed = random_u64();
+            size_t chunk = n < 300 ? 1 + random_below(300) : 1 + random_below(40000), count = (n + chunk - 1) / chunk;
+            const uint8_t *at = data + random_below(64);
+            uint8_t *there = to + 64 + random_below(64);
+            memset(to, 0xaa, ROOM + 192);
+            sums[count] = 4711;
+            assert_int_equal(dev->copy_checksum(dev, NULL, there, at, n, chunk, seed, sums), KVF_OK);
+            for (size_t c = 0; c < count; c++) {
+                size_t bytes = n - c * chunk < chunk ? n - c * chunk : chunk;
+                assert_int_equal(sums[c], XXH3_64bits_withSeed(at + c * chunk, bytes, seed + c));
+            }
+            assert_memory_equal(there, at, n);
+            assert_true(there[-1] == 0xaa && there[n] == 0xaa && sums[count] == 4711);
+        }
+        assert_int_equal(dev->copy_checksum(dev, NULL, NULL, data, 1, 1, 5, sums), KVF_ERR_INVALID);
+        assert_int_equal(dev->copy_checksum(dev, NULL, to, NULL, 1, 1, 5, sums), KVF_ERR_INVALID);
+        assert_int_equal(dev->copy_checksum(dev, NULL, to, data, 1, 1, 5, NULL), KVF_ERR_INVALID);
+        assert_int_equal(dev->copy_checksum(dev, NULL, to, data, 1, 0, 5, sums), KVF_ERR_INVALID);
+    }
+    free(data);
+    free(to);
+    free(sums);
+}
+
 static uint16_t narrow(const struct kvf_dev *dev, enum kvf_dtype dtype, float x)
 {
     uint16_t h = 0;
@@ -635,6 +668,7 @@ int main(void)
         cmocka_unit_test(copies_are_exact_at_odd_sizes),
         cmocka_unit_test(large_lists_are_copied_exactly),
         cmocka_unit_test(checksums_equal_libxxhash),
+        cmocka_unit_test(a_copy_has_the_checksums_of_what_it_copied),
         cmocka_unit_test(conversion_rounds_to_nearest_even),
         cmocka_unit_test(conversions_agree_bit_for_bit),
         cmocka_unit_test(summaries_match_double),
