@@ -49,6 +49,7 @@ struct kvf_fabric_nodes {
     const struct kvf_fabric_region *region;
     struct kvf_fabric_nodes_options options;
     struct board *board;
+    char secret[KVF_SECRET_BYTES_MIN + 1]; /* of these processes, so that they may use any device */
     unsigned n; /* processes; the servers come first */
     pid_t pids[KVF_FABRIC_NODES_MAX];
     int to[KVF_FABRIC_NODES_MAX], from[KVF_FABRIC_NODES_MAX];
@@ -71,6 +72,7 @@ struct process {
     bool server;
     struct kvf_log log;
     struct kvf_counters counters;
+    struct kvf_secret *secret;
     struct kvf_transport *transport;
     struct kvf_region *own;
     struct kvf_fabric *fabric;
@@ -345,9 +347,14 @@ static enum kvf_status open_process(struct process *p)
 {
     const struct kvf_fabric_nodes_options *o = &p->nodes->options;
     struct kvf_transport_config tc = {.kind = o->transport, .interface = o->interface, .segment_bytes = o->segment_bytes,
-                                      .peers_max = KVF_FABRIC_NODES_MAX, .log = &p->log};
+                                      .peers_max = KVF_FABRIC_NODES_MAX, .secret = true, .log = &p->log};
+    const char *why, *secret = p->nodes->secret;
     kvf_log_init(&p->log, p->server ? "server" : "reader", KVF_LOG_ERROR, stderr);
-    enum kvf_status st = kvf_transport_ucx_create(&tc, &p->transport);
+    enum kvf_status st = kvf_secret_create(&p->secret);
+    if (st == KVF_OK)
+        st = kvf_secret_set(p->secret, secret, strlen(secret), &why);
+    if (st == KVF_OK)
+        st = kvf_transport_ucx_create(&tc, &p->transport);
     /* It is there, but not in this process's page tables. */
     struct kvf_pages pages;
     if (st == KVF_OK)
@@ -357,7 +364,7 @@ static enum kvf_status open_process(struct process *p)
     if (st != KVF_OK)
         return st;
     struct kvf_fabric_config config = {
-        .env = kvf_env_real(), .transport = p->transport, .log = &p->log, .counters = &p->counters,
+        .env = kvf_env_real(), .transport = p->transport, .secret = p->secret, .log = &p->log, .counters = &p->counters,
         .incarnation = 1000 + p->index, .region = p->own, .region_base = p->region->base, .region_bytes = p->region->bytes,
         .peers_max = KVF_FABRIC_NODES_MAX, .requests_max = 4096, .inflight_bytes = o->inflight_bytes,
         .heartbeat_ns = 250 * KVF_MS, .dead_ns = 10 * KVF_SEC,
@@ -464,6 +471,7 @@ static void run_process(const struct kvf_fabric_nodes *nodes, unsigned index, in
         p->transport->ops->region_destroy(p->transport, p->own);
     if (p->transport)
         p->transport->ops->destroy(p->transport);
+    kvf_secret_destroy(p->secret);
     _exit(good ? 0 : 1);
 }
 
@@ -512,8 +520,12 @@ struct kvf_fabric_nodes *kvf_fabric_nodes_create(const struct kvf_fabric_region 
     }
     nodes->region = region;
     nodes->options = *options;
+    uint8_t drawn[KVF_SECRET_BYTES_MIN / 2];
+    bool good = kvf_env_secure(kvf_env_real(), drawn, sizeof drawn);
+    for (unsigned i = 0; i < sizeof drawn; i++)
+        snprintf(nodes->secret + 2 * i, 3, "%02x", drawn[i]);
     nodes->board = mmap(NULL, sizeof *nodes->board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    bool good = nodes->board != MAP_FAILED;
+    good &= nodes->board != MAP_FAILED;
     for (unsigned i = 0; i < n && good; i++)
         good = start_process(nodes, i);
     for (unsigned i = 0; i < nodes->n; i++) {
