@@ -24,6 +24,7 @@ static const struct kvf_bench_entry benches[] = {
     {"cache", "the device cache's pass for one head, beside scoring its chunks and copying those selected", kvf_bench_cache_run},
     {"policy", "miss curves of the device cache's rules on recorded selections (--log)", kvf_bench_policy_run},
     {"trace", "hit rates of the block policies on a trace of requests (--trace)", kvf_bench_trace_run},
+    {"attend", "attention over chunks at a lender in another process: pulled, or asked for where they lie", kvf_bench_attend_run},
     {"start", "how soon a node serves and its memory is ready, beside memset of as much (--memory)", kvf_bench_start_run},
 };
 enum { N_BENCHES = sizeof benches / sizeof *benches };

@@ -584,6 +584,7 @@ static enum kvf_status attend_run(struct attend *a)
         kvf_core_unlock(core);
         compute_wave(a);
         kvf_core_lock(core);
+        kvf_attend_remote_computed(&a->plan);
         if (atomic_load(&a->bad))
             st = damaged(a);
         for (uint32_t i = a->wave_from * a->heads; i < a->wave_to * a->heads; i++) {

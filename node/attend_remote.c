@@ -454,12 +454,20 @@ unsigned kvf_attend_remotes_poll(struct kvf_core *core)
 
 /* ---------------------------------------------------------------- the attend's wants */
 
-/* All that was wanted from the peer is here: what it took is learnt. */
-static void one_less(struct kvf_attend_plan *plan, struct kvf_attend_plan_peer *p)
+static void one_less(struct kvf_attend_plan_peer *p)
 {
-    if (p->left == 0 || --p->left > 0 || p->failed)
-        return;
-    kvf_attend_cost_learn(plan->core, p->peer, p->way, &p->work, kvf_now(plan->core->env) - p->start_ns);
+    p->left -= p->left > 0;
+    p->here = p->left == 0;
+}
+
+void kvf_attend_remote_computed(struct kvf_attend_plan *plan)
+{
+    for (unsigned i = 0; i < plan->n_peers; i++) {
+        struct kvf_attend_plan_peer *p = &plan->peers[i];
+        if (p->here && !p->failed)
+            kvf_attend_cost_learn(plan->core, p->peer, p->way, &p->work, kvf_now(plan->core->env) - p->start_ns);
+        p->here = false;
+    }
 }
 
 enum kvf_status kvf_attend_remote_arrived(struct kvf_attend_plan *plan, struct kvf_want *want)
@@ -470,7 +478,7 @@ enum kvf_status kvf_attend_remote_arrived(struct kvf_attend_plan *plan, struct k
     bool done = ask->state == ASK_DONE && !ask->late;
     if (done && ask->status == KVF_OK && ask->verdicts[want->item] == KVF_ATTEND_GOOD) {
         if (!want->arrived)
-            one_less(plan, p);
+            one_less(p);
         want->arrived = true;
         return KVF_OK;
     }
@@ -521,7 +529,7 @@ void kvf_attend_remote_pulled(struct kvf_attend_plan *plan, const struct kvf_wan
     const struct kvf_entry *e = kvf_index_entry(plan->core->index, want->handle);
     struct kvf_attend_plan_peer *p = plan->n_peers && e->peer != KVF_PEER_NONE ? peer_of(plan, e->peer) : NULL;
     if (p && p->way == KVF_ATTEND_PULL && !want->pull)
-        one_less(plan, p);
+        one_less(p);
 }
 
 const float *kvf_attend_remote_part(const struct kvf_want *want)

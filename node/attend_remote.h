@@ -155,6 +155,7 @@ struct kvf_attend_plan {
         double expected_ns;          /* of the way */
         struct kvf_ask *open;        /* takes more items */
         uint64_t left;               /* wants whose bytes or results are not here yet */
+        bool here;                   /* none is left: with the next wave the work is done, and what it took is learnt */
         uint64_t start_ns;           /* when the first was asked for */
         bool failed;                 /* something was pulled after all: no measurement */
     } peers[KVF_ATTEND_PEERS_MAX];
@@ -175,6 +176,8 @@ uint64_t kvf_attend_remote_late(const struct kvf_attend_plan *plan, uint64_t now
 void kvf_attend_remote_drop(struct kvf_attend_plan *plan, struct kvf_want *want);
 /* A want that was pulled has its bytes. */
 void kvf_attend_remote_pulled(struct kvf_attend_plan *plan, const struct kvf_want *want);
+/* A wave was computed. */
+void kvf_attend_remote_computed(struct kvf_attend_plan *plan);
 /* The partial result of a want that arrived: [rows][dim_v], then [rows]; NULL: it is in that of another block. Without the lock. */
 const float *kvf_attend_remote_part(const struct kvf_want *want);
 /* Whether what lies at the peer is likely to be asked for, and so not read ahead. */
