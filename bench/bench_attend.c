@@ -130,7 +130,7 @@ static double error_of(const struct attend_bench *b)
     return sqrt(error / norm);
 }
 
-/* Microseconds, or below 0 after a line on standard error. *wire: bytes of chunks, questions and answers. *asked: the holder was. */
+/* Microseconds; below 0 after a line on standard error. *wire: bytes of chunks, questions and answers. *asked: the holder was. */
 static double attend(struct attend_bench *b, enum way way, const struct kvf_attend_options *options, double *wire, bool *asked)
 {
     way_set(b, way);
@@ -160,7 +160,8 @@ static int by_value(const void *x, const void *y)
 }
 
 /* Ways from `first` to `last`, in turns. */
-static bool measure(struct attend_bench *b, enum way first, enum way last, const struct kvf_attend_options *options, struct point *p)
+static bool measure(struct attend_bench *b, enum way first, enum way last, const struct kvf_attend_options *options,
+                    struct point *p)
 {
     static double us[WAYS][ROUNDS_MAX], wire[WAYS][ROUNDS_MAX]; /* benches have one thread */
     unsigned asked = 0;

@@ -87,7 +87,7 @@ static uint64_t wanted(const struct kvf_sess *s, uint32_t layer, uint32_t block,
 }
 
 /* false: no room is left. */
-static bool read_layer(struct kvf_sess *s, uint32_t layer, bool budgeted, uint64_t deadline_ns)
+static bool read_layer(struct kvf_sess *s, uint32_t layer, bool budgeted, bool asking, uint64_t deadline_ns)
 {
     struct kvf_core *core = s->core;
     for (uint32_t b = 0; b < s->sealed_blocks; b++) {
@@ -98,8 +98,8 @@ static bool read_layer(struct kvf_sess *s, uint32_t layer, bool budgeted, uint64
             if (!e || e->tier == KVF_TIER_DRAM || (e->state != KVF_BLOCK_READY && e->state != KVF_BLOCK_RISING))
                 continue;
             bool at_peer = (e->tier == KVF_TIER_REMOTE || e->tier == KVF_TIER_PEER) && e->peer != KVF_PEER_NONE;
-            if (at_peer && kvf_attend_remote_expected(core, e->peer))
-                continue; /* its attention will be asked for, not its bytes */
+            if (asking && at_peer && kvf_attend_remote_expected(core, e->peer))
+                continue;
             if (!kvf_stage_ahead(core, handle, mask, deadline_ns, s->id, layer))
                 return false;
         }
@@ -107,7 +107,7 @@ static bool read_layer(struct kvf_sess *s, uint32_t layer, bool budgeted, uint64
     return true;
 }
 
-void kvf_ahead_read(struct kvf_sess *s, uint32_t layer, bool budgeted)
+void kvf_ahead_read(struct kvf_sess *s, uint32_t layer, bool budgeted, bool asking)
 {
     struct kvf_core *core = s->core;
     uint32_t layers = s->model->desc.layers;
@@ -116,6 +116,6 @@ void kvf_ahead_read(struct kvf_sess *s, uint32_t layer, bool budgeted)
     if (budgeted && (!ahead_of(s) || !pays(core, s->ahead)))
         return;
     for (uint32_t n = 1; n <= most; n++)
-        if (!read_layer(s, (layer + n) % layers, budgeted, deadline))
+        if (!read_layer(s, (layer + n) % layers, budgeted, asking, deadline))
             return;
 }

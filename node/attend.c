@@ -575,7 +575,7 @@ static enum kvf_status attend_run(struct attend *a)
     uint32_t done = 0;
     enum kvf_status st = ask_ahead(a);
     if (st == KVF_OK)
-        kvf_ahead_read(a->sess, a->layer, a->budgeted);
+        kvf_ahead_read(a->sess, a->layer, a->budgeted, a->plan.asking);
     kvf_core_wake(core);
     while (st == KVF_OK && done < a->blocks) {
         st = wave_wait(a, done);

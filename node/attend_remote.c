@@ -188,6 +188,7 @@ void kvf_attend_remote_plan(struct kvf_attend_plan *plan, struct kvf_sess *sess,
                   kvf_attend_wire_item_bytes(&plan->shape, UINT64_MAX, KVF_COLD_INT8);
     if (most > question_most(core) || kvf_attend_part_bytes(&plan->shape) > answer_most(core))
         return;
+    plan->asking = !sess->step_refill;
     for (uint32_t i = 0; i < plan->blocks * heads; i++) {
         uint64_t mask = wants[i].mask;
         if (!mask || wants[i].cached || wants[i].fresh)

@@ -146,6 +146,7 @@ struct kvf_attend_plan {
     const float *queries; /* [kv_heads][rows][dim_k] */
     uint64_t deadline_ns;
     uint32_t blocks;      /* those below may be asked for */
+    bool asking;          /* attends of such steps may be asked for */
     unsigned n_peers, asks; /* asks: that still have wants */
     struct kvf_attend_plan_peer {
         uint16_t peer;

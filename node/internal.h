@@ -549,8 +549,9 @@ void kvf_device_check(const struct kvf_core *core); /* for tests */
 /* ahead.c: what the next layers will want is read before they ask. All under the lock.
  * While `layer` is computed: asks for the cold chunks of the layers behind it, as far as there is room that nobody waits
  * for. Without a budget all of them are wanted; under one, those that the layer's last selection took (sparse-attention
- * literature: 55 to 90 % are selected again), and nothing where little of what was read ahead is used. */
-void kvf_ahead_read(struct kvf_sess *sess, uint32_t layer, bool budgeted);
+ * literature: 55 to 90 % are selected again), and nothing where little of what was read ahead is used. `asking`: what lies at
+ * holders that were asked lately (attend_remote.h) will be asked for again, and is not read. */
+void kvf_ahead_read(struct kvf_sess *sess, uint32_t layer, bool budgeted, bool asking);
 /* Where to write what a layer's selection took: [blocks][kv_heads] masks of chunks. NULL: no memory, nothing is remembered. */
 uint64_t *kvf_ahead_masks(struct kvf_sess *sess, uint32_t layer, uint32_t blocks);
 /* The step was given up, the session leaves or closes: drops what is queued. */

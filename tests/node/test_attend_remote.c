@@ -296,6 +296,36 @@ static void slots_that_were_given_away_are_misses(void **state)
     pair_end(&t);
 }
 
+/* A device that can be told to damage every hash but those of chunks. */
+static bool damaging;
+
+static enum kvf_status damaged_checksum(const struct kvf_dev *dev, struct kvf_stream *stream, const void *data, size_t bytes,
+                                        uint64_t seed, uint64_t *out)
+{
+    enum kvf_status st = kvf_dev_cpu()->checksum(kvf_dev_cpu(), stream, data, bytes, seed, out);
+    *out ^= damaging && bytes != 4096;
+    return st;
+}
+
+/* An answer that does not match its question, as one does that was damaged on its way, is refused, and the chunks are pulled. */
+static void a_damaged_answer_is_not_used(void **state)
+{
+    struct kvf_dev dev = *kvf_dev_cpu();
+    dev.checksum = damaged_checksum;
+    struct pair t = pair_of(large, &always, &(struct sim_node_config){.dev = &dev});
+    assert_int_equal(steps(&t, 2), KVF_OK);
+    uint64_t good = COUNTED(t.home, attend_there_blocks), refused = COUNTED(t.home, messages_refused);
+    assert_true(good > 0);
+    damaging = true;
+    assert_int_equal(steps(&t, 4), KVF_OK);
+    damaging = false;
+    assert_int_equal(COUNTED(t.home, attend_there_blocks), good);
+    assert_true(COUNTED(t.home, messages_refused) >= refused + 4);
+    assert_true(COUNTED(t.home, attend_there_failed) > 0);
+    assert_same_bits(large);
+    pair_end(&t);
+}
+
 /* A lender of other kernels is asked only where bits need not be the same. */
 static void other_kernels_are_asked_for_merged_parts_only(void **state)
 {
@@ -518,6 +548,7 @@ int main(void)
         cmocka_unit_test(an_old_home_attends_what_still_lies_in_its_dram),
         cmocka_unit_test(changed_bytes_at_the_holder_are_a_miss),
         cmocka_unit_test(slots_that_were_given_away_are_misses),
+        cmocka_unit_test(a_damaged_answer_is_not_used),
         cmocka_unit_test(other_kernels_are_asked_for_merged_parts_only),
         cmocka_unit_test(a_holder_that_attends_for_nobody_is_pulled_from),
         cmocka_unit_test(a_busy_holder_is_pulled_from),
