@@ -78,6 +78,8 @@ KVF_SETTING(LIST, fabric_transport, "fabric.transport", "auto", 0, 0, "auto|tcp|
 KVF_SETTING(TEXT, fabric_interface, "fabric.interface", "lo", 0, 0, "",
     "Network devices to use, as UCX names them (lo, eth0, mlx5_0:1), with commas; 'all' for every one. Others than lo need "
     "cluster.secret_file.")
+KVF_SETTING(TEXT, fabric_gid, "fabric.gid", "auto", 0, 0, "",
+    "RDMA over Ethernet: which entry of the device's table of GIDs (`ibv_devinfo -v`) to use. auto: its first IPv4 address.")
 KVF_SETTING(SIZE, fabric_segment, "fabric.segment", "256k", 8192, 4 << 20, "",
     "TCP segment of UCX. Its own default of 8k costs a factor of three.")
 KVF_SETTING(SIZE, fabric_inflight, "fabric.inflight", "16M", 65536, 1ull << 32, "",

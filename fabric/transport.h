@@ -121,6 +121,7 @@ struct kvf_transport {
 struct kvf_transport_config {
     const char *kind;      /* fabric.transport: auto, tcp, shm, rdma */
     const char *interface; /* fabric.interface */
+    const char *gid;       /* fabric.gid; NULL: auto */
     size_t segment_bytes;
     unsigned peers_max;
     bool secret;           /* peers must prove a secret: false allows loopback only */

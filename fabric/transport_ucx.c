@@ -10,9 +10,14 @@
  *     can map only memory that it allocated itself, which it does in small pages, writing zeros at 0.3 to 2 GB/s;
  *   - no rendezvous: a frame of at most payload_max fits one TCP segment, so it arrives in one piece, and its parts are
  *     the sender's again when the send completes;
- *   - a link has a worker of its own, that only sends; what arrives comes by the one worker whose address is published.
- *     UCX pairs the endpoints of two workers by counting them on both sides, and aborts the process when the counts
- *     differ, as they do when two nodes lost each other at different moments and connect anew. A new worker begins at 0;
+ *   - over TCP a link has a worker of its own, that only sends; what arrives comes by the one worker whose address is
+ *     published. UCX pairs the endpoints of two workers by counting them on both sides, and aborts the process when the
+ *     counts differ, as they do when two nodes lost each other at different moments and connect anew. A new worker begins
+ *     at 0;
+ *   - over RDMA links are connected by librdmacm, from an IP address and a port: UCX's other way, by messages over the ud
+ *     transport, aborts the process when an endpoint is closed before the peer answered, and (ud_verbs) when a device
+ *     reports that a link went down. Such links need no counting, so all use the one worker; the endpoints that peers'
+ *     connections make here are kept in a table (doors). The kernel tells a peer's end at once. Messages go by rc as well;
  *   - memory is registered by a thread beside the one that polls (region_add), so the context is told that threads share it.
  *
  * Ways: mapped when the peer's region can be mapped here (same host, shared memory on); get where RDMA devices are used;
@@ -23,6 +28,7 @@
 #include "fabric/share.h"
 
 #include <assert.h>
+#include <netinet/in.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +44,7 @@
 #define SEGMENT_MIN 8192
 #define SEGMENT_MAX (16u << 20)
 #define CLOSE_ROUNDS 200000
+#define ADDRESS_IP_MAX 19 /* of an address, the part for RDMA: family, port, IP */
 
 /* CLOSED: UCX is done with the endpoint; the worker goes outside of its own progress. */
 enum link_state { LINK_FREE, LINK_OPEN, LINK_CLOSING, LINK_CLOSED };
@@ -45,8 +52,9 @@ enum link_state { LINK_FREE, LINK_OPEN, LINK_CLOSING, LINK_CLOSED };
 struct kvf_link {
     struct kvf_transport *transport;
     enum link_state state;
-    ucp_worker_h worker; /* of this link alone */
-    int event_fd;        /* the worker's; it is in the transport's epoll set */
+    ucp_worker_h worker; /* TCP: of this link alone; RDMA: the transport's */
+    bool own_worker;
+    int event_fd;        /* an own worker's; it is in the transport's epoll set */
     ucp_ep_h ep;
     void *user;
     bool failed, told; /* UCX reported an error; link_down was called */
@@ -54,6 +62,16 @@ struct kvf_link {
     bool close_due;    /* CLOSING: the close waits for the end of progress */
     unsigned ops;      /* sends and gets that UCX has */
     struct kvf_remote *remotes_gone; /* destroyed when ops is 0: a get that waits inside UCX still reads its key */
+};
+
+/* A peer's connection to us over RDMA. ASKED: it waits for the end of progress; FAILED: so does its close. */
+enum door_state { DOOR_FREE, DOOR_ASKED, DOOR_OPEN, DOOR_FAILED, DOOR_CLOSING };
+
+struct door {
+    struct ucx *ucx;
+    enum door_state state;
+    ucp_conn_request_h request; /* ASKED */
+    ucp_ep_h ep;                /* OPEN and later */
 };
 
 struct kvf_region {
@@ -97,6 +115,9 @@ struct ucx {
     bool in_progress;
     struct kvf_link *links; /* [n_links] */
     unsigned n_links, links_max;
+    ucp_listener_h listener; /* RDMA */
+    struct door *doors;      /* [n_links] */
+    unsigned doors_due;      /* that are ASKED or FAILED */
     struct op *ops; /* [n_ops] */
     unsigned n_ops;
     struct op *free_ops;
@@ -318,14 +339,81 @@ static ucs_status_t link_worker_open(struct ucx *u, struct kvf_link *link)
     status = watch(u, link->worker, &link->event_fd);
     if (status != UCS_OK)
         ucp_worker_destroy(link->worker);
+    link->own_worker = status == UCS_OK;
     return status;
 }
 
 static void link_worker_close(struct ucx *u, struct kvf_link *link)
 {
-    epoll_ctl(u->event_fd, EPOLL_CTL_DEL, link->event_fd, NULL);
-    ucp_worker_destroy(link->worker);
+    if (link->own_worker) {
+        epoll_ctl(u->event_fd, EPOLL_CTL_DEL, link->event_fd, NULL);
+        ucp_worker_destroy(link->worker);
+    }
     link->state = LINK_FREE;
+}
+
+/* An address: how many bytes its part for RDMA has (0: none), that part (family, port, IP), then what UCX packed for TCP. */
+static size_t ip_encode(const struct sockaddr_storage *at, uint8_t out[ADDRESS_IP_MAX])
+{
+    const struct sockaddr_in *v4 = (const struct sockaddr_in *)at;
+    const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)at;
+    bool six = at->ss_family == AF_INET6;
+    out[0] = six ? 6 : 4;
+    memcpy(out + 1, six ? &v6->sin6_port : &v4->sin_port, 2);
+    memcpy(out + 3, six ? (const void *)&v6->sin6_addr : (const void *)&v4->sin_addr, six ? 16 : 4);
+    return six ? 19 : 7;
+}
+
+static bool ip_decode(const uint8_t *in, size_t bytes, struct sockaddr_storage *out)
+{
+    struct sockaddr_in *v4 = (struct sockaddr_in *)out;
+    struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)out;
+    memset(out, 0, sizeof *out);
+    if (bytes == 7 && in[0] == 4) {
+        v4->sin_family = AF_INET;
+        memcpy(&v4->sin_port, in + 1, 2);
+        memcpy(&v4->sin_addr, in + 3, 4);
+        return true;
+    }
+    if (bytes == 19 && in[0] == 6) {
+        v6->sin6_family = AF_INET6;
+        memcpy(&v6->sin6_port, in + 1, 2);
+        memcpy(&v6->sin6_addr, in + 3, 16);
+        return true;
+    }
+    return false;
+}
+
+static size_t ip_bytes(const struct sockaddr_storage *at)
+{
+    return at->ss_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
+}
+
+static ucs_status_t endpoint_tcp(struct kvf_link *link, const uint8_t *address, size_t bytes)
+{
+    /* UCX is not told the length: behind an address that was cut lie zeros, not somebody else's bytes. */
+    uint8_t padded[KVF_ADDRESS_MAX + 64] = {0};
+    memcpy(padded, address, bytes);
+    ucp_ep_params_t params = {
+        .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER,
+        .address = (const ucp_address_t *)padded,
+        .err_mode = UCP_ERR_HANDLING_MODE_PEER,
+        .err_handler = {.cb = on_error, .arg = link},
+    };
+    return ucp_ep_create(link->worker, &params, &link->ep);
+}
+
+static ucs_status_t endpoint_rdma(struct kvf_link *link, const struct sockaddr_storage *far)
+{
+    ucp_ep_params_t params = {
+        .field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                      UCP_EP_PARAM_FIELD_ERR_HANDLER,
+        .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER,
+        .sockaddr = {.addr = (const struct sockaddr *)far, .addrlen = (socklen_t)ip_bytes(far)},
+        .err_mode = UCP_ERR_HANDLING_MODE_PEER,
+        .err_handler = {.cb = on_error, .arg = link},
+    };
+    return ucp_ep_create(link->worker, &params, &link->ep);
 }
 
 static enum kvf_status ucx_connect(struct kvf_transport *t, const void *address, size_t bytes, void *user, struct kvf_link **out)
@@ -340,26 +428,23 @@ static enum kvf_status ucx_connect(struct kvf_transport *t, const void *address,
     }
     if (!link || open >= u->links_max)
         return KVF_ERR_BUSY;
-    if (bytes == 0 || bytes > KVF_ADDRESS_MAX)
+    const uint8_t *at = address;
+    size_t ip = bytes > 0 ? at[0] : 0;
+    struct sockaddr_storage far;
+    if (bytes == 0 || bytes > KVF_ADDRESS_MAX || 1 + ip > bytes || (ip > 0 && !ip_decode(at + 1, ip, &far)))
         return KVF_ERR_INVALID;
-    if (!kvf_devices_run(&u->choice)) /* a worker that cannot be made for that costs UCX 600 bytes that it never frees */
+    bool rdma = ip > 0 && u->choice.rdma;
+    if (!rdma && bytes == 1 + ip)
+        return KVF_ERR_PEER_UNREACHABLE; /* one of us has no RDMA, the other nothing else */
+    if (!rdma && !kvf_devices_run(&u->choice)) /* a worker that cannot be made for that costs UCX 600 bytes that it never frees */
         return KVF_ERR_PEER_UNREACHABLE;
-    /* UCX is not told the length: behind an address that was cut lie zeros, not somebody else's bytes. */
-    uint8_t padded[KVF_ADDRESS_MAX + 64] = {0};
-    memcpy(padded, address, bytes);
-    *link = (struct kvf_link){.transport = t, .state = LINK_OPEN, .user = user};
-    ucp_ep_params_t params = {
-        .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER,
-        .address = (const ucp_address_t *)padded,
-        .err_mode = UCP_ERR_HANDLING_MODE_PEER,
-        .err_handler = {.cb = on_error, .arg = link},
-    };
-    ucs_status_t status = link_worker_open(u, link);
+    *link = (struct kvf_link){.transport = t, .state = LINK_OPEN, .user = user, .worker = u->worker};
+    ucs_status_t status = rdma ? UCS_OK : link_worker_open(u, link);
     if (status != UCS_OK) { /* no memory, or the device is down just now */
         link->state = LINK_FREE;
         return status == UCS_ERR_NO_MEMORY ? KVF_ERR_NO_MEMORY : KVF_ERR_PEER_UNREACHABLE;
     }
-    status = ucp_ep_create(link->worker, &params, &link->ep);
+    status = rdma ? endpoint_rdma(link, &far) : endpoint_tcp(link, at + 1 + ip, bytes - 1 - ip);
     if (status != UCS_OK) {
         link_worker_close(u, link);
         return status == UCS_ERR_NO_MEMORY ? KVF_ERR_NO_MEMORY : KVF_ERR_PEER_UNREACHABLE;
@@ -407,6 +492,92 @@ static void ucx_disconnect(struct kvf_transport *t, struct kvf_link *link)
         u->closes++;
     } else {
         link_close(link);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ doors */
+static void on_knock(ucp_conn_request_h request, void *arg)
+{
+    struct ucx *u = arg;
+    for (unsigned i = 0; i < u->n_links; i++) {
+        struct door *door = &u->doors[i];
+        if (door->state != DOOR_FREE)
+            continue;
+        *door = (struct door){.ucx = u, .state = DOOR_ASKED, .request = request};
+        u->doors_due++;
+        return;
+    }
+    ucp_listener_reject(u->listener, request);
+}
+
+static void on_door_error(void *arg, ucp_ep_h ep, ucs_status_t status)
+{
+    struct door *door = arg;
+    if (door->state != DOOR_OPEN)
+        return;
+    door->state = DOOR_FAILED;
+    door->ucx->doors_due++;
+}
+
+static void on_door_closed(void *request, ucs_status_t status, void *user_data)
+{
+    struct door *door = user_data;
+    ucp_request_free(request);
+    door->state = DOOR_FREE;
+}
+
+static void door_open(struct door *door)
+{
+    ucp_ep_params_t params = {
+        .field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER,
+        .conn_request = door->request,
+        .err_mode = UCP_ERR_HANDLING_MODE_PEER,
+        .err_handler = {.cb = on_door_error, .arg = door},
+    };
+    door->state = DOOR_OPEN;
+    /* Whether it works or not, the request is UCX's again. */
+    if (ucp_ep_create(door->ucx->worker, &params, &door->ep) != UCS_OK)
+        door->state = DOOR_FREE;
+}
+
+static void door_close(struct door *door)
+{
+    ucp_request_param_t param = {
+        .op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+        .flags = UCP_EP_CLOSE_FLAG_FORCE,
+        .cb = {.send = on_door_closed},
+        .user_data = door,
+    };
+    door->state = DOOR_CLOSING;
+    ucs_status_ptr_t started = ucp_ep_close_nbx(door->ep, &param);
+    if (!started || UCS_PTR_IS_ERR(started))
+        door->state = DOOR_FREE;
+}
+
+/* Outside of progress: what its callbacks left to do. */
+static void doors_step(struct ucx *u)
+{
+    for (unsigned i = 0; u->doors_due > 0 && i < u->n_links; i++) {
+        struct door *door = &u->doors[i];
+        if (door->state != DOOR_ASKED && door->state != DOOR_FAILED)
+            continue;
+        u->doors_due--;
+        if (door->state == DOOR_ASKED)
+            door_open(door);
+        else
+            door_close(door);
+    }
+}
+
+/* Nobody connects any more, and who did goes. */
+static void doors_shut(struct ucx *u)
+{
+    if (u->listener)
+        ucp_listener_destroy(u->listener);
+    u->listener = NULL;
+    for (unsigned i = 0; u->doors && i < u->n_links; i++) {
+        if (u->doors[i].state == DOOR_OPEN)
+            door_close(&u->doors[i]);
     }
 }
 
@@ -581,10 +752,12 @@ static unsigned ucx_poll(struct kvf_transport *t)
     u->in_progress = true;
     n += progress(u->worker);
     for (unsigned i = 0; i < u->n_links; i++) {
-        if (u->links[i].state == LINK_OPEN || u->links[i].state == LINK_CLOSING)
+        if (u->links[i].own_worker && (u->links[i].state == LINK_OPEN || u->links[i].state == LINK_CLOSING))
             n += progress(u->links[i].worker);
     }
     u->in_progress = false;
+    if (u->doors_due > 0)
+        doors_step(u);
     for (unsigned i = 0; i < u->n_links; i++) {
         if (u->links[i].close_due) {
             u->closes--;
@@ -603,9 +776,9 @@ static int ucx_event_fd(struct kvf_transport *t) { return ucx_of(t)->event_fd; }
 static bool ucx_arm(struct kvf_transport *t)
 {
     struct ucx *u = ucx_of(t);
-    bool armed = !u->due_first && u->downs == 0 && ucp_worker_arm(u->worker) == UCS_OK;
+    bool armed = !u->due_first && u->downs == 0 && u->doors_due == 0 && ucp_worker_arm(u->worker) == UCS_OK;
     for (unsigned i = 0; armed && i < u->n_links; i++) {
-        if (u->links[i].state == LINK_OPEN || u->links[i].state == LINK_CLOSING)
+        if (u->links[i].own_worker && (u->links[i].state == LINK_OPEN || u->links[i].state == LINK_CLOSING))
             armed = ucp_worker_arm(u->links[i].worker) == UCS_OK;
         armed = armed && u->links[i].state != LINK_CLOSED;
     }
@@ -642,7 +815,7 @@ static void ucx_describe(struct kvf_transport *t, char *text, size_t size)
 }
 
 /* ------------------------------------------------------------------------------------------------ life */
-#define SETTINGS_MAX 24
+#define SETTINGS_MAX 32
 
 struct setting {
     const char *name, *value;
@@ -676,9 +849,19 @@ static unsigned settings_of(const struct kvf_devices_choice *choice, size_t segm
         {"NODELAY", "y"},
         {"TCP_NODELAY", "y"},
     };
-    _Static_assert(sizeof settings / sizeof settings[0] <= SETTINGS_MAX, "room for all");
+    const struct setting rdma[] = {
+        {"SOCKADDR_TLS_PRIORITY", "rdmacm"},
+        {"CM_USE_ALL_DEVICES", "n"},        /* the device that an address names, not whatever is faster */
+        {"RC_TIMEOUT", "60ms"},             /* who stops to answer is known after 8 times 67 ms: devices know powers of two */
+        {"RC_RETRY_COUNT", "7"},
+        {"GID_INDEX", choice->gid_index},
+        {"IB_GID_INDEX", choice->gid_index},
+    };
+    const unsigned n = sizeof settings / sizeof settings[0], n_rdma = choice->rdma ? sizeof rdma / sizeof rdma[0] : 0;
+    _Static_assert(sizeof settings + sizeof rdma <= SETTINGS_MAX * sizeof *out, "room for all");
     memcpy(out, settings, sizeof settings);
-    return sizeof settings / sizeof settings[0];
+    memcpy(out + n, rdma, n_rdma * sizeof rdma[0]);
+    return n + n_rdma;
 }
 
 static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
@@ -706,7 +889,7 @@ enum kvf_status kvf_transport_ucx_settings(const struct kvf_transport_config *co
     struct setting settings[SETTINGS_MAX];
     struct kvf_devices_choice choice;
     size_t used = 0;
-    enum kvf_status st = kvf_devices_choose(config->kind, config->interface, config->log, &choice);
+    enum kvf_status st = kvf_devices_choose(config->kind, config->interface, config->gid, config->log, &choice);
     if (st != KVF_OK)
         return st;
     unsigned n = settings_of(&choice, config->segment_bytes, segment, settings);
@@ -742,6 +925,43 @@ static enum kvf_status context_open(struct ucx *u, unsigned peers_max)
     return status == UCS_ERR_NO_MEMORY ? KVF_ERR_NO_MEMORY : KVF_ERR_CONFIG;
 }
 
+/* Opens the door for peers, and notes its address. */
+static ucs_status_t listen_rdma(struct ucx *u)
+{
+    ucp_listener_params_t params = {
+        .field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER,
+        .sockaddr = {.addr = (const struct sockaddr *)&u->choice.rdma_at, .addrlen = (socklen_t)ip_bytes(&u->choice.rdma_at)},
+        .conn_handler = {.cb = on_knock, .arg = u},
+    };
+    ucs_status_t status = ucp_listener_create(u->worker, &params, &u->listener);
+    if (status != UCS_OK)
+        return status;
+    ucp_listener_attr_t attr = {.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR};
+    status = ucp_listener_query(u->listener, &attr);
+    if (status == UCS_OK)
+        u->address[0] = (uint8_t)ip_encode(&attr.sockaddr, u->address + 1);
+    return status;
+}
+
+/* Behind the part for RDMA what UCX packs, unless it is of no use without TCP. */
+static ucs_status_t address_make(struct ucx *u)
+{
+    ucp_address_t *address;
+    size_t bytes, used = 1 + u->address[0];
+    u->address_bytes = used;
+    if (!u->choice.tcp)
+        return UCS_OK;
+    ucs_status_t status = ucp_worker_get_address(u->worker, &address, &bytes);
+    if (status != UCS_OK)
+        return status;
+    bool fits = bytes <= sizeof u->address - used;
+    if (fits)
+        memcpy(u->address + used, address, bytes);
+    u->address_bytes += bytes;
+    ucp_worker_release_address(u->worker, address);
+    return fits ? UCS_OK : UCS_ERR_BUFFER_TOO_SMALL;
+}
+
 static enum kvf_status worker_open(struct ucx *u)
 {
     ucp_worker_params_t params = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE, .thread_mode = UCS_THREAD_MODE_SERIALIZED};
@@ -767,26 +987,21 @@ static enum kvf_status worker_open(struct ucx *u)
     status = ucp_worker_query(u->worker, &attr);
     if (status != UCS_OK || attr.max_am_header < KVF_FRAME_HEADER_MAX)
         goto fail;
-    ucp_address_t *address;
-    status = ucp_worker_get_address(u->worker, &address, &u->address_bytes);
-    if (status != UCS_OK)
-        goto fail;
-    bool fits = u->address_bytes <= sizeof u->address;
-    if (fits)
-        memcpy(u->address, address, u->address_bytes);
-    ucp_worker_release_address(u->worker, address);
-    if (fits)
+    status = u->choice.rdma ? listen_rdma(u) : UCS_OK;
+    if (status == UCS_OK)
+        status = address_make(u);
+    if (status == UCS_OK)
         return KVF_OK;
 fail:
     kvf_log_error(u->log, "UCX cannot start over transports %s on devices %s: %s", u->choice.transports, u->choice.devices,
-                  status == UCS_OK ? "its addresses or headers do not fit ours" : ucs_status_string(status));
+                  status == UCS_OK ? "its headers do not fit ours" : ucs_status_string(status));
     return status == UCS_ERR_NO_MEMORY ? KVF_ERR_NO_MEMORY : KVF_ERR_CONFIG;
 }
 
 static bool links_busy(const struct ucx *u)
 {
     for (unsigned i = 0; i < u->n_links; i++) {
-        if (u->links[i].state != LINK_FREE)
+        if (u->links[i].state != LINK_FREE || u->doors[i].state != DOOR_FREE)
             return true;
     }
     return false;
@@ -800,7 +1015,8 @@ static void ucx_destroy(struct kvf_transport *t)
         if (u->links[i].state == LINK_OPEN)
             ucx_disconnect(t, &u->links[i]);
     }
-    for (unsigned round = 0; u->links && u->worker && round < CLOSE_ROUNDS && links_busy(u); round++)
+    doors_shut(u);
+    for (unsigned round = 0; u->links && u->doors && u->worker && round < CLOSE_ROUNDS && links_busy(u); round++)
         ucx_poll(t);
     if (u->worker)
         ucp_worker_destroy(u->worker);
@@ -809,6 +1025,7 @@ static void ucx_destroy(struct kvf_transport *t)
     if (u->event_fd >= 0)
         close(u->event_fd);
     free(u->links);
+    free(u->doors);
     free(u->ops);
     free(u);
 }
@@ -853,7 +1070,7 @@ enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *conf
     u->segment_bytes = config->segment_bytes;
     u->payload_max = config->segment_bytes;
     u->due_last = &u->due_first;
-    enum kvf_status st = kvf_devices_choose(config->kind, config->interface, config->log, &u->choice);
+    enum kvf_status st = kvf_devices_choose(config->kind, config->interface, config->gid, config->log, &u->choice);
     if (st == KVF_OK && !config->secret)
         st = kvf_devices_loopback(u->choice.devices, config->log);
     if (st != KVF_OK)
@@ -864,8 +1081,9 @@ enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *conf
     u->n_ops = SENDS_PER_LINK + 32 * config->peers_max;
     u->n_ops = u->n_ops < SENDS_MAX ? u->n_ops : SENDS_MAX;
     u->links = calloc(u->n_links, sizeof *u->links);
+    u->doors = calloc(u->n_links, sizeof *u->doors);
     u->ops = calloc(u->n_ops, sizeof *u->ops);
-    if (!u->links || !u->ops)
+    if (!u->links || !u->doors || !u->ops)
         goto fail;
     for (unsigned i = u->n_ops; i-- > 0;)
         op_free(u, &u->ops[i]);

@@ -115,6 +115,7 @@ static enum kvf_status network_open(const struct kvf_settings *s, struct kvf_log
         return KVF_OK;
     struct kvf_transport_config transport = {.kind = s->fabric_transport,
                                              .interface = s->fabric_interface,
+                                             .gid = s->fabric_gid,
                                              .segment_bytes = s->fabric_segment,
                                              .peers_max = (unsigned)s->fabric_peers_max,
                                              .secret = kvf_secret_present(p->core.secret),
