@@ -4,6 +4,7 @@
 #: make demo       set-up, then a real language model's long session over four nodes (KILL=1 kills a lender)
 #: make test       set-up, then every test; the last line counts them
 #: make check      the tests without the set-up (TESTS="base tiers" takes some of them)
+#: make test-rdma  the fabric over RDMA verbs, between two virtual machines with software RoCE
 #: make bench      kvf bench kernels into build/bench-kernels.json
 #: make fuzz       libFuzzer targets, FUZZ_RUNS inputs each (needs clang)
 #: make tidy       layers, sizes, warnings of a second compiler and of cppcheck
@@ -13,7 +14,7 @@
 #: options: CUDA=0|1 UCX=0|1 URING=0|1 (found by themselves), SAN=address|thread, V=1, CC=, CFLAGS=
 
 all: programs
-.PHONY: all programs demo test check bench fuzz tidy install clean help setup FORCE
+.PHONY: all programs demo test test-rdma check bench fuzz tidy install clean help setup FORCE
 
 # What this machine has. A site's own UCX (HPC-X, DOCA) is found through PKG_CONFIG_PATH.
 PKG_CONFIG ?= pkg-config
@@ -132,6 +133,9 @@ $(B)/fuzz/%: tests/fuzz/%.c $(lib_c)
 	@mkdir -p $(@D)
 	$(call say,fuzz $@)
 	$(q)tests/fuzz/build $@ $<
+test-rdma: programs $(B)/tests/rdma/pair $(B)/tests/fabric/test_ucx
+	$(q)deploy/deps.sh --rdma || true
+	$(q)KVF_BUILD=$(B) tests/rdma/run
 tidy:
 	$(q)tests/tidy/layers.py && tests/tidy/sizes.py && tests/tidy/static
 help:

@@ -3,6 +3,7 @@
 #
 #   deploy/deps.sh          what `make demo` and `make test` need
 #   deploy/deps.sh --ci     the same plus the tools of `make tidy` and the sanitizer builds
+#   deploy/deps.sh --rdma   the same plus what `make test-rdma` needs for its virtual machines (their kernel it fetches itself)
 #
 # Only what is missing is installed. KVF_DEPS=0 skips everything (a site that brings its own packages).
 set -euo pipefail
@@ -31,6 +32,13 @@ packages=(
   fio                      # the limit beside which `kvf bench ssd` measures; it runs without, too
   ucx-utils iperf3         # the limits of `kvf bench fabric`; it runs without, too
   redis-server             # ... and what it compares pulls of chunks with
+)
+[ "${1:-}" = --rdma ] && packages+=(
+  qemu-system-x86          # two virtual machines, emulated
+  busybox-static           # their system
+  iproute2                 # rdma, tc: the software RoCE device, and a network that loses
+  ibverbs-providers        # librxe: the device's side of libibverbs
+  ucx-utils                # ucx_perftest: what the figures stand beside
 )
 
 missing=()

@@ -160,7 +160,7 @@ static inline enum kvf_status node_open(struct node *n, const char *name, uint64
     n->fd = region_memory(&n->base);
     st = n->transport->ops->region_create(n->transport, n->base, REGION_BYTES, &n->region);
     if (st == KVF_OK)
-        st = n->transport->ops->region_add(n->transport, n->region, 0, REGION_BYTES, n->fd);
+        st = n->transport->ops->region_add(n->transport, n->region, 0, REGION_BYTES, strcmp(kind, "rdma") ? n->fd : -1);
     if (st != KVF_OK)
         return st;
     fill(seed_of(name, incarnation), n->base, REGION_BYTES);

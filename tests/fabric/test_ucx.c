@@ -97,31 +97,35 @@ static void processes_pull_over_tcp(void **state) { processes_pull("tcp", KVF_WA
 static void processes_pull_over_shared_memory(void **state) { processes_pull("shm", KVF_WAY_MAPPED); }
 
 /* A reactor that sleeps is woken by a frame. */
+static void an_armed_transport_wakes(const char *kind)
+{
+    static struct node n;
+    struct child c;
+    child_start(&c, "ticker", kind);
+    assert_int_equal(node_open(&n, "reactor", 12, kind), KVF_OK);
+    struct kvf_peer *peer = meet(&n, c.name, c.incarnation, c.address, c.address_bytes);
+    for (unsigned i = 0; i < 5; i++) {
+        struct answer a = {.bytes = 0};
+        assert_int_equal(kvf_fabric_call(peer, ECHO, NULL, 0, now_ns() + 5 * KVF_SEC, on_answer, &a), KVF_OK);
+        uint64_t start = now_ns();
+        while (a.total == 0 && now_ns() - start < 5 * KVF_SEC) {
+            kvf_fabric_poll(n.fabric);
+            struct pollfd fd = {.fd = n.transport->ops->event_fd(n.transport), .events = POLLIN};
+            if (a.total == 0 && n.transport->ops->arm(n.transport))
+                assert_int_equal(poll(&fd, 1, 4000), 1);
+        }
+        assert_int_equal(a.status, KVF_OK);
+        assert_true(now_ns() - start < KVF_SEC);
+    }
+    node_close(&n);
+    child_stop(&c);
+}
+
+
 static void an_armed_transport_wakes_by_its_event_fd(void **state)
 {
-    const char *const kinds[] = {"tcp", "shm"};
-    for (unsigned k = 0; k < 2; k++) {
-        static struct node n;
-        struct child c;
-        child_start(&c, "ticker", kinds[k]);
-        assert_int_equal(node_open(&n, "reactor", 12, kinds[k]), KVF_OK);
-        struct kvf_peer *peer = meet(&n, c.name, c.incarnation, c.address, c.address_bytes);
-        for (unsigned i = 0; i < 5; i++) {
-            struct answer a = {.bytes = 0};
-            assert_int_equal(kvf_fabric_call(peer, ECHO, NULL, 0, now_ns() + 5 * KVF_SEC, on_answer, &a), KVF_OK);
-            uint64_t start = now_ns();
-            while (a.total == 0 && now_ns() - start < 5 * KVF_SEC) {
-                kvf_fabric_poll(n.fabric);
-                struct pollfd fd = {.fd = n.transport->ops->event_fd(n.transport), .events = POLLIN};
-                if (a.total == 0 && n.transport->ops->arm(n.transport))
-                    assert_int_equal(poll(&fd, 1, 4000), 1);
-            }
-            assert_int_equal(a.status, KVF_OK);
-            assert_true(now_ns() - start < KVF_SEC);
-        }
-        node_close(&n);
-        child_stop(&c);
-    }
+    an_armed_transport_wakes("tcp");
+    an_armed_transport_wakes("shm");
 }
 
 static void a_goodbye_takes_the_peer_down_at_once(void **state)
@@ -240,6 +244,40 @@ static void the_environment_does_not_leak_in(void **state)
     unsetenv("UCX_POSIX_USE_PROC_LINK");
 }
 
+/* An address is another node's word: what it says of its length and family is tested before UCX sees it. */
+static void what_is_no_address_is_refused(void **state)
+{
+    const uint8_t *const wrong[] = {
+        (const uint8_t *)"\xc8 behind the end", (const uint8_t *)"\7\5port and ip", (const uint8_t *)"\x13\4a family of other size",
+        (const uint8_t *)"\1\4"};
+    const uint8_t rdma_only[] = {7, 4, 0x12, 0x34, 192, 0, 2, 1};
+    static struct node n;
+    struct kvf_link *link;
+    assert_int_equal(node_open(&n, "judge", 12, "tcp"), KVF_OK);
+    const struct kvf_transport_ops *ops = n.transport->ops;
+    for (unsigned i = 0; i < sizeof wrong / sizeof wrong[0]; i++)
+        assert_int_equal(ops->connect(n.transport, wrong[i], i == 2 ? 25 : 12, NULL, &link), KVF_ERR_INVALID);
+    assert_int_equal(ops->connect(n.transport, wrong[0], 0, NULL, &link), KVF_ERR_INVALID);
+    assert_int_equal(ops->connect(n.transport, rdma_only, sizeof rdma_only, NULL, &link), KVF_ERR_PEER_UNREACHABLE);
+    node_close(&n);
+}
+
+static void processes_pull_over_rdma(void **state) { processes_pull("rdma", KVF_WAY_GET); }
+static void an_absent_peer_goes_down_over_rdma(void **state) { an_absent_peer_goes_down("rdma"); }
+static void an_armed_transport_wakes_over_rdma(void **state) { an_armed_transport_wakes("rdma"); }
+
+/* Where there is a device for them, which KVF_TEST_RDMA names: over RDMA, from this host to itself. */
+static int rdma_tests(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(processes_pull_over_rdma),
+        cmocka_unit_test(an_absent_peer_goes_down_over_rdma),
+        cmocka_unit_test(an_armed_transport_wakes_over_rdma),
+    };
+    interface = getenv("KVF_TEST_RDMA");
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "peer") == 0)
@@ -251,9 +289,12 @@ int main(int argc, char **argv)
     if (readlink("/proc/self/exe", program, sizeof program - 1) < 0)
         return 1;
     signal(SIGPIPE, SIG_IGN);
+    if (getenv("KVF_TEST_RDMA"))
+        return rdma_tests();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_settings_are_refused),
         cmocka_unit_test(what_is_no_region_or_piece_is_refused),
+        cmocka_unit_test(what_is_no_address_is_refused),
         cmocka_unit_test(threads_pull_over_tcp),
         cmocka_unit_test(threads_pull_over_shared_memory),
         cmocka_unit_test(nodes_with_different_segments_understand_each_other),
