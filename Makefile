@@ -102,6 +102,7 @@ $(B)/tests/llm/%: $(B)/tests/llm/%.o $(filter-out %/main.o,$(llm_o)) $(B)/libtes
 $(B)/tests/bench/%: $(B)/tests/bench/%.o $(bench_o) $(B)/libtests.a $(B)/libkvf.a
 	$(call say,ld   $@)
 	$(q)$(CC) $(sanflags) -o $@ $^ -lcmocka $(ldlibs)
+$(B)/tests/fabric/test_faults_net: $(B)/bench/network.o
 $(B)/tests/%: $(B)/tests/%.o $(B)/libtests.a $(B)/libkvf.a
 	$(call say,ld   $@)
 	$(q)$(CC) $(sanflags) -o $@ $^ -lcmocka $(ldlibs)

@@ -18,6 +18,8 @@ static const struct kvf_bench_entry benches[] = {
      kvf_bench_movement_run},
     {"fabric", "pulls from a peer's memory over TCP and shared memory, beside ucx_perftest, iperf3, memcpy and Redis",
      kvf_bench_fabric_run},
+    {"failure", "how long a peer's death, stop or dead link goes unnoticed, and what is lost, over TCP and shared memory",
+     kvf_bench_failure_run},
     {"ssd", "the SSD tier beside fio, what it writes under churn, and how fast it recovers", kvf_bench_ssd_run},
     {"index", "look-up, pin and unpin of blocks in DRAM, beside a plain array, at 1 M and 32 M blocks", kvf_bench_index_run},
     {"cold", "what 8 bits an element below DRAM cost attention, and how fast they are made and read", kvf_bench_cold_run},
@@ -166,10 +168,10 @@ static void usage(FILE *out)
                  "  --capacity N     trace: percent of all blocks that fit; may be repeated (default 1 2 5 10 20 30 50 100)\n"
                  "  --memory GIB     start: memory of the node, 0.25 to 1024 (default 2); one more must be free\n"
                  "                   fabric: of the region, and of each process that pulls (default 1)\n"
-                 "  --tls NAME       fabric: tcp, shm, auto or rdma: this transport alone (default tcp and shm)\n"
+                 "  --tls NAME       fabric, failure: tcp, shm, auto or rdma: this transport alone (default tcp and shm)\n"
                  "  --size KIB       fabric: of a block, 4 to 16384; may be repeated (default 64 256 1024 4096)\n"
                  "  --depth N        fabric: pulls under way, 1 to 64; may be repeated (default 1 4 16 64)\n"
-                 "  --rounds N       fabric: 1 to 64 (default 5)\n"
+                 "  --rounds N       fabric, failure: 1 to 64 (default 5)\n"
                  "  --peers N        fabric: many to one and one to many instead, with N peers, 2 to 60\n"
                  "  --help           this text\n"
                  "\nexit codes: 0 done, 1 a result was wrong or could not be written, 2 wrong usage\n"

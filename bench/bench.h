@@ -83,6 +83,7 @@ bool kvf_bench_trace_run(struct kvf_bench *bench);
 bool kvf_bench_start_run(struct kvf_bench *bench);
 bool kvf_bench_attend_run(struct kvf_bench *bench);
 bool kvf_bench_fabric_run(struct kvf_bench *bench);
+bool kvf_bench_failure_run(struct kvf_bench *bench);
 
 /* `kvf bench NAME [options]`; argv[0] is "bench". Returns the exit code: 0 done, 1 failed, 2 wrong usage. */
 int kvf_bench_main(int argc, char **argv);
