@@ -46,6 +46,11 @@
     X(scrub_unreadable, "of these, blocks that the disk did not return")          \
     X(scrub_passes, "times that the scrub went through all blocks on SSD")        \
     X(fetch_deadline, "reads that ended at their deadline")                       \
+    X(peers_slow, "times that a peer's answers were found to be slow")            \
+    X(hedges, "reads of a lender that were late, so that a copy on SSD was read too") \
+    X(hedges_won, "of these, reads that the copy ended")                          \
+    X(copies_read, "reads that asked no lender, it being slow or gone, but the copy on SSD") \
+    X(blocks_fell_back, "blocks at a lender that was lost or wanted its memory, which lie on SSD now by their copy") \
     X(prefetch_blocks, "blocks read ahead")                                       \
     X(prefetch_used, "of these, blocks that attention then used")                 \
     X(prefetch_cancelled, "of these, reads dropped from the queue as not wanted") \

@@ -200,11 +200,14 @@ static void print_peers(const json_t *status)
     size_t i;
     if (!json_array_size(peers))
         return;
-    struct kvf_table *table = kvf_table_create("PEER|STATE|WAY|>OURS THERE|>THEIRS HERE|>LENDS");
+    struct kvf_table *table = kvf_table_create("PEER|STATE|WAY|>P50|>P95|>OURS THERE|>THEIRS HERE|>LENDS");
     json_array_foreach(peers, i, peer) {
         kvf_table_cell(table, "%s", text_in(peer, "name"));
-        kvf_table_cell(table, "%s", json_is_true(json_object_get(peer, "up")) ? "up" : "down");
+        bool up = json_is_true(json_object_get(peer, "up")), slow = json_is_true(json_object_get(peer, "slow"));
+        kvf_table_cell(table, "%s", !up ? "down" : slow ? "slow" : "up");
         kvf_table_cell(table, "%s", text_in(peer, "way"));
+        kvf_table_cell(table, "%s", kvf_table_ns(number_in(peer, "request_p50_ns")).s);
+        kvf_table_cell(table, "%s", kvf_table_ns(number_in(peer, "request_p95_ns")).s);
         kvf_table_cell(table, "%s", kvf_table_bytes(number_in(peer, "borrowed_bytes")).s);
         kvf_table_cell(table, "%s", kvf_table_bytes(number_in(peer, "lent_bytes")).s);
         kvf_table_cell(table, "%s", kvf_table_bytes(number_in(peer, "lend_bytes")).s);

@@ -157,6 +157,11 @@ typedef void (*kvf_take_fn)(void *arg, unsigned range, uint32_t at, void *to, co
 enum kvf_status kvf_fabric_pull_take(struct kvf_peer *peer, const struct kvf_pull_range *ranges, unsigned n, uint64_t deadline_ns,
                                      kvf_take_fn take, kvf_done_fn done, void *arg);
 
+/* Ends what was asked for with this `arg`, without its callback: nothing writes to its memory any more, and the answer that still
+ * comes is dropped. False: there is no such request, it has ended and calls back in the next poll, or the transport is using its
+ * memory. */
+bool kvf_fabric_cancel(struct kvf_fabric *fabric, const void *arg);
+
 /* Moves everything forward: transport, heartbeats, deadlines; copies at most 1 MiB from mapped memory. Returns events
  * handled. Call it again at once while it returns more than 0 or next_timer is in the past. */
 unsigned kvf_fabric_poll(struct kvf_fabric *fabric);

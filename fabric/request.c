@@ -188,6 +188,19 @@ void kvf_request_deadlines(struct kvf_fabric *fabric, uint64_t now_ns)
     }
 }
 
+bool kvf_fabric_cancel(struct kvf_fabric *fabric, const void *arg)
+{
+    for (unsigned i = 0; i < fabric->config.requests_max; i++) {
+        struct kvf_request_slot *slot = &fabric->requests[i];
+        if (slot->kind == KVF_REQUEST_FREE || slot->arg != arg || slot->ended || slot->held > 0)
+            continue;
+        kvf_request_mark(slot, KVF_CANCELLED);
+        kvf_request_drop(slot);
+        return true;
+    }
+    return false;
+}
+
 /* ------------------------------------------------------------------------------------------------ calls */
 static void call_sent(void *arg, enum kvf_status status)
 {

@@ -31,16 +31,17 @@ static void lose_blocks_at(struct kvf_core *core, struct kvf_node_peer *p)
     for (kvf_handle h; (h = kvf_index_walk(core->index, &cursor)) != KVF_HANDLE_NONE;) {
         struct kvf_entry *e = kvf_index_entry(core->index, h);
         bool there = (e->tier == KVF_TIER_REMOTE || e->tier == KVF_TIER_PEER) && e->peer == p->number;
-        if (there && (e->state == KVF_BLOCK_READY || e->state == KVF_BLOCK_RISING)) {
-            kvf_block_lose(core, h);
-            lost++;
-        }
+        if (!there || (e->state != KVF_BLOCK_READY && e->state != KVF_BLOCK_RISING))
+            continue;
+        p->reset = true; /* it may come back, and hold them still */
+        if (kvf_persist_fall_back(core, h))
+            continue;
+        kvf_block_lose(core, h);
+        lost++;
     }
-    if (lost) {
-        p->reset = true;
+    if (lost)
         kvf_log_warn(&core->log, "node %s is gone: %llu blocks that lay there must be recomputed", p->member.name,
                      (unsigned long long)lost);
-    }
 }
 
 static void peer_connect(struct kvf_core *core, struct kvf_node_peer *p)
@@ -77,6 +78,7 @@ static void on_peer_up(void *arg, struct kvf_peer *peer)
         return;
     p->up = true;
     p->lend_retry_ns = 0;
+    kvf_pace_reset(p);
     core->spill_stuck = false;
     kvf_log_info(&core->log, "node %s is up", p->member.name);
     kvf_core_changed(core);

@@ -235,6 +235,8 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
     if (e->state == KVF_BLOCK_LOST)
         return;
     assert(booked(e) && e->tier != KVF_TIER_DRAM);
+    if (kvf_persist_fall_back(core, handle))
+        return;
     struct kvf_sess *sess = kvf_block_session(core, e);
     kvf_count(&core->counters.blocks_lost, 1);
     if (!sess || (e->flags & KVF_FLAG_DEPARTED)) {
@@ -364,8 +366,9 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
 static enum kvf_status machines_create(struct kvf_core *core)
 {
     enum kvf_status (*const makers[])(struct kvf_core *) = {
-        kvf_device_create, kvf_evict_create, kvf_reads_create,  kvf_staging_create, kvf_spills_create, kvf_rises_create,
-        kvf_scrub_create,  kvf_lend_create,  kvf_yields_create, kvf_serves_create,  kvf_moves_create,  kvf_blocks_create,
+        kvf_device_create, kvf_evict_create, kvf_reads_create,  kvf_hedges_create, kvf_staging_create,
+        kvf_spills_create, kvf_rises_create, kvf_scrub_create,  kvf_lend_create,   kvf_yields_create,
+        kvf_serves_create, kvf_moves_create, kvf_blocks_create,
         kvf_attend_costs_create, kvf_attend_remotes_create, kvf_attend_serves_create,
     };
     for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
@@ -510,6 +513,7 @@ void kvf_core_destroy(struct kvf_core *core)
                 kvf_sess_free(core->sessions[b]);
     kvf_device_destroy(core);
     kvf_staging_destroy(core);
+    kvf_hedges_destroy(core);
     kvf_reads_destroy(core);
     for (unsigned i = 0; i < core->n_models; i++)
         free(core->models[i]);
@@ -542,6 +546,8 @@ unsigned kvf_core_poll(struct kvf_core *core)
     if (core->ssd)
         events += kvf_ssd_poll(core->ssd);
     kvf_cluster_poll(core);
+    if (core->fabric)
+        kvf_pace_poll(core, kvf_now(core->env));
     events += kvf_lend_poll(core);
     events += kvf_yields_poll(core);
     events += kvf_moves_poll(core);
@@ -565,8 +571,10 @@ uint64_t kvf_core_next_timer(const struct kvf_core *core)
     uint64_t next = now + 100 * KVF_MS;
     if (!kvf_attend_serves_idle(core) || !kvf_attend_remotes_idle(core))
         next = now + KVF_MS; /* an answer or question that the transport did not take */
-    if (core->reads_queued || !kvf_blocks_idle(core) || !kvf_spills_idle(core) || core->spill_urgent || !kvf_yields_idle(core))
+    if (core->reads_queued || !kvf_hedges_idle(core) || !kvf_blocks_idle(core) || !kvf_spills_idle(core) ||
+        core->spill_urgent || !kvf_yields_idle(core))
         next = now + KVF_MS;
+    next = kvf_reads_next_timer(core) < next ? kvf_reads_next_timer(core) : next;
     uint64_t spill = kvf_spills_next_timer(core, now), scrub = kvf_scrub_next_timer(core, now);
     next = spill < next ? spill : next;
     next = scrub < next ? scrub : next;

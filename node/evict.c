@@ -162,7 +162,7 @@ uint64_t kvf_evict_dram(struct kvf_core *core, uint64_t bytes)
     return sum;
 }
 
-/* `copies`: those beside blocks in DRAM too, which frees SSD but no entry. */
+/* `copies`: those beside blocks in DRAM or at lenders too, which frees SSD but no entry. */
 static uint64_t hand_on(struct kvf_core *core, uint64_t bytes, bool copies)
 {
     struct kvf_evict *ev = core->evict;
@@ -174,7 +174,8 @@ static uint64_t hand_on(struct kvf_core *core, uint64_t bytes, bool copies)
             continue;
         }
         struct kvf_entry *e = kvf_index_entry(core->index, h);
-        if (copies && opaque(e) && e->ssd4k && e->tier == KVF_TIER_DRAM && e->state == KVF_BLOCK_READY) {
+        bool above = e->tier == KVF_TIER_DRAM || e->tier == KVF_TIER_REMOTE;
+        if (copies && opaque(e) && e->ssd4k && above && e->state == KVF_BLOCK_READY) {
             sum += e->bytes;
             kvf_persist_forget(core, e);
         }

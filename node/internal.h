@@ -9,6 +9,7 @@
  *     session.c   move.c (move a session)   promote.c (blocks up)   spill.c (blocks down)   staging.c (cold blocks for attend)
  *     ahead.c (which cold chunks the next layers will want)   cold.c (blocks in 8 bits an element)
  *     device.c (which chunks lie in the device cache)
+ *     pace.c (which peers are slow)   hedge.c (the second copy of a block at a lender)
  *     read.c (bring chunks of one block to a place)   serve.c (reads by key for other nodes)
  *     lend.c (the lender's side)   reclaim.c (the lender wants memory back)   yield.c (the borrower moves blocks away)
  *     area.c (the SSD area: open, off, degraded)   scrub.c (blocks on SSD are checked again and again)
@@ -27,6 +28,7 @@
 #include "base/latencies.h"
 #include "base/log.h"
 #include "base/priority.h"
+#include "base/recent.h"
 #include "base/workers.h"
 #include "coordinator/coordinator.h"
 #include "fabric/fabric.h"
@@ -78,6 +80,13 @@ struct kvf_model {
     bool cold; /* some block of it may lie in 8 bits an element */
 };
 
+/* How fast a peer answers (pace.c). */
+struct kvf_pace {
+    struct kvf_recent recent;
+    bool slow;
+    uint64_t slow_ns; /* since when */
+};
+
 /* One peer of the fabric, by number; entries of the index name lenders and old homes so. */
 struct kvf_node_peer {
     struct kvf_core *core;
@@ -92,6 +101,7 @@ struct kvf_node_peer {
     bool reset;                  /* it may hold blocks of ours that we gave up: RELEASE_ALL goes first */
     bool resetting;
     uint64_t retry_ns;           /* DOWN: when to connect anew */
+    struct kvf_pace pace;        /* how fast it answers */
     struct kvf_key releases[2][KVF_BATCH_MAX]; /* waiting to be sent: to a lender, to an old home */
     unsigned n_releases[2];
 };
@@ -183,6 +193,8 @@ struct kvf_read {
     enum kvf_status status;
     uint64_t start_ns;
     struct kvf_key key; /* of the entry: a handle may be another block's by the time it is looked at */
+    struct hedge *hedge; /* its second copy is being read too (hedge.c), or NULL */
+    bool no_copy;        /* ... was, in vain */
     struct kvf_read *next, **at; /* at: where it is linked while QUEUED, else NULL */
     /* KVF_OK; KVF_LOST (no copy exists any more); ERR_BUSY (the source takes no more now: ask again); ERR_DEADLINE; ERR_IO;
      * CANCELLED. Called under the lock. */
@@ -222,6 +234,8 @@ struct kvf_list {
 
 struct kvf_device; /* device.c */
 struct kvf_reads; /* read.c */
+struct hedge;     /* hedge.c: one read of a second copy */
+struct kvf_hedges;
 struct kvf_spill; /* spill.c */
 struct kvf_rise;  /* promote.c */
 struct kvf_move;  /* move.c: one session on its way out or in */
@@ -301,6 +315,8 @@ struct kvf_core {
     uint64_t n_sessions;
 
     struct kvf_reads *reads;
+    struct kvf_hedges *hedges;
+    uint64_t pace_look_ns; /* when the peers' pace is looked at next */
     unsigned reads_max, reads_queued; /* queued: not yet posted */
     struct kvf_stage *stages;   /* [stages_max] */
     uint32_t stages_max;
@@ -467,6 +483,8 @@ void kvf_persist_copy(struct kvf_core *core, struct kvf_entry *entry, uint64_t o
 void kvf_persist_forget(struct kvf_core *core, struct kvf_entry *entry);
 /* A block in DRAM with a copy on the SSD leaves DRAM. false: it is pinned. */
 bool kvf_persist_shed(struct kvf_core *core, kvf_handle handle);
+/* A block at a lender goes back to its copy on the SSD, and the lender's is released. false: it has none, or is no such block. */
+bool kvf_persist_fall_back(struct kvf_core *core, kvf_handle handle);
 /* Makes a block durable. IN_PROGRESS: begun when keep->busy, and keep->status tells the end; else it is to be asked for again.
  * ERR_UNSUPPORTED (no SSD), ERR_STATE (it lies at another node), ERR_FULL, ERR_IO (degraded), ERR_BUSY. */
 enum kvf_status kvf_persist_keep(struct kvf_core *core, struct kvf_keep *keep, kvf_handle handle);
@@ -511,6 +529,29 @@ void kvf_read_promote(struct kvf_core *core, struct kvf_read *read);
 /* A read that nobody wants any more: ends CANCELLED inside the call if it is still queued (true), else when it arrives. */
 bool kvf_read_cancel(struct kvf_core *core, struct kvf_read *read);
 unsigned kvf_reads_poll(struct kvf_core *core);
+/* When the oldest request of a read to this peer that has no answer yet was asked; UINT64_MAX: there is none. */
+uint64_t kvf_reads_asked_ns(const struct kvf_core *core, uint16_t peer);
+/* When some read becomes late and its other copy should be read too; UINT64_MAX: none can. */
+uint64_t kvf_reads_next_timer(const struct kvf_core *core);
+/* The second copy of a read's block is here, whole and verified (`block` is where chunk 0 would lie), or NULL: it was in vain. */
+void kvf_read_hedged(struct kvf_core *core, struct kvf_read *read, const uint8_t *block);
+
+/* hedge.c: the second copy of a block that lies at a lender */
+enum kvf_status kvf_hedges_create(struct kvf_core *core);
+void kvf_hedges_destroy(struct kvf_core *core);
+bool kvf_hedge_exists(const struct kvf_core *core, const struct kvf_entry *entry);
+/* Reads it. false: no room now. kvf_read_hedged is called from a later poll, unless it is dropped before. */
+bool kvf_hedge_start(struct kvf_core *core, struct kvf_read *read, const struct kvf_entry *entry);
+void kvf_hedge_drop(struct kvf_read *read);
+void kvf_hedges_poll(struct kvf_core *core, uint64_t now_ns);
+bool kvf_hedges_idle(const struct kvf_core *core);
+
+/* pace.c: which peers are slow */
+void kvf_pace_add(struct kvf_node_peer *peer, uint64_t ns); /* a request was answered after so long */
+void kvf_pace_reset(struct kvf_node_peer *peer);
+/* After so long an answer of this peer is late. */
+uint64_t kvf_pace_late_ns(const struct kvf_node_peer *peer);
+void kvf_pace_poll(struct kvf_core *core, uint64_t now_ns);
 
 /* staging.c */
 enum kvf_status kvf_staging_create(struct kvf_core *core);
@@ -604,6 +645,8 @@ enum kvf_status kvf_spills_create(struct kvf_core *core);
 void kvf_spills_destroy(struct kvf_core *core);
 unsigned kvf_spills_poll(struct kvf_core *core);
 bool kvf_spills_idle(const struct kvf_core *core);
+/* When this lender was asked for slots and has not answered since; UINT64_MAX: it was not. */
+uint64_t kvf_spills_asked_ns(const struct kvf_core *core, const struct kvf_node_peer *peer);
 /* A session begins to park, or a block of one that does came up: all of its blocks are looked at (again). */
 void kvf_spills_look_again(struct kvf_core *core);
 /* Blocks that are written to SSD, with a record, and still stand as being in DRAM; one per call, *cursor begins as 0. */

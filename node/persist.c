@@ -5,7 +5,8 @@
  * until a session of their id is made, or until the SSD needs room: they go before anything else does.
  *
  * A block in DRAM may have a copy on the SSD beside it (ssd4k of its entry): one that was made to persist, or one that rose from
- * there. When it leaves DRAM it goes back to that copy, and nothing is written. */
+ * there. When it leaves DRAM it goes to a lender as any other and keeps the copy, or back to it, and nothing is written. When the
+ * lender is lost, or wants its memory back, the block lies where its copy is. */
 #include "node/internal.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -248,6 +249,20 @@ bool kvf_persist_shed(struct kvf_core *core, kvf_handle handle)
     return true;
 }
 
+bool kvf_persist_fall_back(struct kvf_core *core, kvf_handle handle)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    uint64_t copy = (uint64_t)e->ssd4k * KVF_LOCATION_UNIT, location = kvf_entry_location(e);
+    uint16_t peer = e->peer;
+    if (!copy || !core->ssd || e->tier != KVF_TIER_REMOTE || e->state != KVF_BLOCK_READY || (e->flags & KVF_FLAG_REMOVED))
+        return false;
+    kvf_persist_copy(core, e, 0);
+    kvf_block_place(core, handle, KVF_TIER_SSD, KVF_PEER_NONE, copy);
+    kvf_block_release_copy(core, KVF_TIER_REMOTE, peer, location, e->bytes, kvf_entry_chunks(e), e->key);
+    kvf_count(&core->counters.blocks_fell_back, 1);
+    return true;
+}
+
 /* ---------------------------------------------------------------- one block to stay */
 
 static void copy_done(void *arg, enum kvf_status status)
@@ -300,7 +315,7 @@ enum kvf_status kvf_persist_keep(struct kvf_core *core, struct kvf_keep *k, kvf_
     k->status = KVF_IN_PROGRESS;
     if (!core->ssd)
         return KVF_ERR_UNSUPPORTED;
-    if (e->tier == KVF_TIER_REMOTE || e->tier == KVF_TIER_PEER)
+    if (!copy_of(e) && (e->tier == KVF_TIER_REMOTE || e->tier == KVF_TIER_PEER))
         return KVF_ERR_STATE;
     if (copy_of(e)) { /* it lies there: its record must be safe */
         k->busy = true;

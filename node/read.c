@@ -3,57 +3,18 @@
  * Waiting reads stand in two queues, demand and ahead. Each poll posts as many as their sources take, demand first: an SSD
  * request per run of adjacent chunks, one pull per batch of ranges at a lender, one READ call per batch of keys at an old home.
  * What is not demand takes at most half of each source's places, so that a demand read always finds one soon. */
-#include "node/internal.h"
+#include "node/read.h"
 #include "node/wire.h"
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define BATCHES_MAX 64
 #define LOOK_MAX 1024 /* reads of a queue looked at in one poll */
 #define BATCHES_PER_PEER 8
 #define PULL_BYTES 262144
 #define SSD_REQUESTS_MAX 256
 #define SSD_AHEAD_TURN_BYTES (256u << 10) /* reads ahead that are handed to the SSD's queue in one turn */
 #define SSD_REQUESTS_AHEAD_MAX (SSD_REQUESTS_MAX / 2) /* of reads that are not demand */
-
-/* Reads that one message carries. */
-struct batch {
-    struct kvf_core *core;
-    uint16_t peer;
-    unsigned n, runs;
-    uint64_t bytes;
-    uint64_t deadline_ns;
-    struct kvf_read *reads[KVF_BATCH_MAX];
-    uint64_t masks[KVF_BATCH_MAX]; /* the chunks of each that this message brings: all, but for a block larger than a message */
-    struct {
-        uint32_t offset; /* in the block */
-        uint8_t read;    /* whose */
-    } ranges[KVF_PULL_RANGES_MAX]; /* of a pull */
-    struct batch *next;
-};
-
-/* One run of chunks on its way from SSD. */
-struct ssd_run {
-    struct kvf_ssd_request request;
-    struct kvf_read *read;
-    bool ahead; /* counted so */
-    struct ssd_run *next;
-};
-
-struct queue {
-    struct kvf_read *head, **end;
-};
-
-struct kvf_reads {
-    struct kvf_read *pool, *free;
-    struct queue demand, ahead;
-    struct batch *batches, *batch_free;
-    struct ssd_run *runs, *run_free;
-    unsigned *batches_at; /* [peers_max] outstanding */
-    unsigned active;
-    unsigned runs_ahead;  /* SSD requests of reads that are not demand */
-};
 
 enum kvf_status kvf_reads_create(struct kvf_core *core)
 {
@@ -63,7 +24,7 @@ enum kvf_status kvf_reads_create(struct kvf_core *core)
     core->reads = rs;
     core->reads_max = (unsigned)(core->settings.staging_bytes / 4096 < 16384 ? core->settings.staging_bytes / 4096 : 16384) + 256;
     rs->pool = calloc(core->reads_max, sizeof *rs->pool);
-    rs->batches = calloc(BATCHES_MAX, sizeof *rs->batches);
+    rs->batches = calloc(KVF_BATCHES_MAX, sizeof *rs->batches);
     rs->runs = calloc(SSD_REQUESTS_MAX, sizeof *rs->runs);
     rs->batches_at = calloc(core->settings.fabric_peers_max, sizeof *rs->batches_at);
     if (!rs->pool || !rs->batches || !rs->runs || !rs->batches_at)
@@ -72,7 +33,7 @@ enum kvf_status kvf_reads_create(struct kvf_core *core)
         rs->pool[i].next = rs->free;
         rs->free = &rs->pool[i];
     }
-    for (unsigned i = 0; i < BATCHES_MAX; i++) {
+    for (unsigned i = 0; i < KVF_BATCHES_MAX; i++) {
         rs->batches[i].next = rs->batch_free;
         rs->batch_free = &rs->batches[i];
     }
@@ -82,6 +43,7 @@ enum kvf_status kvf_reads_create(struct kvf_core *core)
     }
     rs->demand.end = &rs->demand.head;
     rs->ahead.end = &rs->ahead.head;
+    rs->late_ns = UINT64_MAX;
     return KVF_OK;
 }
 
@@ -98,14 +60,14 @@ void kvf_reads_destroy(struct kvf_core *core)
     core->reads = NULL;
 }
 
-static struct queue *queue_of(struct kvf_reads *rs, const struct kvf_read *read)
+static struct kvf_read_queue *queue_of(struct kvf_reads *rs, const struct kvf_read *read)
 {
     return read->priority == KVF_PRIORITY_DEMAND ? &rs->demand : &rs->ahead;
 }
 
 static void enqueue(struct kvf_core *core, struct kvf_read *read)
 {
-    struct queue *q = queue_of(core->reads, read);
+    struct kvf_read_queue *q = queue_of(core->reads, read);
     read->next = NULL;
     read->at = q->end;
     *q->end = read;
@@ -115,7 +77,7 @@ static void enqueue(struct kvf_core *core, struct kvf_read *read)
 
 static void dequeue(struct kvf_core *core, struct kvf_read *read)
 {
-    struct queue *q = queue_of(core->reads, read);
+    struct kvf_read_queue *q = queue_of(core->reads, read);
     *read->at = read->next;
     if (read->next)
         read->next->at = read->at;
@@ -200,7 +162,7 @@ static void count_bytes(struct kvf_core *core, const struct kvf_read *read, uint
 }
 
 /* The block of a read, or NULL when it is gone. */
-static struct kvf_entry *entry_of(struct kvf_core *core, const struct kvf_read *read)
+struct kvf_entry *kvf_read_entry(struct kvf_core *core, const struct kvf_read *read)
 {
     kvf_handle h = kvf_index_find(core->index, read->key);
     if (h != read->handle)
@@ -209,10 +171,10 @@ static struct kvf_entry *entry_of(struct kvf_core *core, const struct kvf_read *
     return e->flags & KVF_FLAG_REMOVED ? NULL : e;
 }
 
-static void finish(struct kvf_core *core, struct kvf_read *read, enum kvf_status status)
+void kvf_read_finish(struct kvf_core *core, struct kvf_read *read, enum kvf_status status)
 {
     struct kvf_reads *rs = core->reads;
-    struct kvf_entry *e = entry_of(core, read);
+    struct kvf_entry *e = kvf_read_entry(core, read);
     if (status == KVF_OK && e)
         count_bytes(core, read, mask_bytes(read, read->mask));
     if (status == KVF_ERR_DEADLINE)
@@ -236,7 +198,7 @@ void kvf_read_promote(struct kvf_core *core, struct kvf_read *read)
     if (queued)
         enqueue(core, read);
     for (unsigned i = 0; i < SSD_REQUESTS_MAX && !queued && read->tier == KVF_TIER_SSD && rs->runs_ahead; i++) {
-        struct ssd_run *run = &rs->runs[i];
+        struct kvf_ssd_run *run = &rs->runs[i];
         if (run->read != read || !run->ahead)
             continue;
         run->ahead = false;
@@ -250,7 +212,7 @@ bool kvf_read_cancel(struct kvf_core *core, struct kvf_read *read)
     if (!read->at)
         return false;
     dequeue(core, read);
-    finish(core, read, KVF_CANCELLED);
+    kvf_read_finish(core, read, KVF_CANCELLED);
     return true;
 }
 
@@ -258,7 +220,7 @@ bool kvf_read_cancel(struct kvf_core *core, struct kvf_read *read)
 
 static void ssd_done(void *arg, enum kvf_status status)
 {
-    struct ssd_run *run = arg;
+    struct kvf_ssd_run *run = arg;
     struct kvf_read *read = run->read;
     struct kvf_reads *rs = read->core->reads;
     run->next = rs->run_free;
@@ -271,7 +233,7 @@ static void ssd_done(void *arg, enum kvf_status status)
     if (status != KVF_OK && status != KVF_CANCELLED)
         kvf_count(&read->core->counters.ssd_read_failed, 1);
     if (--read->runs == 0)
-        finish(read->core, read, read->status);
+        kvf_read_finish(read->core, read, read->status);
 }
 
 /* Runs of adjacent chunks; widened to whole 4096s where chunks are smaller. */
@@ -305,7 +267,7 @@ static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_en
     if (ahead && *ahead_room == 0)
         return false;
     unsigned n = runs_of(read, read->mask, 4096, runs, 64), have = 0;
-    for (struct ssd_run *r = rs->run_free; r && have < n; r = r->next)
+    for (struct kvf_ssd_run *r = rs->run_free; r && have < n; r = r->next)
         have++;
     if (have < n || (ahead && rs->runs_ahead > 0 && rs->runs_ahead + n > SSD_REQUESTS_AHEAD_MAX))
         return false;
@@ -315,7 +277,7 @@ static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_en
     read->runs = n;
     read->status = KVF_OK;
     for (unsigned i = 0; i < n; i++) {
-        struct ssd_run *run = rs->run_free;
+        struct kvf_ssd_run *run = rs->run_free;
         rs->run_free = run->next;
         run->read = read;
         run->ahead = ahead;
@@ -330,53 +292,82 @@ static bool post_ssd(struct kvf_core *core, struct kvf_read *read, struct kvf_en
 
 /* ---------------------------------------------------------------- lenders */
 
-static void batch_free(struct batch *b)
+void kvf_batch_free(struct kvf_batch *b)
 {
     struct kvf_reads *rs = b->core->reads;
+    b->asked_ns = 0;
     rs->batches_at[b->peer]--;
     b->next = rs->batch_free;
     rs->batch_free = b;
 }
 
 /* One is free. */
-static struct batch *batch_take(struct kvf_core *core, uint16_t peer)
+static struct kvf_batch *batch_take(struct kvf_core *core, uint16_t peer)
 {
     struct kvf_reads *rs = core->reads;
-    struct batch *b = rs->batch_free;
+    struct kvf_batch *b = rs->batch_free;
     rs->batch_free = b->next;
     rs->batches_at[peer]++;
     b->core = core;
     b->peer = peer;
     b->n = b->runs = 0;
-    b->bytes = 0;
-    b->deadline_ns = UINT64_MAX;
+    b->bytes = b->asked_ns = 0;
+    b->deadline_ns = b->late_ns = UINT64_MAX;
     return b;
 }
 
-static struct batch *batch_new(struct kvf_core *core, uint16_t peer, bool demand)
+static struct kvf_batch *batch_new(struct kvf_core *core, uint16_t peer, bool demand)
 {
     struct kvf_reads *rs = core->reads;
     unsigned most = demand ? BATCHES_PER_PEER : BATCHES_PER_PEER / 2;
     return rs->batch_free && rs->batches_at[peer] < most ? batch_take(core, peer) : NULL;
 }
 
-/* A read whose last message has ended, ends. */
-static void part_end(struct kvf_read *read, enum kvf_status status)
+/* Back into its queue: its source is chosen anew. */
+void kvf_read_again(struct kvf_core *core, struct kvf_read *read)
 {
-    if (status != KVF_OK)
-        read->status = status;
-    if (--read->runs == 0)
-        finish(read->core, read, read->status);
+    assert(!read->at && read->runs == 0 && !read->hedge);
+    read->peer = KVF_PEER_NONE;
+    read->verified = 0; /* what comes now is written over it */
+    enqueue(core, read);
 }
 
-static void batch_end(struct batch *b, enum kvf_status status)
+/* The lender does not have it any more, but somebody here does. */
+static bool elsewhere(struct kvf_core *core, const struct kvf_read *read)
 {
+    const struct kvf_entry *e = kvf_read_entry(core, read);
+    return read->tier == KVF_TIER_REMOTE && !read->no_copy && e &&
+           (e->tier == KVF_TIER_SSD || (e->tier == KVF_TIER_REMOTE && e->ssd4k));
+}
+
+/* A read whose last message has ended, ends, unless there is a second copy to wait for or to ask for. */
+static void part_end(struct kvf_read *read, enum kvf_status status)
+{
+    struct kvf_core *core = read->core;
+    if (status != KVF_OK)
+        read->status = status;
+    if (--read->runs > 0)
+        return;
+    if (read->hedge && (read->status == KVF_OK || read->status == KVF_ERR_DEADLINE))
+        kvf_hedge_drop(read);
+    if (read->hedge)
+        return;
+    if (read->status == KVF_LOST && elsewhere(core, read))
+        kvf_read_again(core, read);
+    else
+        kvf_read_finish(core, read, read->status);
+}
+
+static void batch_end(struct kvf_batch *b, enum kvf_status status)
+{
+    if (status == KVF_OK || status == KVF_ERR_DEADLINE)
+        kvf_pace_add(&b->core->peers[b->peer], kvf_now(b->core->env) - b->asked_ns);
     /* A refusal means that the peer does not have what we thought: a miss, as a lost peer is. */
     if (status == KVF_ERR_PEER_LOST || status == KVF_ERR_PEER_REFUSED)
         status = KVF_LOST;
     for (unsigned i = 0; i < b->n; i++)
         part_end(b->reads[i], status);
-    batch_free(b);
+    kvf_batch_free(b);
 }
 
 static void pull_done(void *arg, enum kvf_status status)
@@ -387,10 +378,10 @@ static void pull_done(void *arg, enum kvf_status status)
 /* Bytes of a pull arrive: chunks that are whole are compared with their checksums while they are copied. */
 static void pull_take(void *arg, unsigned range, uint32_t at, void *to, const void *from, uint32_t bytes)
 {
-    struct batch *b = arg;
+    struct kvf_batch *b = arg;
     struct kvf_core *core = b->core;
     struct kvf_read *read = b->reads[b->ranges[range].read];
-    const struct kvf_entry *e = entry_of(core, read);
+    const struct kvf_entry *e = kvf_read_entry(core, read);
     uint32_t offset = b->ranges[range].offset + at, chunk = read->chunk_bytes, end = offset + bytes, done = 0;
     uint64_t sums[64];
     assert(end <= read->bytes && read->to + offset == (uint8_t *)to);
@@ -411,7 +402,7 @@ static void pull_take(void *arg, unsigned range, uint32_t at, void *to, const vo
     memcpy((uint8_t *)to + done, (const uint8_t *)from + done, bytes - done);
 }
 
-static void send_pull(struct batch *b)
+static void send_pull(struct kvf_batch *b)
 {
     struct kvf_core *core = b->core;
     struct kvf_pull_range ranges[KVF_PULL_RANGES_MAX];
@@ -452,7 +443,7 @@ static void scatter_chunks(struct kvf_read *read, uint64_t mask, struct kvf_read
 
 static void read_reply(void *arg, enum kvf_status status, const void *payload, size_t bytes)
 {
-    struct batch *b = arg;
+    struct kvf_batch *b = arg;
     struct kvf_core *core = b->core;
     uint8_t statuses[KVF_BATCH_MAX];
     unsigned n = 0;
@@ -465,17 +456,18 @@ static void read_reply(void *arg, enum kvf_status status, const void *payload, s
         batch_end(b, status == KVF_ERR_PEER_PROTOCOL ? KVF_LOST : status);
         return;
     }
+    kvf_pace_add(&core->peers[b->peer], kvf_now(core->env) - b->asked_ns);
     for (unsigned i = 0; i < b->n; i++) {
         struct kvf_read *read = b->reads[i];
-        bool here = entry_of(core, read) != NULL, bad = statuses[i] != 0 || !here;
+        bool here = kvf_read_entry(core, read) != NULL, bad = statuses[i] != 0 || !here;
         if (statuses[i] == 0) /* also for a block that went away here meanwhile: the next one's bytes are behind its own */
             scatter_chunks(read, b->masks[i], &r, &bad);
         part_end(read, !bad ? KVF_OK : statuses[i] == 1 || !here ? KVF_LOST : KVF_ERR_BUSY);
     }
-    batch_free(b);
+    kvf_batch_free(b);
 }
 
-static void send_read(struct batch *b)
+static void send_read(struct kvf_batch *b)
 {
     struct kvf_core *core = b->core;
     struct kvf_read_item items[KVF_BATCH_MAX];
@@ -493,15 +485,22 @@ static void send_read(struct batch *b)
 /* ---------------------------------------------------------------- dispatch */
 
 struct dispatch {
-    struct batch *open[64]; /* by peer number modulo: the batch being filled */
+    struct kvf_batch *open[64]; /* by peer number modulo: the batch being filled */
     unsigned n_open;
     bool ssd_busy;   /* takes no more reads of the queue that is looked at */
     uint64_t ahead_room; /* bytes of reads ahead that the SSD may still be given in this turn */
 };
 
-static void batch_send(struct batch *b)
+static void batch_send(struct kvf_batch *b)
 {
+    struct kvf_reads *rs = b->core->reads;
     struct kvf_entry *e = kvf_index_entry(b->core->index, b->reads[0]->handle);
+    const struct kvf_node_peer *p = &b->core->peers[b->peer];
+    b->asked_ns = kvf_now(b->core->env);
+    for (unsigned i = 0; i < b->n && kvf_peer_way(p->peer) != KVF_WAY_GET; i++)
+        if (kvf_hedge_exists(b->core, kvf_index_entry(b->core->index, b->reads[i]->handle)))
+            b->late_ns = kvf_deadline(b->asked_ns, kvf_pace_late_ns(p));
+    rs->late_ns = b->late_ns < rs->late_ns ? b->late_ns : rs->late_ns;
     if (e->tier == KVF_TIER_REMOTE)
         send_pull(b);
     else
@@ -515,7 +514,7 @@ static size_t batch_most(const struct kvf_core *core, uint8_t tier)
     return tier == KVF_TIER_REMOTE && most > PULL_BYTES ? PULL_BYTES : most;
 }
 
-static void batch_add(struct batch *b, struct kvf_read *read, uint64_t mask, uint64_t bytes, unsigned runs)
+static void batch_add(struct kvf_batch *b, struct kvf_read *read, uint64_t mask, uint64_t bytes, unsigned runs)
 {
     b->masks[b->n] = mask;
     b->reads[b->n++] = read;
@@ -525,12 +524,12 @@ static void batch_add(struct batch *b, struct kvf_read *read, uint64_t mask, uin
         b->deadline_ns = read->deadline_ns;
 }
 
-static struct batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16_t peer, uint8_t tier, uint64_t bytes,
+static struct kvf_batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16_t peer, uint8_t tier, uint64_t bytes,
                                unsigned runs, bool demand)
 {
     size_t most = batch_most(core, tier);
     for (unsigned i = 0; i < d->n_open; i++) {
-        struct batch *b = d->open[i];
+        struct kvf_batch *b = d->open[i];
         if (b->peer != peer || b->reads[0]->tier != tier)
             continue;
         unsigned runs_max = tier == KVF_TIER_REMOTE ? KVF_PULL_RANGES_MAX : KVF_FRAME_PARTS_MAX - 2;
@@ -540,7 +539,7 @@ static struct batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16
         batch_send(b);
         break;
     }
-    struct batch *b = d->n_open < 64 ? batch_new(core, peer, demand) : NULL;
+    struct kvf_batch *b = d->n_open < 64 ? batch_new(core, peer, demand) : NULL;
     if (b)
         d->open[d->n_open++] = b;
     return b;
@@ -563,7 +562,7 @@ static bool post_split(struct kvf_core *core, struct dispatch *d, struct kvf_rea
         pieces[n - 1] |= 1ull << c;
         sum += bytes;
     }
-    for (struct batch *b = rs->batch_free; b && room < n; b = b->next)
+    for (struct kvf_batch *b = rs->batch_free; b && room < n; b = b->next)
         room++;
     unsigned at_peer = rs->batches_at[e->peer];
     if (room < n || d->n_open + n > 64 || (at_peer > 0 && at_peer + n > BATCHES_PER_PEER))
@@ -573,7 +572,7 @@ static bool post_split(struct kvf_core *core, struct dispatch *d, struct kvf_rea
     read->runs = n;
     read->status = KVF_OK;
     for (unsigned i = 0; i < n; i++) {
-        struct batch *b = batch_take(core, e->peer);
+        struct kvf_batch *b = batch_take(core, e->peer);
         batch_add(b, read, pieces[i], mask_bytes(read, pieces[i]), 1);
         d->open[d->n_open++] = b;
     }
@@ -588,7 +587,7 @@ static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read
     if (e->tier == KVF_TIER_PEER && bytes > batch_most(core, e->tier))
         return post_split(core, d, read, e);
     unsigned n = runs_of(read, read->mask, 1, runs, 64);
-    struct batch *b = batch_for(core, d, e->peer, e->tier, bytes, n, read->priority == KVF_PRIORITY_DEMAND);
+    struct kvf_batch *b = batch_for(core, d, e->peer, e->tier, bytes, n, read->priority == KVF_PRIORITY_DEMAND);
     if (!b)
         return false;
     read->tier = e->tier;
@@ -599,23 +598,40 @@ static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read
     return true;
 }
 
+void kvf_read_copy(struct kvf_read *read, const uint8_t *block)
+{
+    uint32_t offset, bytes;
+    for (unsigned c = 0; chunk_at(read, c, &offset, &bytes); c++)
+        if (read->mask >> c & 1)
+            memcpy(read->to + offset, block + offset, bytes);
+}
+
 /* The block rose to DRAM while the read waited, or lies in our own lent part. */
 static enum kvf_status copy_from_dram(struct kvf_core *core, struct kvf_read *read, struct kvf_entry *e)
 {
-    uint32_t offset, bytes;
-    for (unsigned c = 0; chunk_at(read, c, &offset, &bytes); c++) {
-        if (!(read->mask >> c & 1))
-            continue;
-        memcpy(read->to + offset, core->memory + kvf_entry_location(e) + offset, bytes);
-    }
+    kvf_read_copy(read, core->memory + kvf_entry_location(e));
     read->tier = e->tier;
     return KVF_OK;
+}
+
+/* Its lender is slow or gone: the copy on SSD is read instead. */
+static bool post_copy(struct kvf_core *core, struct kvf_read *read, const struct kvf_entry *e)
+{
+    const struct kvf_node_peer *p = &core->peers[e->peer];
+    if (read->no_copy || !kvf_hedge_exists(core, e) || (p->up && kvf_peer_is_up(p->peer) && !p->pace.slow))
+        return false;
+    read->tier = KVF_TIER_SSD;
+    read->runs = 0;
+    read->status = KVF_OK;
+    bool posted = kvf_hedge_start(core, read, e);
+    kvf_count(&core->counters.copies_read, posted);
+    return posted;
 }
 
 /* Tries one read; true when it has left the queue (posted or finished). */
 static bool post(struct kvf_core *core, struct dispatch *d, struct kvf_read *read, uint64_t now, enum kvf_status *ended)
 {
-    struct kvf_entry *e = entry_of(core, read);
+    struct kvf_entry *e = kvf_read_entry(core, read);
     *ended = KVF_IN_PROGRESS;
     if (!e || e->state == KVF_BLOCK_LOST || e->state == KVF_BLOCK_WRITING) {
         *ended = KVF_LOST;
@@ -644,6 +660,8 @@ static bool post(struct kvf_core *core, struct dispatch *d, struct kvf_read *rea
             *ended = copy_from_dram(core, read, e);
             return true;
         }
+        if (post_copy(core, read, e))
+            return true;
         if (!core->peers[e->peer].up) {
             *ended = KVF_LOST;
             return true;
@@ -653,7 +671,8 @@ static bool post(struct kvf_core *core, struct dispatch *d, struct kvf_read *rea
 }
 
 /* Posts what its source takes of one queue; what ended without being posted goes on the list. */
-static unsigned queue_post(struct kvf_core *core, struct dispatch *d, struct queue *q, uint64_t now, struct kvf_read **ended)
+static unsigned queue_post(struct kvf_core *core, struct dispatch *d, struct kvf_read_queue *q, uint64_t now,
+                           struct kvf_read **ended)
 {
     unsigned events = 0, looked = 0;
     d->ssd_busy = false;
@@ -679,9 +698,14 @@ unsigned kvf_reads_poll(struct kvf_core *core)
     /* What the disk does not take at once waits here, where it can be dropped: no more until it has taken what it was given. */
     struct dispatch d = {.ahead_room = core->ssd && kvf_ssd_queued(core->ssd, KVF_PRIORITY_AHEAD) ? 0 : SSD_AHEAD_TURN_BYTES};
     struct kvf_read *ended = NULL;
-    if (core->reads_queued == 0)
+    if (core->reads_queued == 0 && rs->active == 0)
         return 0;
     uint64_t now = kvf_now(core->env);
+    if (now >= rs->late_ns)
+        kvf_reads_late(core, now);
+    kvf_hedges_poll(core, now);
+    if (core->reads_queued == 0)
+        return 0;
     unsigned events = queue_post(core, &d, &rs->demand, now, &ended);
     events += queue_post(core, &d, &rs->ahead, now, &ended);
     for (unsigned i = 0; i < d.n_open; i++)
@@ -689,7 +713,7 @@ unsigned kvf_reads_poll(struct kvf_core *core)
     while (ended) {
         struct kvf_read *read = ended;
         ended = read->next;
-        finish(core, read, read->status);
+        kvf_read_finish(core, read, read->status);
     }
     return events;
 }

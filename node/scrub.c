@@ -73,14 +73,15 @@ void kvf_scrub_destroy(struct kvf_core *core)
     core->scrub = NULL;
 }
 
-/* Where the block's bytes lie on SSD: those of the block, or of a copy beside the one in DRAM. 0: nowhere at rest. */
+/* Where the block's bytes lie on SSD: those of the block, or of a copy beside the one in DRAM or at a lender. 0: nowhere. */
 static uint64_t place_of(const struct kvf_entry *e)
 {
     if (e->flags & KVF_FLAG_REMOVED)
         return 0;
     if (e->tier == KVF_TIER_SSD && (e->state == KVF_BLOCK_READY || e->state == KVF_BLOCK_RISING))
         return kvf_entry_location(e);
-    return e->tier == KVF_TIER_DRAM && e->state == KVF_BLOCK_READY ? (uint64_t)e->ssd4k * KVF_LOCATION_UNIT : 0;
+    bool above = e->tier == KVF_TIER_DRAM || e->tier == KVF_TIER_REMOTE;
+    return above && e->state == KVF_BLOCK_READY ? (uint64_t)e->ssd4k * KVF_LOCATION_UNIT : 0;
 }
 
 /* The block being scrubbed, or NULL when it is gone or elsewhere by now. */
@@ -191,7 +192,7 @@ static void block_end(struct kvf_scrub *s, struct kvf_entry *e, enum kvf_status 
         if (e->tier == KVF_TIER_SSD)
             kvf_block_lose(core, s->handle);
         else
-            kvf_persist_forget(core, e); /* the one in DRAM is good */
+            kvf_persist_forget(core, e); /* the one above is good */
         /* A disk that fails altogether is not to lose us everything at once: it may come back. */
         if (!corrupt) {
             pause = s->failed_pause_ns;

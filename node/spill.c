@@ -423,6 +423,8 @@ static void reserve_reply(void *arg, enum kvf_status status, const void *payload
             status = KVF_ERR_PEER_PROTOCOL;
     if (status == KVF_OK && n < j->n) /* it is full, or nearly so */
         j->lender->lend_retry_ns = kvf_deadline(kvf_now(j->core->env), LENDER_FULL_NS);
+    if (status != KVF_ERR_PEER_LOST && status != KVF_CANCELLED)
+        kvf_pace_add(j->lender, kvf_now(j->core->env) - j->start_ns);
     if (status != KVF_OK)
         job_fail(j, status);
     /* Its own word, so that what it did not grant is not there. */
@@ -510,8 +512,19 @@ bool kvf_spills_recall(struct kvf_core *core, const struct kvf_node_peer *p, str
     return false;
 }
 
-/* The next lender in turn that has room; *any: some lender has, though it may be busy now. */
-static struct kvf_node_peer *lender_next(struct kvf_core *core, bool *any)
+uint64_t kvf_spills_asked_ns(const struct kvf_core *core, const struct kvf_node_peer *p)
+{
+    uint64_t oldest = UINT64_MAX;
+    for (unsigned i = 0; core->spills->active && i < JOBS_MAX; i++) {
+        const struct job *j = &core->spills->jobs[i];
+        if (j->state == JOB_RESERVING && j->lender == p && j->start_ns < oldest)
+            oldest = j->start_ns;
+    }
+    return oldest;
+}
+
+/* The next lender in turn that has room; *any: some lender has, though it may be busy now. `slow`: also slow ones. */
+static struct kvf_node_peer *lender_of(struct kvf_core *core, bool slow, bool *any)
 {
     struct kvf_spill *sp = core->spills;
     uint64_t now = kvf_now(core->env);
@@ -519,7 +532,7 @@ static struct kvf_node_peer *lender_next(struct kvf_core *core, bool *any)
     for (unsigned i = 0; i < core->settings.fabric_peers_max; i++) {
         uint16_t number = (uint16_t)((sp->next_lender + i) % core->settings.fabric_peers_max);
         struct kvf_node_peer *p = &core->peers[number];
-        if (!lends(core, p, now))
+        if (!lends(core, p, now) || (p->pace.slow && !slow))
             continue;
         *any = true;
         if (kvf_spills_busy_at(core, p))
@@ -530,15 +543,24 @@ static struct kvf_node_peer *lender_next(struct kvf_core *core, bool *any)
     return NULL;
 }
 
+/* Slow ones only where there is nothing else. */
+static struct kvf_node_peer *lender_next(struct kvf_core *core, bool *any)
+{
+    struct kvf_node_peer *p = lender_of(core, false, any);
+    bool ssd = core->ssd && !kvf_ssd_degraded(core->ssd);
+    return *any || ssd ? p : lender_of(core, true, any);
+}
+
 static bool may_go(struct kvf_core *core, const struct kvf_entry *e)
 {
     struct kvf_sess *sess = kvf_block_session(core, e);
     return kvf_entry_pins(e) == 0 && !(sess && sess->state == KVF_SESS_FROZEN);
 }
 
-/* The oldest blocks that may go, at most `max` (and no more than `bytes`). When it is an opaque block's turn, the one that the
+/* The oldest blocks that may go, at most `max` (and no more than `bytes`). `shed`: those that have a copy on SSD go back to it at
+ * once, instead of being among them. When it is an opaque block's turn, the one that the
  * policy chooses takes its place: so the two kinds share the way down as they came. */
-static unsigned pick(struct kvf_core *core, bool departed, uint64_t bytes, kvf_handle *out, unsigned max)
+static unsigned pick(struct kvf_core *core, bool departed, bool shed, uint64_t bytes, kvf_handle *out, unsigned max)
 {
     unsigned n = 0;
     bool none = false; /* no opaque block may go */
@@ -560,10 +582,10 @@ static unsigned pick(struct kvf_core *core, bool departed, uint64_t bytes, kvf_h
             slot = goes ? e->location4k : slot;
         }
         next = kvf_dramlist_newer(list, slot);
-        if (goes && e->ssd4k) { /* it needs no writing */
-            uint64_t shed = kvf_persist_shed(core, h) ? kvf_index_entry(core->index, h)->bytes : 0;
-            core->spills->shed_bytes += shed;
-            sum += shed;
+        if (goes && e->ssd4k && shed) { /* it needs no writing */
+            uint64_t freed = kvf_persist_shed(core, h) ? kvf_index_entry(core->index, h)->bytes : 0;
+            core->spills->shed_bytes += freed;
+            sum += freed;
             continue;
         }
         if (goes) {
@@ -678,7 +700,7 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
                 j = &core->spills->jobs[i];
         uint64_t most = bytes < JOB_BYTES ? bytes : JOB_BYTES;
         unsigned n = !j ? 0 : only_parking ? pick_parking(core, most, handles, KVF_BATCH_MAX, &ended)
-                                           : pick(core, false, most, handles, KVF_BATCH_MAX);
+                                           : pick(core, false, core->spill_urgent, most, handles, KVF_BATCH_MAX);
         if (n == 0 || !job_start(core, j, lender, handles, n))
             break;
         started = true;
@@ -693,7 +715,7 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
     if (ssd && drop_free(core)) {
         /* Departed blocks go to SSD whatever the lenders say; the others only when no lender has room. */
         unsigned n = only_parking ? pick_parking(core, bytes, handles, KVF_BATCH_MAX, &ended)
-                                  : pick(core, true, bytes, handles, KVF_BATCH_MAX);
+                                  : pick(core, true, !any || core->spill_urgent, bytes, handles, KVF_BATCH_MAX);
         group(core, handles, n);
         for (unsigned i = 0; i < n; i++) {
             struct kvf_entry *e = kvf_index_entry(core->index, handles[i]);

@@ -23,8 +23,8 @@ struct tier_copy {
 
 struct peer_copy {
     char name[64];
-    uint64_t incarnation, borrowed_blocks, borrowed_bytes, lent_blocks, lent_bytes, lend_bytes;
-    bool up;
+    uint64_t incarnation, borrowed_blocks, borrowed_bytes, lent_blocks, lent_bytes, lend_bytes, p50_ns, p95_ns;
+    bool up, slow;
     enum kvf_way way;
     bool attend_known;
     struct kvf_attend_cost_stats attend;
@@ -99,6 +99,9 @@ static void copy_peers(struct kvf_core *core, struct copy *copy)
         to->lent_bytes = from->lent_bytes;
         to->lend_bytes = from->member.lend_bytes;
         to->attend_known = from->up && kvf_attend_cost_stats(core, from->number, &to->attend);
+        to->slow = from->pace.slow;
+        to->p50_ns = kvf_recent_percentile(&from->pace.recent, 50);
+        to->p95_ns = kvf_recent_percentile(&from->pace.recent, 95);
     }
 }
 
@@ -370,6 +373,9 @@ static json_t *peers_json(const struct copy *copy)
         json_object_set_new(peer, "name", text_of(from->name));
         json_object_set_new(peer, "incarnation", hex_of(from->incarnation));
         json_object_set_new(peer, "up", json_boolean(from->up));
+        json_object_set_new(peer, "slow", json_boolean(from->slow));
+        json_object_set_new(peer, "request_p50_ns", number_of(from->p50_ns));
+        json_object_set_new(peer, "request_p95_ns", number_of(from->p95_ns));
         json_object_set_new(peer, "way", text_of(from->up ? way_name(from->way) : "none"));
         json_object_set_new(peer, "transport", text_of(copy->transport));
         json_object_set_new(peer, "lend_bytes", number_of(from->lend_bytes));

@@ -101,6 +101,8 @@ static uint8_t step(struct yield *y, const struct kvf_place *place, uint64_t now
         drop(core, h);
         return GIVEN;
     }
+    if (kvf_persist_fall_back(core, h))
+        return GIVEN;
     if (e->state == KVF_BLOCK_RISING || (e->flags & KVF_FLAG_REMOVED) || kvf_rise_yield(core, h))
         return PENDING;
     if (now < y->drop_ns || !core->spill_stuck)
