@@ -127,6 +127,8 @@ static void tx_sent(void *arg, enum kvf_status status)
     struct kvf_tx *tx = arg;
     kvf_done_fn done = tx->done;
     void *done_arg = tx->arg;
+    if (tx->peer->life == tx->life)
+        kvf_peer_sent(tx->peer, status);
     tx_free(tx);
     if (done)
         done(done_arg, status);
@@ -143,6 +145,8 @@ enum kvf_status kvf_fabric_post_copy(struct kvf_peer *peer, struct kvf_wire_head
     fabric->tx_used++;
     tx->done = done;
     tx->arg = arg;
+    tx->peer = peer;
+    tx->life = peer->life;
     size_t bytes = 0;
     for (unsigned i = 0; i < n_parts; i++) {
         assert(bytes + parts[i].iov_len <= sizeof tx->data);

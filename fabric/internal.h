@@ -61,6 +61,8 @@ static inline void kvf_ring_remove(struct kvf_ring *r)
 struct kvf_tx {
     struct kvf_fabric *fabric;
     struct kvf_tx *next; /* free list */
+    struct kvf_peer *peer; /* whom it goes to, */
+    uint32_t life;         /* ... in that life of the slot */
     kvf_done_fn done;    /* the caller's, may be NULL */
     void *arg;
     uint8_t data[KVF_COPY_MAX];
@@ -234,6 +236,12 @@ enum kvf_status kvf_peer_why_lost(const struct kvf_peer *peer);
 void kvf_peer_misbehaved(struct kvf_peer *peer, const char *what);
 /* The peer goes DOWN in this poll or the next. The first reason counts. */
 void kvf_peer_doom(struct kvf_peer *peer, enum kvf_status why);
+/* A send to the peer is over. The first that failed dooms it: the transport may take its time to say that the link did. */
+static inline void kvf_peer_sent(struct kvf_peer *peer, enum kvf_status status)
+{
+    if (status != KVF_OK && status != KVF_CANCELLED)
+        kvf_peer_doom(peer, KVF_ERR_PEER_LOST);
+}
 /* Takes doomed peers DOWN and tells the owner of those that are. */
 void kvf_peer_changes(struct kvf_fabric *fabric);
 /* Heartbeats, hellos, silence. Sets the next timer. */

@@ -205,8 +205,8 @@ bool kvf_fabric_cancel(struct kvf_fabric *fabric, const void *arg)
 static void call_sent(void *arg, enum kvf_status status)
 {
     struct kvf_request_slot *slot = arg;
-    if (status != KVF_OK && status != KVF_CANCELLED && slot->peer && !slot->called)
-        kvf_peer_doom(slot->peer, KVF_ERR_PEER_LOST);
+    if (slot->peer && !slot->called)
+        kvf_peer_sent(slot->peer, status);
     kvf_request_release(slot);
 }
 

@@ -62,6 +62,7 @@ void kvf_serve_forget(struct kvf_peer *peer)
 static void frame_sent(void *arg, enum kvf_status status)
 {
     struct kvf_peer *peer = arg;
+    kvf_peer_sent(peer, status);
     assert(peer->frames_out > 0 && peer->fabric->frames_out > 0);
     peer->frames_out--;
     peer->fabric->frames_out--;

@@ -193,10 +193,20 @@ static void link_release(struct kvf_link *link)
     link->state = LINK_CLOSED;
 }
 
+static void link_fail(struct kvf_link *link)
+{
+    if (link->state != LINK_OPEN || link->failed)
+        return;
+    link->failed = true;
+    ucx_of(link->transport)->downs++;
+}
+
 /* UCX is done with the operation: its callback becomes due. */
 static void op_over(struct ucx *u, struct op *op, ucs_status_t status)
 {
     op->status = status_of(status);
+    if (op->status != KVF_OK && op->status != KVF_CANCELLED)
+        link_fail(op->link); /* UCX's error callback may come later; nothing is posted meanwhile */
     op->link->ops--;
     link_release(op->link);
     op->link = NULL;
@@ -313,11 +323,7 @@ static ucs_status_t on_frame(void *arg, const void *header, size_t header_bytes,
 /* ------------------------------------------------------------------------------------------------ links */
 static void on_error(void *arg, ucp_ep_h ep, ucs_status_t status)
 {
-    struct kvf_link *link = arg;
-    if (link->state != LINK_OPEN || link->failed)
-        return;
-    link->failed = true;
-    ucx_of(link->transport)->downs++;
+    link_fail(arg);
 }
 
 /* The worker's event fd joins the transport's set. */

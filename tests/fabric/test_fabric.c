@@ -163,6 +163,102 @@ static void an_error_of_a_post_dooms_the_peer(void **state)
     world_free(w);
 }
 
+/* The window between a peer's death and the transport's word about the link: what was on it ends with an error, and that is enough.
+ * Nothing is posted on the link from then on. */
+static void the_first_failed_send_dooms_the_peer(bool large)
+{
+    struct kvf_peer *peer;
+    struct world *w = pair(KVF_WAY_ASK, &peer);
+    struct node *a = &w->node[0], *b = &w->node[1];
+    struct sim_path *path = sim_net_path(a->t, b->t);
+    struct result r[2] = {{0}};
+    static uint8_t data[8192], to[4096];
+    run_for(w, HEARTBEAT / 2);
+    path->held = true;
+    assert_int_equal(call(peer, data, large ? sizeof data : 1, UINT64_MAX, &r[0]), KVF_OK);
+    path->untold = true;
+    sim_net_kill(b->t, true);
+    settle(w);
+    assert_int_equal(r[0].count, 1);
+    assert_int_equal(r[0].status, KVF_ERR_PEER_LOST);
+    assert_int_equal(a->downs, 1);
+    assert_int_equal(a->down_why, KVF_ERR_PEER_LOST);
+    assert_int_equal(call(peer, "x", 1, UINT64_MAX, &r[1]), KVF_ERR_PEER_LOST);
+    assert_int_equal(pull1(peer, 0, sizeof to, to, UINT64_MAX, &r[1]), KVF_ERR_PEER_LOST);
+    run_for(w, 2 * DEAD);
+    assert_int_equal(path->misposted, 0);
+    assert_int_equal(r[1].count, 0);
+    world_free(w);
+}
+
+static void the_first_failed_large_send_dooms_the_peer(void **state) { the_first_failed_send_dooms_the_peer(true); }
+static void the_first_failed_small_send_dooms_the_peer(void **state) { the_first_failed_send_dooms_the_peer(false); }
+
+/* The same for the bytes that a peer asked for and that we send. */
+static void the_first_failed_answer_dooms_the_peer(void **state)
+{
+    struct kvf_peer *peer;
+    struct world *w = pair(KVF_WAY_ASK, &peer);
+    struct node *a = &w->node[0], *b = &w->node[1];
+    struct sim_path *path = sim_net_path(b->t, a->t);
+    struct result r = {0};
+    static uint8_t to[4096];
+    run_for(w, HEARTBEAT / 2);
+    path->held = true;
+    assert_int_equal(pull1(peer, 0, sizeof to, to, UINT64_MAX, &r), KVF_OK);
+    settle(w);
+    path->untold = true;
+    sim_net_kill(a->t, true);
+    settle(w);
+    assert_int_equal(b->downs, 1);
+    run_for(w, 2 * DEAD);
+    assert_int_equal(path->misposted, 0);
+    world_free(w);
+}
+
+static void what_is_cancelled_ends_without_a_word(void **state)
+{
+    const enum kvf_way ways[] = {KVF_WAY_ASK, KVF_WAY_MAPPED};
+    for (unsigned i = 0; i < 2; i++) {
+        struct kvf_peer *peer;
+        struct world *w = pair(ways[i], &peer);
+        struct result r[2] = {{0}};
+        static uint8_t to[2][4096];
+        for (unsigned k = 0; k < 2; k++)
+            assert_int_equal(pull1(peer, k * 4096, 4096, to[k], UINT64_MAX, &r[k]), KVF_OK);
+        assert_true(kvf_fabric_cancel(w->node[0].fabric, &r[0]));
+        assert_false(kvf_fabric_cancel(w->node[0].fabric, &r[0]));
+        memset(to[0], 0xcc, sizeof to[0]);
+        settle(w);
+        assert_int_equal(r[0].count, 0);
+        assert_int_equal(r[1].oks, 1);
+        assert_memory_equal(to[1], w->node[1].base + 4096, 4096);
+        for (unsigned k = 0; k < 4096; k++)
+            assert_int_equal(to[0][k], 0xcc);
+        assert_true(kvf_peer_is_up(peer));
+        for (unsigned k = 0; k < 2 * w->requests_max; k++) { /* slots and credit came back */
+            assert_int_equal(pull1(peer, 0, 4096, to[0], UINT64_MAX, &r[0]), KVF_OK);
+            assert_true(kvf_fabric_cancel(w->node[0].fabric, &r[0]));
+            settle(w);
+        }
+        world_free(w);
+    }
+}
+
+/* ... but not while the transport uses its memory. */
+static void a_one_sided_read_is_not_cancelled(void **state)
+{
+    struct kvf_peer *peer;
+    struct world *w = pair(KVF_WAY_GET, &peer);
+    struct result r = {0};
+    static uint8_t to[4096];
+    assert_int_equal(pull1(peer, 0, sizeof to, to, UINT64_MAX, &r), KVF_OK);
+    assert_false(kvf_fabric_cancel(w->node[0].fabric, &r));
+    settle(w);
+    assert_int_equal(r.oks, 1);
+    world_free(w);
+}
+
 static void goodbye_is_believed_at_once(void **state)
 {
     struct kvf_peer *peer;
@@ -617,6 +713,11 @@ int main(void)
         cmocka_unit_test(a_peer_that_never_answers_goes_down),
         cmocka_unit_test(a_failed_link_ends_everything_at_once),
         cmocka_unit_test(an_error_of_a_post_dooms_the_peer),
+        cmocka_unit_test(the_first_failed_large_send_dooms_the_peer),
+        cmocka_unit_test(the_first_failed_small_send_dooms_the_peer),
+        cmocka_unit_test(the_first_failed_answer_dooms_the_peer),
+        cmocka_unit_test(what_is_cancelled_ends_without_a_word),
+        cmocka_unit_test(a_one_sided_read_is_not_cancelled),
         cmocka_unit_test(goodbye_is_believed_at_once),
         cmocka_unit_test(a_restarted_node_is_another_peer),
         cmocka_unit_test(frames_of_old_incarnations_are_refused),

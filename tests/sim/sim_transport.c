@@ -307,6 +307,7 @@ static void t_disconnect(struct kvf_transport *t, struct kvf_link *link)
 static enum kvf_status admit(struct sim_node *node, struct kvf_link *link)
 {
     struct sim_path *path = path_of(node, link->to);
+    path->misposted += link->failed;
     if (node->dead || link->failed)
         return KVF_ERR_PEER_LOST;
     if (path->lost > 0) {
@@ -469,7 +470,7 @@ static unsigned t_poll(struct kvf_transport *t)
         n++;
     }
     for (struct kvf_link *link = node->links; link && !node->dead;) {
-        if (link->failed && !link->told) {
+        if (link->failed && !link->told && !path_of(node, link->to)->untold) {
             link->told = true;
             if (node->handler.link_down)
                 node->handler.link_down(node->handler.arg, link, KVF_ERR_PEER_LOST);

@@ -32,6 +32,8 @@ struct sim_path {
     unsigned duplicate;  /* so many of the next frames arrive twice */
     unsigned busy;       /* so many of the next sends and reads are refused with ERR_BUSY */
     unsigned lost;       /* so many of the next sends and reads are refused with ERR_PEER_LOST */
+    bool untold;         /* links this way that fail do not say so: only what was on them ends with an error */
+    uint64_t misposted;  /* sends and reads that were tried on a failed link; yours to reset */
     uint64_t delivered;  /* frames that arrived; yours to reset */
 };
 
