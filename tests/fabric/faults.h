@@ -4,44 +4,11 @@
 #define KVF_TESTS_FABRIC_FAULTS_H
 
 #include "tests/fabric/processes.h"
+#include "tests/support/twin.h"
 
 #define READS 64
 #define READ_BYTES (1u << 20)
 #define SINKS 64
-
-/* ------------------------------------------------------------------------------------------------ the machine's share */
-/* A thread that sleeps a millisecond again and again. What it slept longer is what any thread of ours had to wait for the
- * processor, give or take: a bound holds when it holds without that. */
-struct twin {
-    pthread_t thread;
-    _Atomic bool stop;
-    _Atomic uint64_t stolen_ns;
-};
-
-static inline void *twin_main(void *arg)
-{
-    struct twin *t = arg;
-    while (!atomic_load(&t->stop)) {
-        uint64_t start = now_ns();
-        nanosleep(&(struct timespec){.tv_nsec = KVF_MS}, NULL);
-        uint64_t over = now_ns() - start - KVF_MS;
-        if (over > KVF_MS)
-            atomic_fetch_add(&t->stolen_ns, over);
-    }
-    return NULL;
-}
-
-static inline void twin_start(struct twin *t)
-{
-    memset(t, 0, sizeof *t);
-    assert_int_equal(pthread_create(&t->thread, NULL, twin_main, t), 0);
-}
-
-static inline void twin_stop(struct twin *t)
-{
-    atomic_store(&t->stop, true);
-    pthread_join(t->thread, NULL);
-}
 
 /* ------------------------------------------------------------------------------------------------ requests */
 struct request {

@@ -204,6 +204,44 @@ static void a_lender_that_wants_its_memory_gets_it_at_once(void **state)
     end(&t);
 }
 
+/* ---------------------------------------------------------------- links that drop one way */
+
+/* What one of the two sends vanishes: reads end at their deadline and leave their memory alone, both count as dead to each other,
+ * and when the wire is whole again they meet without anybody's help. */
+static void a_wire_drops_one_way(bool answers_are)
+{
+    struct store t = lent(KVF_WAY_ASK, 4096 * KIB);
+    struct sim_path *path = answers_are ? answers(&t) : sim_net_path(t.n->transport, t.lender->transport);
+    static uint8_t to[BLOCK];
+    struct kvf_request r = {.op = KVF_OP_GET, .key = key_at(2), .data = to, .length = sizeof to};
+    path->cut = true;
+    uint64_t start = t.c->env.now_ns;
+    assert_int_equal(one(&t, r, 300 * KVF_MS).status, KVF_ERR_DEADLINE);
+    assert_in_range(t.c->env.now_ns - start, 300 * KVF_MS, 320 * KVF_MS);
+    memset(to, 0xa5, sizeof to);
+    read_whole(&t, 1); /* by its copy */
+    sim_cluster_settle(t.c, 5 * KVF_SEC);
+    struct kvf_node_peer *p = sim_cluster_peer(t.n, t.lender), *q = sim_cluster_peer(t.lender, t.n);
+    assert_false(p->up && q->up);
+    assert_int_equal(op(&t, KVF_OP_EXISTS, 2).status, KVF_MISS);
+    assert_int_equal(op(&t, KVF_OP_EXISTS, 1).status, KVF_OK);
+    path->cut = false;
+    sim_cluster_settle(t.c, 10 * KVF_SEC);
+    assert_true(p->up && q->up);
+    uint64_t before = COUNTED(t.n, spill_remote_blocks);
+    for (uint64_t key = 20; key < 28; key++) {
+        assert_int_equal(put(&t, key, 0, BLOCK), KVF_OK);
+        sim_cluster_settle(t.c, 200 * KVF_MS);
+    }
+    assert_true(COUNTED(t.n, spill_remote_blocks) > before);
+    for (unsigned i = 0; i < sizeof to; i++)
+        assert_int_equal(to[i], 0xa5);
+    end(&t);
+}
+
+static void what_the_lender_sends_is_dropped(void **state) { a_wire_drops_one_way(true); }
+static void what_we_send_to_the_lender_is_dropped(void **state) { a_wire_drops_one_way(false); }
+
 /* ---------------------------------------------------------------- slow peers */
 
 static void a_slow_lender_is_known_and_avoided(void **state)
@@ -289,6 +327,8 @@ int main(void)
         cmocka_unit_test(a_silent_lender_costs_no_block_that_has_a_copy),
         cmocka_unit_test(a_lender_that_dies_during_a_read_is_replaced_by_the_copy),
         cmocka_unit_test(a_lender_that_wants_its_memory_gets_it_at_once),
+        cmocka_unit_test(what_the_lender_sends_is_dropped),
+        cmocka_unit_test(what_we_send_to_the_lender_is_dropped),
         cmocka_unit_test(a_slow_lender_is_known_and_avoided),
         cmocka_unit_test(of_two_lenders_the_slower_one_is_avoided),
     };
