@@ -380,7 +380,7 @@ struct kvf_key {
  * evicted later for want of room; REMOVE removes it for good, though a crash soon after (about a second; longer
  * where the SSD cannot keep up) may bring it back.
  * KVF_MISS when there is no such block; ERR_UNSUPPORTED (no SSD), ERR_FULL, ERR_IO (the SSD takes no blocks now), ERR_STATE (the
- * block lies at a lender: get it, remove it, put it again), ERR_DEADLINE. */
+ * block lies at a lender, without a copy here: get it, remove it, put it again), ERR_DEADLINE. */
 enum kvf_op { KVF_OP_PUT, KVF_OP_GET, KVF_OP_EXISTS, KVF_OP_REMOVE, KVF_OP_PERSIST };
 
 struct kvf_request {

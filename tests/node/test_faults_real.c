@@ -1,4 +1,5 @@
-/* Whole nodes over real UCX and etcd: a lender that is killed amid 64 reads, and starts anew. The lender is this program again. */
+/* Whole nodes over real UCX and etcd: a lender that is killed amid 64 reads, and starts anew; and one that hangs. The lender is
+ * this program again. */
 #include "base/env.h"
 #include "base/hash.h"
 #include "tests/support/etcd.h"
@@ -24,6 +25,7 @@
 #define BOUND_NS (100 * KVF_MS)
 
 static struct kvf_test_etcd *etcd;
+static char area[64]; /* a folder for the home's SSD area */
 
 struct home {
     struct kvf_node *node;
@@ -44,14 +46,16 @@ static bool set(struct kvf_config *config, const char *name, const char *value)
     return false;
 }
 
-static struct kvf_node *node_open(const char *name, const char *url, const char *prefix, const char *transport, const char *lend)
+static struct kvf_node *node_open(const char *name, const char *url, const char *prefix, const char *transport, const char *lend,
+                                  const char *ssd)
 {
     struct kvf_config *config;
     struct kvf_node *node = NULL;
     const char *const settings[][2] = {{"node.name", name}, {"etcd.endpoints", url}, {"etcd.prefix", prefix},
                                        {"fabric.transport", transport}, {"lend.bytes", lend}, {"lend.keep_dead", "0"},
                                        {"dram.bytes", "1M"}, {"fetch.staging", "8M"}, {"block.count_max", "4096"},
-                                       {"etcd.lease", "1s"}, {"admin.listen", ""}, {"log.level", "error"}};
+                                       {"etcd.lease", "1s"}, {"admin.listen", ""}, {"log.level", "error"},
+                                       {"ssd.path", ssd}, {"ssd.bytes", "64M"}};
     if (kvf_config_create(&config) != KVF_OK)
         return NULL;
     bool good = true;
@@ -66,7 +70,7 @@ static struct kvf_node *node_open(const char *name, const char *url, const char 
 /* Until it is killed. Its place in etcd stays taken for the rest of an earlier life's lease. */
 static _Noreturn void lender_main(char **argv)
 {
-    while (!node_open("lender", argv[2], argv[3], argv[4], "16M"))
+    while (!node_open("lender", argv[2], argv[3], argv[4], "16M", ""))
         usleep(50000);
     for (;;)
         pause();
@@ -181,7 +185,7 @@ static void a_lender_is_killed_amid_64_reads(const char *transport, const char *
     pthread_t reaper;
     assert_non_null(data);
     memset(data, 0, (size_t)READS * BLOCK);
-    h.node = node_open("home", kvf_test_etcd_url(etcd), prefix, transport, "0");
+    h.node = node_open("home", kvf_test_etcd_url(etcd), prefix, transport, "0", "");
     assert_non_null(h.node);
     assert_int_equal(kvf_queue_create(h.node, 2 * READS, &h.queue), KVF_OK);
     lend_some(&h, keys);
@@ -240,17 +244,74 @@ static void a_lender_is_killed_amid_64_reads(const char *transport, const char *
 static void a_lender_is_killed_over_tcp(void **state) { a_lender_is_killed_amid_64_reads("tcp", "/killed-tcp"); }
 static void a_lender_is_killed_over_shared_memory(void **state) { a_lender_is_killed_amid_64_reads("shm", "/killed-shm"); }
 
+/* A lender that hangs: what has a copy on the home's SSD is read there, long before the reads' deadline or the lender's death. */
+static void a_lender_hangs(void **state)
+{
+    if (!etcd)
+        skip();
+    struct home h = {.lender = lender_start("/hangs", "tcp")};
+    struct twin twin;
+    uint8_t data[BLOCK];
+    uint64_t keys[READS], slowest = 0, until = now_ns() + 60 * KVF_SEC;
+    unsigned n = 0;
+    h.node = node_open("home", kvf_test_etcd_url(etcd), "/hangs", "tcp", "0", area);
+    assert_non_null(h.node);
+    assert_int_equal(kvf_queue_create(h.node, 2 * READS, &h.queue), KVF_OK);
+    while (n < READS / 4 && now_ns() < until) { /* the latest of those that have a copy and lie at the lender */
+        for (unsigned i = 0; i < 8; i++, h.next++) {
+            bytes_of(h.next, data);
+            assert_int_equal(one(&h, KVF_OP_PUT, h.next, data).status, KVF_OK);
+            assert_int_equal(one(&h, KVF_OP_PERSIST, h.next, NULL).status, KVF_OK);
+        }
+        usleep(20000);
+        n = 0;
+        for (uint64_t key = h.next > KEYS ? h.next - KEYS : 0; key < h.next && n < READS / 4; key++)
+            if (at_lender(&h, key))
+                keys[n++] = key;
+    }
+    assert_int_equal(n, READS / 4);
+    twin_start(&twin);
+    kill(h.lender, SIGSTOP);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t start = now_ns();
+        memset(data, 0, sizeof data);
+        assert_int_equal(one(&h, KVF_OP_GET, keys[i], data).status, KVF_OK);
+        slowest = now_ns() - start > slowest ? now_ns() - start : slowest;
+        assert_bytes(keys[i], data);
+    }
+    uint64_t stolen = atomic_load(&twin.stolen_ns);
+    twin_stop(&twin);
+    print_message("%u reads of a lender that hangs, each with a copy: the slowest took %.1f ms (the machine took %.1f ms)\n", n,
+                  (double)slowest / 1e6, (double)stolen / 1e6);
+    assert_true(slowest <= BOUND_NS + stolen);
+    kill(h.lender, SIGKILL);
+    waitpid(h.lender, NULL, 0);
+    for (unsigned i = 0; i < n; i++) {
+        assert_int_equal(one(&h, KVF_OP_GET, keys[i], data).status, KVF_OK);
+        assert_bytes(keys[i], data);
+    }
+    kvf_queue_destroy(h.queue);
+    kvf_node_close(h.node);
+}
+
 static int open_world(void **state)
 {
     printf("seed %d\n", SEED);
+    snprintf(area, sizeof area, "%s/kvf-faults-XXXXXX",
+             getenv("TMPDIR") && strlen(getenv("TMPDIR")) < 30 ? getenv("TMPDIR") : "/tmp");
+    if (!mkdtemp(area))
+        return -1;
     etcd = kvf_test_etcd_start();
     return 0;
 }
 
 static int close_world(void **state)
 {
+    char path[128];
     kvf_test_etcd_stop(etcd);
-    return 0;
+    snprintf(path, sizeof path, "%s/kvf.area", area);
+    unlink(path);
+    return rmdir(area);
 }
 
 int main(int argc, char **argv)
@@ -261,6 +322,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_lender_is_killed_over_tcp),
         cmocka_unit_test(a_lender_is_killed_over_shared_memory),
+        cmocka_unit_test(a_lender_hangs),
     };
     return cmocka_run_group_tests(tests, open_world, close_world);
 }
