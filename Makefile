@@ -144,12 +144,12 @@ help:
 
 PREFIX ?= /usr/local
 install: programs
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include/kvf
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin lib/pkgconfig include/kvf share/kvf)
 	install -m 755 $(B)/kvf $(B)/kvfd $(B)/kvfcoord $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 $(B)/libkvf.a $(DESTDIR)$(PREFIX)/lib/
 	install -m 755 $(B)/libkvf.so $(DESTDIR)$(PREFIX)/lib/libkvf.so.0
 	ln -sf libkvf.so.0 $(DESTDIR)$(PREFIX)/lib/libkvf.so
-	install -m 644 include/kvf/kvf.h $(DESTDIR)$(PREFIX)/include/kvf/
+	install -m 644 include/kvf/kvf.h $(DESTDIR)$(PREFIX)/include/kvf/; install -m 644 bench/mooncake_store.py $(DESTDIR)$(PREFIX)/share/kvf/
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBS@|$(libs_pkg)|' deploy/kvf.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/kvf.pc
 clean:
 	find build -mindepth 1 -maxdepth 1 ! -name model -exec rm -rf {} + 2>/dev/null || true

@@ -20,6 +20,8 @@ static const struct kvf_bench_entry benches[] = {
      kvf_bench_fabric_run},
     {"failure", "how long a peer's death, stop or dead link goes unnoticed, and what is lost, over TCP and shared memory",
      kvf_bench_failure_run},
+    {"rivals", "reads of another process's memory over TCP, beside Redis and Mooncake Store where they are installed",
+     kvf_bench_rivals_run},
     {"ssd", "the SSD tier beside fio, what it writes under churn, and how fast it recovers", kvf_bench_ssd_run},
     {"index", "look-up, pin and unpin of blocks in DRAM, beside a plain array, at 1 M and 32 M blocks", kvf_bench_index_run},
     {"cold", "what 8 bits an element below DRAM cost attention, and how fast they are made and read", kvf_bench_cold_run},
@@ -169,10 +171,11 @@ static void usage(FILE *out)
                  "  --memory GIB     start: memory of the node, 0.25 to 1024 (default 2); one more must be free\n"
                  "                   fabric: of the region, and of each process that pulls (default 1)\n"
                  "  --tls NAME       fabric, failure: tcp, shm, auto or rdma: this transport alone (default tcp and shm)\n"
-                 "  --size KIB       fabric: of a block, 4 to 16384; may be repeated (default 64 256 1024 4096)\n"
+                 "  --size KIB       fabric, rivals: of a block, 4 to 16384; may be repeated (default 64 256 1024 4096)\n"
                  "  --depth N        fabric: pulls under way, 1 to 64; may be repeated (default 1 4 16 64)\n"
-                 "  --rounds N       fabric, failure: 1 to 64 (default 5)\n"
+                 "  --rounds N       fabric, failure, rivals: 1 to 64 (default 5)\n"
                  "  --peers N        fabric: many to one and one to many instead, with N peers, 2 to 60\n"
+                 "  --python FILE    rivals: an interpreter that finds Mooncake's wheel (default python3)\n"
                  "  --help           this text\n"
                  "\nexit codes: 0 done, 1 a result was wrong or could not be written, 2 wrong usage\n"
                  "\nexamples:\n"
@@ -198,7 +201,7 @@ static bool one_of(const char *word, const char *const *words)
     return *words != NULL;
 }
 
-/* Whether it is an option of `fabric`; *good: with a value that it may have. */
+/* Whether it is an option of `fabric` or `rivals`; *good: with a value that it may have. */
 static bool fabric_option(struct kvf_bench *bench, const char *name, const char *value, bool *good)
 {
     static const char *const tls[] = {"tcp", "shm", "auto", "rdma", NULL};
@@ -217,6 +220,9 @@ static bool fabric_option(struct kvf_bench *bench, const char *name, const char 
     } else if (!strcmp(name, "--rounds")) {
         *good = parse_number(value, 1, 64, &number);
         bench->rounds = (unsigned)number;
+    } else if (!strcmp(name, "--python")) {
+        bench->python = value;
+        *good = *value;
     } else if (!strcmp(name, "--peers")) {
         *good = parse_number(value, 2, 60, &number);
         bench->peers = (unsigned)number;

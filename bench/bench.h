@@ -32,6 +32,7 @@ struct kvf_bench {
     uint32_t sizes[KVF_BENCH_LIST_MAX], depths[KVF_BENCH_LIST_MAX]; /* --size in bytes, --depth */
     unsigned n_sizes, n_depths;
     unsigned rounds, peers; /* or 0 */
+    const char *python;   /* --python, or NULL */
     /* filled by the bench */
     bool verified;
     bool printed; /* it printed a table of its own: the plain one is left out */
@@ -84,6 +85,7 @@ bool kvf_bench_start_run(struct kvf_bench *bench);
 bool kvf_bench_attend_run(struct kvf_bench *bench);
 bool kvf_bench_fabric_run(struct kvf_bench *bench);
 bool kvf_bench_failure_run(struct kvf_bench *bench);
+bool kvf_bench_rivals_run(struct kvf_bench *bench);
 
 /* `kvf bench NAME [options]`; argv[0] is "bench". Returns the exit code: 0 done, 1 failed, 2 wrong usage. */
 int kvf_bench_main(int argc, char **argv);
