@@ -22,6 +22,7 @@
 #define RECORDS 4000000u
 #define LARGE (1u << 20)
 #define DEPTH_MAX 32u
+#define TIER_DEPTH 64u /* as ssd.depth is by default; writes may have half of it */
 #define ROUNDS 5u
 
 struct op {
@@ -49,6 +50,7 @@ struct bench {
     unsigned n_blocks;
     struct slot *slots; /* of writes */
     unsigned n_slots;
+    uint64_t write_bytes; /* of the area's part for writes */
     unsigned depth;
     uint64_t random, done;
     double rest; /* seconds that fio lets the disk rest before it begins */
@@ -84,7 +86,7 @@ static bool marked(const uint8_t *data, uint64_t offset, uint32_t bytes)
 
 static void turn(struct bench *b)
 {
-    kvf_ssd_wait(b->ssd, KVF_MS);
+    kvf_ssd_wait(b->ssd, 100 * KVF_MS);
 }
 
 static bool open_area(struct bench *b, const char *path, uint64_t bytes, const struct kvf_ssd_owner *owner)
@@ -92,11 +94,11 @@ static bool open_area(struct bench *b, const char *path, uint64_t bytes, const s
     char error[300];
     struct kvf_disk *disk;
     uint64_t incarnation = kvf_env_real()->random(NULL);
-    if (kvf_disk_open(path, bytes, "auto", 2 * DEPTH_MAX, &b->log, error, sizeof error, &disk) != KVF_OK)
+    if (kvf_disk_open(path, bytes, "auto", TIER_DEPTH, &b->log, error, sizeof error, &disk) != KVF_OK)
         return fail("opening the area", error);
     disk->ops->register_memory(disk, b->memory, (size_t)DEPTH_MAX * LARGE);
     struct kvf_ssd_options o = {.bytes = bytes, .node = "bench", .incarnation = incarnation, .block_max = LARGE,
-                                .depth = DEPTH_MAX, .env = kvf_env_real(), .log = &b->log};
+                                .depth = TIER_DEPTH, .env = kvf_env_real(), .log = &b->log};
     if (owner)
         o.owner = *owner;
     enum kvf_status st = kvf_ssd_create(disk, &o, &b->ssd);
@@ -125,6 +127,11 @@ static void read_start(struct bench *b, struct op *op, uint32_t bytes)
     kvf_ssd_read(b->ssd, &op->request, op->offset, op->data, bytes);
 }
 
+static uint32_t chunks_of(uint32_t bytes)
+{
+    return bytes / 4096 < 16 ? bytes / 4096 : 16;
+}
+
 static void write_start(struct bench *b, struct op *op, uint32_t bytes)
 {
     static const uint64_t sums[64];
@@ -134,17 +141,16 @@ static void write_start(struct bench *b, struct op *op, uint32_t bytes)
         op->slot = (unsigned)draw(b, b->n_slots);
     while (b->slots[op->slot].busy);
     struct slot *s = &b->slots[op->slot];
-    uint32_t chunks = bytes / 4096 < 16 ? bytes / 4096 : 16;
     if (s->offset != KVF_ARENA_NONE)
-        kvf_ssd_free(b->ssd, s->offset, s->bytes, s->bytes / 4096 < 16 ? s->bytes / 4096 : 16);
-    s->offset = kvf_ssd_alloc(b->ssd, bytes, chunks);
+        kvf_ssd_free(b->ssd, s->offset, s->bytes, chunks_of(s->bytes));
+    s->offset = kvf_ssd_alloc(b->ssd, bytes, chunks_of(bytes));
     s->bytes = bytes;
     s->busy = true;
     if (s->offset == KVF_ARENA_NONE) {
         b->wrong = true;
         return;
     }
-    struct kvf_ssd_record r = {.key = {.lo = op->slot}, .offset = s->offset, .bytes = bytes, .chunks = (uint8_t)chunks,
+    struct kvf_ssd_record r = {.key = {.lo = op->slot}, .offset = s->offset, .bytes = bytes, .chunks = (uint8_t)chunks_of(bytes),
                                .sums = sums};
     kvf_ssd_put(b->ssd, &op->request, &r, op->data, false);
 }
@@ -245,20 +251,35 @@ static bool compare(struct kvf_bench *bench, struct bench *b, bool write, uint32
     return true;
 }
 
-/* Two thirds of the area: blocks to read. The rest is for writes. The twin gets the same bytes. */
+/* Writes a block of LARGE into the next slot of the area; its offset, or KVF_ARENA_NONE. */
+static uint64_t fill_next(struct bench *b)
+{
+    struct op *op = &b->ops[0];
+    uint64_t offset = kvf_ssd_alloc(b->ssd, LARGE, chunks_of(LARGE));
+    if (offset == KVF_ARENA_NONE)
+        return offset;
+    mark(op->data, offset, LARGE);
+    op->ready = false;
+    kvf_ssd_write(b->ssd, &op->request, offset, op->data, LARGE);
+    while (!op->ready)
+        turn(b);
+    return offset;
+}
+
+/* Two thirds of the area: blocks to read. The rest is for writes; it is written once, for a file's first write to a place costs
+ * more than another. The twin gets the same bytes. */
 static bool prepare(struct bench *b)
 {
     struct kvf_ssd_stats stats;
     kvf_ssd_stats(b->ssd, &stats);
     b->n_blocks = (unsigned)(stats.capacity_bytes / LARGE * 2 / 3);
-    b->n_slots = (unsigned)(stats.capacity_bytes / LARGE / 4);
+    b->write_bytes = stats.capacity_bytes / 4 / LARGE * LARGE;
+    b->n_slots = (unsigned)(b->write_bytes / LARGE);
     b->blocks = calloc(b->n_blocks, sizeof *b->blocks);
-    b->slots = calloc(b->n_slots, sizeof *b->slots);
+    b->slots = calloc(b->write_bytes / 4096, sizeof *b->slots);
     int twin = open(b->twin, O_RDWR | O_CREAT | O_TRUNC | O_DIRECT | O_CLOEXEC, 0600);
     if (!b->blocks || !b->slots || twin < 0)
         return fail("making the files", "no memory, or the folder cannot be written");
-    for (unsigned i = 0; i < b->n_slots; i++)
-        b->slots[i].offset = KVF_ARENA_NONE;
     /* Not zeros, which a virtual disk need not keep. */
     for (uint64_t i = 0; i < (uint64_t)DEPTH_MAX * LARGE; i += 8)
         memcpy(b->memory + i, &(uint64_t){kvf_mix(i, 7)}, 8);
@@ -267,18 +288,30 @@ static bool prepare(struct bench *b)
         good = pwrite(twin, b->memory, LARGE, (off_t)at) == LARGE;
     close(twin);
     for (unsigned i = 0; i < b->n_blocks && good; i++) {
-        struct op *op = &b->ops[0];
-        b->blocks[i] = kvf_ssd_alloc(b->ssd, LARGE, 1);
+        b->blocks[i] = fill_next(b);
         good = b->blocks[i] == b->blocks[0] + (uint64_t)i * LARGE && b->blocks[i] != KVF_ARENA_NONE;
-        if (!good)
-            break;
-        mark(op->data, b->blocks[i], LARGE);
-        op->ready = false;
-        kvf_ssd_write(b->ssd, &op->request, b->blocks[i], op->data, LARGE);
-        while (!op->ready)
-            turn(b);
+    }
+    for (unsigned i = 0; i < b->n_slots && good; i++) {
+        uint64_t offset = fill_next(b);
+        good = offset != KVF_ARENA_NONE;
+        b->slots[i] = (struct slot){.offset = offset, .bytes = LARGE};
     }
     return (good && !b->wrong) || fail("filling the files", "a write failed");
+}
+
+/* Slots for blocks of this size all over the part of the area that is for writes: they go to random places, as fio's do. */
+static bool spread(struct bench *b, uint32_t bytes)
+{
+    bool good = true;
+    for (unsigned i = 0; i < b->n_slots; i++)
+        kvf_ssd_free(b->ssd, b->slots[i].offset, b->slots[i].bytes, chunks_of(b->slots[i].bytes));
+    b->n_slots = (unsigned)(b->write_bytes / bytes);
+    for (unsigned i = 0; i < b->n_slots && good; i++) {
+        uint64_t offset = kvf_ssd_alloc(b->ssd, bytes, chunks_of(bytes));
+        good = offset != KVF_ARENA_NONE;
+        b->slots[i] = (struct slot){.offset = offset, .bytes = bytes};
+    }
+    return good || fail("giving out slots", "the area is full");
 }
 
 static bool speeds(struct kvf_bench *bench, struct bench *b, double slice)
@@ -289,8 +322,10 @@ static bool speeds(struct kvf_bench *bench, struct bench *b, double slice)
         return false;
     bool good = prepare(b);
     for (unsigned write = 0; write < 2; write++)
-        for (unsigned i = 0; i < 9 && good; i++)
-            good = compare(bench, b, write, sizes[i / 3], depths[i % 3], slice);
+        for (unsigned i = 0; i < 9 && good; i++) {
+            good = !write || i % 3 > 0 || spread(b, sizes[i / 3]);
+            good = good && compare(bench, b, write, sizes[i / 3], depths[i % 3], slice);
+        }
     kvf_ssd_destroy(b->ssd);
     free(b->blocks);
     free(b->slots);
