@@ -121,7 +121,14 @@ void kvf_hello_heard(struct kvf_fabric *fabric, struct kvf_peer *peer, const str
         unproved(fabric, peer, KVF_ERR_STALE, "a hello that was said before");
         return;
     }
-    /* It is no sign of life: who recorded it can say it too. What cannot be sent now comes with their next hello. */
+    /* Who recorded it can say it too. So it is no sign of life, and what the link is used for comes before answers. */
+    uint64_t now = kvf_now(fabric->config.env);
+    if (peer->state == KVF_PEER_UP && now < peer->answer_ns) {
+        kvf_fabric_refuse(fabric, peer, "more hellos than a peer says");
+        return;
+    }
+    peer->answer_ns = peer->state == KVF_PEER_UP ? now + KVF_ANSWER_NS : 0;
+    /* What cannot be sent now comes with their next hello. */
     if (of_session)
         send_proof(peer, &auth->said);
     else

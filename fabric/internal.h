@@ -33,6 +33,7 @@
 #define KVF_REKEY_NS (10 * KVF_SEC)    /* a peer has so long to prove a secret that is still accepted */
 #define KVF_PART_BLOCK 64              /* parts that a pull takes from the pool at once */
 #define KVF_PART_BLOCKS_MAX (KVF_PULL_RANGES_MAX / KVF_PART_BLOCK)
+#define KVF_ANSWER_NS (10 * KVF_MS)    /* between two answers to hellos of one peer that is up */
 #define KVF_RETRY_NS (1 * KVF_MS)      /* how soon poll is wanted again when the transport was busy */
 
 /* Doubly linked ring; an empty one points to itself. */
@@ -163,6 +164,7 @@ struct kvf_peer {
     /* who it is */
     struct kvf_auth *auth;
     enum kvf_status suspect; /* what was wrong with the last hello or proof in its name: why it may not come up */
+    uint64_t answer_ns;      /* UP: no hello is answered before it */
     uint64_t rekey_ns;       /* UP: until when it must prove a secret that is still accepted; 0: it has */
 
     /* asked of it */

@@ -149,13 +149,15 @@ enum kvf_status kvf_fabric_peer_add(struct kvf_fabric *fabric, const char *name,
     if (st != KVF_OK)
         return st;
     assert(peer->serve_count == 0 && kvf_ring_empty(&peer->requests) && kvf_ring_empty(&peer->asking));
+    if (strcmp(peer->name, name) != 0) /* one that comes again and again is not logged again and again */
+        peer->refusal_log_ns = 0;
     memcpy(peer->name, name, strlen(name) + 1);
     peer->id = kvf_wire_node_id(name);
     peer->incarnation = incarnation;
     peer->state = KVF_PEER_CONNECTING;
     peer->link = link;
     peer->payload_max = fabric->payload_max;
-    peer->refusal_log_ns = 0;
+    peer->answer_ns = 0;
     uint64_t now = kvf_now(fabric->config.env);
     peer->heard_ns = peer->sent_ns = now;
     fabric->peer_count++;

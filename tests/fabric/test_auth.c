@@ -304,6 +304,33 @@ static void what_was_said_in_an_earlier_life_begins_no_session(void **state)
     between_close(x);
 }
 
+/* Hellos of earlier lives, which fit, by the thousand: few are answered, and the session goes on. */
+static void recorded_hellos_cost_little(void **state)
+{
+    struct between *x = between_open(NULL);
+    between_meet(x);
+    for (unsigned i = 0; i < 3; i++) {
+        run_between(x, KVF_ANSWER_NS);
+        kvf_fabric_peer_remove(x->b->fabric, x->b_to_a);
+        x->b_to_a = meet_at(x->b, x->a, x->from_b.t);
+        run_between(x, 0);
+        assert_true(kvf_peer_is_up(x->b_to_a));
+    }
+    demand_answer(x, x->a_to_b);
+    run_between(x, KVF_ANSWER_NS);
+    const struct heard *h = heard_of(&x->from_b, KVF_WIRE_HELLO);
+    uint64_t sent = kvf_counted(&x->a->counters.messages_sent), refused = refused_by(x->a);
+    for (unsigned i = 0; i < 1000; i++)
+        again(&x->from_b, x->a, h);
+    run_between(x, 0);
+    assert_in_range(kvf_counted(&x->a->counters.messages_sent), sent, sent + 1);
+    assert_in_range(refused_by(x->a), refused + 999, refused + 1000);
+    demand_answer(x, x->a_to_b);
+    demand_answer(x, x->b_to_a);
+    assert_int_equal(x->a->downs, 0);
+    between_close(x);
+}
+
 /* What a node says, sent back to itself: as it is, and in the name of the peer. */
 static void what_is_sent_back_proves_nothing(void **state)
 {
@@ -384,6 +411,7 @@ static void a_peer_that_lost_its_side_takes_up_the_connection_again(void **state
     struct between *x = between_open(NULL);
     between_meet(x);
     for (unsigned i = 0; i < 3; i++) {
+        run_between(x, KVF_ANSWER_NS);
         kvf_fabric_peer_remove(x->b->fabric, x->b_to_a);
         x->b_to_a = meet_at(x->b, x->a, x->from_b.t);
         run_between(x, 0);
@@ -748,6 +776,7 @@ int main(void)
         cmocka_unit_test(a_changed_hello_proof_or_welcome_brings_nobody_up),
         cmocka_unit_test(what_is_said_again_is_refused),
         cmocka_unit_test(what_was_said_in_an_earlier_life_begins_no_session),
+        cmocka_unit_test(recorded_hellos_cost_little),
         cmocka_unit_test(what_is_sent_back_proves_nothing),
         cmocka_unit_test(a_half_open_handshake_expires),
         cmocka_unit_test(a_lost_proof_or_welcome_comes_again),
