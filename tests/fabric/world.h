@@ -257,6 +257,9 @@ static inline struct world *pair(enum kvf_way way, struct kvf_peer **peer)
     return w;
 }
 
+static inline uint64_t refused_by(const struct node *n) { return kvf_counted(&n->counters.messages_refused); }
+static inline uint64_t unproved_to(const struct node *n) { return kvf_counted(&n->counters.messages_unproved); }
+
 struct result {
     unsigned count, oks;
     enum kvf_status status;
