@@ -216,25 +216,27 @@ static bool redis_rate(struct bench *b, struct kvf_redis *redis, unsigned n, uin
 /* Requests of one chunk and of many, scattered over the region. */
 static bool chunks(struct bench *b)
 {
-    static const unsigned counts[] = {1, 16, 64, 256, CHUNKS_MAX};
+    static const struct {
+        unsigned depth, count;
+    } cases[] = {{1, 1}, {16, 1}, {1, 16}, {1, 64}, {1, 256}, {1, CHUNKS_MAX}};
     struct kvf_redis *redis = kvf_redis_start();
     uint8_t *to = malloc((size_t)CHUNKS_MAX * CHUNK);
     bool good = to && (!redis || redis_fill(b, redis));
     json_object_set_new(b->bench->config, "redis", json_boolean(redis != NULL));
-    for (unsigned i = 0; i < sizeof counts / sizeof *counts && good; i++) {
-        struct kvf_fabric_task task = {.work = KVF_FABRIC_PULL, .bytes = CHUNK, .ranges = counts[i], .depth = 1, .verify = true,
-                                       .seconds = b->slice, .seed = b->bench->seed};
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases && good; i++) {
+        struct kvf_fabric_task task = {.work = KVF_FABRIC_PULL, .bytes = CHUNK, .ranges = cases[i].count, .depth = cases[i].depth,
+                                       .verify = true, .seconds = b->slice, .seed = b->bench->seed};
         struct series pulls = {0}, gets = {0};
         char name[64];
         for (unsigned round = 0; round < b->rounds && good; round++) {
             struct kvf_fabric_answer answer;
             double rate = 0;
             good = kvf_fabric_nodes_run(b->nodes, &task, &answer) &&
-                   (!redis || redis_rate(b, redis, counts[i], to, &rate));
+                   (!redis || redis_rate(b, redis, cases[i].count * cases[i].depth, to, &rate));
             note(&pulls, answer.bytes_per_s / CHUNK / 1e3);
             note(&gets, rate / 1e3);
         }
-        snprintf(name, sizeof name, "%s %u chunks of 4 KiB a request", b->tls, counts[i]);
+        snprintf(name, sizeof name, "%s %u of %u chunks of 4 KiB", b->tls, cases[i].depth, cases[i].count);
         add(b, name, "k/s", &pulls, "Redis GET", median(&gets));
     }
     if (redis)
@@ -256,7 +258,8 @@ static bool nodes_start(struct bench *b, unsigned servers, unsigned readers, uin
                                                      .segment_bytes = b->settings.fabric_segment,
                                                      .inflight_bytes = b->settings.fabric_inflight,
                                                      .spin_ns = b->settings.reactor_spin_ns, .memory_bytes = memory_bytes,
-                                                     .servers = servers, .readers = readers};
+                                                     .servers = servers, .readers = readers,
+                                                     .pin = servers == 1 && readers == 1};
     enum kvf_status st = kvf_transport_ucx_settings(&config, b->ucx, sizeof b->ucx);
     if (st != KVF_OK)
         return fail(b->tls, kvf_status_text(st));

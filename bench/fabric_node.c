@@ -3,6 +3,7 @@
 #include "bench/fabric_node.h"
 #include "base/hash.h"
 #include "bench/bench.h"
+#include "bench/limits.h"
 #include "fabric/fabric.h"
 #include "kernels/dev.h"
 #include "tiers/pages.h"
@@ -451,6 +452,8 @@ static void run_process(const struct kvf_fabric_nodes *nodes, unsigned index, in
     struct process *p = calloc(1, sizeof *p);
     struct epoll_event event = {.events = EPOLLIN};
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (nodes->options.pin)
+        kvf_limits_pin(index);
     if (!p)
         _exit(1);
     *p = (struct process){.nodes = nodes, .region = nodes->region, .index = index, .server = index < nodes->options.servers,

@@ -28,6 +28,7 @@ struct kvf_fabric_nodes_options {
     uint64_t segment_bytes, inflight_bytes, spin_ns;
     uint64_t memory_bytes;     /* that each pulling process pulls into */
     unsigned servers, readers;
+    bool pin;                  /* each to a processor of its own, in turn */
 };
 /* Forks them and waits until every reader has every server as a peer. NULL, with a line on standard error: it did not work. */
 struct kvf_fabric_nodes *kvf_fabric_nodes_create(const struct kvf_fabric_region *region,

@@ -1,10 +1,13 @@
-/* Programs beside which the fabric is measured: ucx_perftest and iperf3, where they are installed. Each call starts a server and a
- * client on loopback, and both have ended when it returns. One thread. */
+/* Programs beside which the fabric is measured: ucx_perftest and iperf3, where they are installed. Each call starts a server on the
+ * first processor and a client on the second, over loopback; both have ended when it returns. One thread. */
 #ifndef KVF_BENCH_LIMITS_H
 #define KVF_BENCH_LIMITS_H
 
 #include <stdbool.h>
 #include <stdint.h>
+
+/* This process, and what it starts from now on, runs on the processor of that number, modulo how many there are. */
+void kvf_limits_pin(unsigned number);
 
 /* Whether the program can be found. */
 bool kvf_limits_have(const char *program);

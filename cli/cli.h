@@ -22,6 +22,7 @@ int kvf_cmd_sessions(struct kvf_cli *cli);
 int kvf_cmd_move(struct kvf_cli *cli);
 int kvf_cmd_lend(struct kvf_cli *cli);
 int kvf_cmd_info(struct kvf_cli *cli);
+int kvf_cmd_peer(struct kvf_cli *cli); /* info -p */
 
 /* Prints "kvf VERB: ..." to standard error and returns `code`. */
 int kvf_cli_fail(const struct kvf_cli *cli, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));

@@ -171,6 +171,19 @@ static void print_sizes(void)
     ROW(kvf_member, "member known from etcd");
     ROW(kvf_placement, "session known from etcd");
 #undef ROW
+    for (const struct kvf_fabric_size *size = kvf_fabric_sizes(); size->name; size++) {
+        kvf_table_cell(table, "%s", size->name);
+        kvf_table_cell(table, "%zu", size->bytes);
+        kvf_table_cell(table, "%s", size->per);
+    }
+    size_t link_bytes, operation_bytes;
+    kvf_transport_ucx_sizes(&link_bytes, &operation_bytes);
+    kvf_table_cell(table, "kvf_link");
+    kvf_table_cell(table, "%zu", link_bytes);
+    kvf_table_cell(table, "link to a peer, two a peer and eight, beside UCX's own");
+    kvf_table_cell(table, "op");
+    kvf_table_cell(table, "%zu", operation_bytes);
+    kvf_table_cell(table, "send or read that UCX has");
     printf("structs\n");
     kvf_table_print(table, stdout, "  ");
     kvf_table_destroy(table);
@@ -179,8 +192,12 @@ static void print_sizes(void)
 int kvf_cmd_info(struct kvf_cli *cli)
 {
     const char *flags = *cli->flags ? cli->flags : "bd";
+    if (strchr(flags, 'p') || cli->n_args)
+        return !strcmp(flags, "p") && cli->n_args
+                   ? kvf_cmd_peer(cli)
+                   : kvf_cli_fail(cli, KVF_EXIT_USAGE, "-p wants the name of a node, and no other flag");
     if (cli->json)
-        return kvf_cli_fail(cli, KVF_EXIT_USAGE, "--json is for status, sessions and move");
+        return kvf_cli_fail(cli, KVF_EXIT_USAGE, "--json is for -p");
     if (strchr(flags, 'b'))
         print_build();
     if (strchr(flags, 'd'))

@@ -39,14 +39,16 @@ static const struct verb {
      "have beyond that they are asked to move away; what is not moved in time is taken. Ends when NODE has its memory.\n"
      "--timeout bounds the time (default here: 5 s).\n\n"
      "examples\n  kvf lend lender1 0\n  kvf lend lender1 8G --timeout 30\n"},
-    {"info", "bdct", 0, 0, kvf_cmd_info, "what this build and this machine can do, and why not",
-     "usage: kvf info [-b] [-d] [-c] [-t] [options]\n\n"
+    {"info", "bdctp", 0, 1, kvf_cmd_info, "what this build and this machine can do, and why not",
+     "usage: kvf info [-b] [-d] [-c] [-t] [options]\n"
+     "       kvf info -p NODE [options]\n\n"
      "  -b  the build: version, features\n"
      "  -d  devices and tiers that are usable here, and why others are not\n"
      "  -c  every setting with its default, bounds and help: a configuration file\n"
      "  -t  sizes of the main structs\n"
-     "Without a flag: -b and -d. etcd is not asked.\n\n"
-     "examples\n  kvf info\n  kvf info -c > kvf.conf\n  kvf info -c --set dram.bytes=64G\n"},
+     "  -p  how the other nodes reach NODE: which mechanism, why, and with which settings; they and etcd are asked\n"
+     "Without a flag: -b and -d. Only -p asks etcd.\n\n"
+     "examples\n  kvf info\n  kvf info -p node2\n  kvf info -c > kvf.conf\n  kvf info -c --set dram.bytes=64G\n"},
     {"bench", NULL, 0, 0, NULL, "measures this machine; `kvf bench --help`", NULL},
 };
 #define VERBS (sizeof verbs / sizeof verbs[0])

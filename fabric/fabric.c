@@ -469,3 +469,18 @@ void kvf_fabric_destroy(struct kvf_fabric *fabric)
     }
     free_all(fabric);
 }
+
+const struct kvf_fabric_size *kvf_fabric_sizes(void)
+{
+    static const struct kvf_fabric_size sizes[] = {
+        {"kvf_peer", "peer of the fabric", sizeof(struct kvf_peer)},
+        {"kvf_auth", "peer of the fabric: its keys", sizeof(struct kvf_auth)},
+        {"kvf_serve", "PULL of a peer that waits here, 128 a peer", sizeof(struct kvf_serve)},
+        {"kvf_request_slot", "call or pull in flight", sizeof(struct kvf_request_slot)},
+        {"kvf_pull_part", "range of a pull, 64 at a time", sizeof(struct kvf_pull_part)},
+        {"kvf_tx", "message of up to 4 KiB in flight", sizeof(struct kvf_tx)},
+        {NULL, NULL, 0},
+    };
+    _Static_assert(KVF_SERVES_MAX == 128 && KVF_PART_BLOCK == 64 && KVF_COPY_MAX == 4096, "as the texts say");
+    return sizes;
+}

@@ -110,6 +110,8 @@ uint64_t kvf_peer_region_bytes(const struct kvf_peer *peer);
 struct kvf_peer_about {
     uint64_t region_bytes[KVF_WAYS]; /* of the pieces of its region that are known, by the way they are read */
     unsigned pieces, pieces_there;   /* known here; ready there, as it last said */
+    enum kvf_way way;                /* as kvf_peer_way */
+    const char *why;                 /* the reason for it; a constant */
     size_t frame_bytes;              /* the largest payload between us */
     uint64_t inflight_bytes;         /* asked of it and not yet there */
 };
@@ -161,6 +163,13 @@ enum kvf_status kvf_fabric_pull_take(struct kvf_peer *peer, const struct kvf_pul
  * comes is dropped. False: there is no such request, it has ended and calls back in the next poll, or the transport is using its
  * memory. */
 bool kvf_fabric_cancel(struct kvf_fabric *fabric, const void *arg);
+
+/* What the fabric keeps in memory, for people: of what, one for each of what, and how many bytes. A NULL name ends the list. */
+struct kvf_fabric_size {
+    const char *name, *per;
+    size_t bytes;
+};
+const struct kvf_fabric_size *kvf_fabric_sizes(void);
 
 /* Moves everything forward: transport, heartbeats, deadlines; copies at most 1 MiB from mapped memory. Returns events
  * handled. Call it again at once while it returns more than 0 or next_timer is in the past. */

@@ -77,6 +77,11 @@ void kvf_peer_about(const struct kvf_peer *peer, struct kvf_peer_about *out)
     size_t ours = peer->fabric->payload_max;
     struct kvf_peer_about about = {.pieces = peer->n_pieces, .pieces_there = peer->pieces_there, .inflight_bytes = peer->inflight};
     assert(peer->state != KVF_PEER_FREE && peer->n_pieces <= KVF_REGION_PIECES_MAX);
+    const struct kvf_transport_ops *ops = peer->fabric->config.transport->ops;
+    about.way = kvf_peer_way(peer);
+    about.why = peer->n_pieces == 0 ? "it lends no memory, as far as it has said: messages only" : "";
+    if (peer->n_pieces > 0 && ops->remote_why)
+        about.why = ops->remote_why(peer->pieces[0].remote);
     about.frame_bytes = peer->payload_max < ours ? peer->payload_max : ours;
     for (unsigned i = 0; i < peer->n_pieces; i++)
         about.region_bytes[peer->pieces[i].way] += peer->pieces[i].bytes;

@@ -98,6 +98,8 @@ struct kvf_transport_ops {
                               uint64_t bytes, struct kvf_remote **out, enum kvf_way *way);
     /* WAY_MAPPED: where the piece lies in our memory. Else NULL. */
     const void *(*remote_mapped)(struct kvf_remote *remote);
+    /* Why it is read the way that import told: a sentence's end, for people. NULL: this transport has no reasons. */
+    const char *(*remote_why)(const struct kvf_remote *remote);
     void (*remote_destroy)(struct kvf_transport *t, struct kvf_remote *remote);
 
     /* WAY_GET: reads bytes of the piece at `offset` of it into `to`; may complete inside the call. */
@@ -134,6 +136,8 @@ enum kvf_status kvf_transport_ucx_create(const struct kvf_transport_config *conf
 /* What UCX is told for this configuration, as NAME=VALUE words with spaces: for the environment of UCX's own tools, which then
  * measure the same. Cut short if it does not fit. Errors as create's. */
 enum kvf_status kvf_transport_ucx_settings(const struct kvf_transport_config *config, char *text, size_t size);
+/* What it keeps of its own, beside UCX's, for each link (two a peer, and eight) and each operation that UCX has. 0: no UCX. */
+void kvf_transport_ucx_sizes(size_t *link_bytes, size_t *operation_bytes);
 /* Why UCX cannot be used here, or what it offers: for `kvf info`. */
 void kvf_transport_ucx_about(char *text, size_t size);
 #endif

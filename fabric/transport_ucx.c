@@ -86,6 +86,7 @@ struct kvf_remote {
     struct kvf_link *link;
     ucp_rkey_h rkey; /* NULL: asking is the only way */
     const void *mapped;
+    const char *why; /* this way and no better one */
     uint64_t base, bytes;
     struct kvf_remote *next;
 };
@@ -679,6 +680,19 @@ static void ucx_memory_unregister(struct kvf_transport *t, void *registered)
         ucp_mem_unmap(ucx_of(t)->context, registered);
 }
 
+/* Why a region is asked for: neither mapped nor read one-sided. */
+static const char *why_ask(const struct ucx *u, bool shared, bool keyed)
+{
+    if (u->choice.rdma && keyed)
+        return "messages: UCX cannot read its memory one-sided from here";
+    if (u->choice.shm && shared)
+        return u->choice.rdma ? "messages: another host or user, and it has no RDMA device"
+                              : "tcp: another host or user, whose memory cannot be mapped here; no RDMA device in fabric.interface";
+    if (u->choice.shm)
+        return "tcp: it does not share its memory (its fabric.transport), and fabric.interface has no RDMA device";
+    return "tcp: fabric.transport leaves out shared memory and RDMA here; one-sided reads would be emulated over TCP";
+}
+
 static enum kvf_status ucx_import(struct kvf_transport *t, struct kvf_link *link, const void *key, size_t key_bytes, uint64_t base,
                                   uint64_t bytes, struct kvf_remote **out, enum kvf_way *way)
 {
@@ -706,11 +720,18 @@ static enum kvf_status ucx_import(struct kvf_transport *t, struct kvf_link *link
         if (ucp_ep_rkey_unpack(link->ep, padded, &remote->rkey) == UCS_OK)
             *way = KVF_WAY_GET;
     }
+    if (*way == KVF_WAY_MAPPED)
+        remote->why = "shared memory: same host, and its memory could be mapped";
+    else if (*way == KVF_WAY_GET)
+        remote->why = "rdma: one-sided reads, which do not need the other side's processor";
+    else
+        remote->why = why_ask(u, token > 0, key_bytes > 1 + token);
     *out = remote;
     return KVF_OK;
 }
 
 static const void *ucx_remote_mapped(struct kvf_remote *remote) { return remote->mapped; }
+static const char *ucx_remote_why(const struct kvf_remote *remote) { return remote->why; }
 
 static void ucx_remote_destroy(struct kvf_transport *t, struct kvf_remote *remote)
 {
@@ -1055,6 +1076,7 @@ static const struct kvf_transport_ops ucx_ops = {
     .region_destroy = ucx_region_destroy,
     .import = ucx_import,
     .remote_mapped = ucx_remote_mapped,
+    .remote_why = ucx_remote_why,
     .remote_destroy = ucx_remote_destroy,
     .get = ucx_get,
     .poll = ucx_poll,
@@ -1112,4 +1134,10 @@ void kvf_transport_ucx_about(char *text, size_t size)
 {
     snprintf(text, size, "UCX %s; RDMA devices: %s", ucp_get_version_string(),
              kvf_devices_any_rdma() ? "yes (/sys/class/infiniband)" : "none on this machine");
+}
+
+void kvf_transport_ucx_sizes(size_t *link_bytes, size_t *operation_bytes)
+{
+    *link_bytes = sizeof(struct kvf_link);
+    *operation_bytes = sizeof(struct op);
 }

@@ -5,12 +5,13 @@
  *   GET  /metrics       Prometheus text
  *   GET  /v1/status     kvf_status_json
  *   GET  /v1/sessions   kvf_sessions_json
+ *   GET  /v1/peers      kvf_peers_json
  *   POST /v1/move       {"session": "7" or "0x7", "node": "b", "timeout_ms": 30000}
  *                       -> {"status":"OK","stop_ns":..,"bytes_before_switch":..,"bytes_after_switch":..,"epoch":..}
  *   POST /v1/lend       {"bytes": 1048576, "within_ms": 5000}: others may have no more of lent memory; answers when that is so
  *                       -> {"status":"OK","limit_bytes":..,"lent_bytes":..,"revoked_blocks":..}
  * Errors: HTTP 4xx or 5xx with {"error":"ERR_NOT_FOUND","message":"one sentence"}. */
-#include "node/internal.h"
+#include "node/peers.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -273,6 +274,7 @@ static const struct page {
 } pages[] = {
     {"/v1/status", "application/json", kvf_status_json},
     {"/v1/sessions", "application/json", kvf_sessions_json},
+    {"/v1/peers", "application/json", kvf_peers_json},
     {"/metrics", "text/plain; version=0.0.4; charset=utf-8", kvf_metrics_text},
     {"/healthz", "text/plain; charset=utf-8", health_text},
 };
@@ -314,7 +316,7 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
         return answer(connection, MHD_HTTP_OK, pages[i].type, NULL, pages[i].text(admin->node->core));
     }
     return answer_error(connection, MHD_HTTP_NOT_FOUND, KVF_ERR_NOT_FOUND,
-                        "paths: /v1/status, /v1/sessions, /v1/move, /v1/lend, /metrics, /healthz");
+                        "paths: /v1/status, /v1/sessions, /v1/peers, /v1/move, /v1/lend, /metrics, /healthz");
 }
 
 static void on_end(void *arg, struct MHD_Connection *connection, void **state, enum MHD_RequestTerminationCode code)

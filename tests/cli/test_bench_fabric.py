@@ -28,7 +28,7 @@ class FabricTest(Case):
         config, rows = self.bench("--size", "64", "--depth", "4")
         self.assertFalse(config["ucx_perftest"])
         for name in ("tcp 64 KiB depth 4", "tcp 64 KiB depth 4 unchecked", "shm 64 KiB depth 4", "tcp 64 KiB alone",
-                     "tcp 64 chunks of 4 KiB a request"):
+                     "tcp 1 of 64 chunks of 4 KiB"):
             self.assertGreater(rows[name]["value"], 0, name)
         self.assertEqual(rows["shm 64 KiB depth 4 unchecked"]["limit_name"], "memcpy")
 

@@ -86,7 +86,13 @@ class InfoTest(Case):
     def test_sizes(self):
         done = run("kvf", "info", "-t")
         self.assert_done(done)
-        self.assertRegex(done.stdout, r"kvf_entry +\d+ ")
+        for name in ("kvf_entry", "kvf_peer", "kvf_request_slot", "kvf_pull_part", "kvf_link"):
+            self.assertRegex(done.stdout, rf"{name} +\d+ ")
+
+    def test_a_peer_wants_a_name_and_no_other_flag(self):
+        for arguments in (["-p"], ["-p", "-b", "two"], ["two"]):
+            self.assert_failed(run("kvf", "info", *arguments), 2, "-p wants the name of a node")
+        self.assert_failed(run("kvf", "info", "-b", "--json"), 2, "--json")
 
 
 class NoClusterTest(Case):
@@ -166,6 +172,39 @@ class ClusterTest(Case):
         self.assertIn(" up ", rows["one"])
         self.assertIn("8.0 MiB", rows["one"])
         self.assertIn(self.two.admin, rows["two"])
+
+    def test_how_a_peer_is_reached_and_why(self):
+        def known():
+            done = self.cluster.kvf("info", "-p", "one", "--json")
+            self.assert_done(done)
+            root = json.loads(done.stdout)
+            self.assertEqual((root["schema"], root["peer"]), ("kvf-peer/1", "one"))
+            entries = {entry["node"]: entry for entry in root["from"]}
+            self.assertIn("two", entries)
+            self.assertNotIn("one", entries)
+            peer = entries["two"].get("peer")
+            return entries["two"] if peer and peer["up"] and peer["pieces"] else None
+
+        end, entry = time.monotonic() + cluster.PATIENCE, known()
+        while not entry and time.monotonic() < end:
+            time.sleep(0.1)
+            entry = known()
+        self.assertTrue(entry, "two does not know one's memory")
+        peer = entry["peer"]
+        # On one host, by one user, with fabric.transport auto: one's memory is mapped at two.
+        self.assertEqual(peer["way"], "mapped")
+        self.assertIn("same host", peer["why"])
+        self.assertGreaterEqual(peer["region_bytes"]["mapped"], 8 << 20)
+        self.assertGreater(peer["frame_bytes"], 4096)
+        self.assertIn("UCX_TLS=", entry["ucx_settings"])
+        done = self.cluster.kvf("info", "-p", "one")
+        self.assert_done(done)
+        self.assertIn("two to one\n", done.stdout)
+        self.assertIn("same host", done.stdout)
+        # two lends nothing: there is no memory to be reached.
+        done = self.cluster.kvf("info", "-p", "two")
+        self.assertIn("lends no memory", done.stdout)
+        self.assert_failed(self.cluster.kvf("info", "-p", "ghost"), 1, "ghost", "ERR_NOT_FOUND")
 
     def test_status_as_json(self):
         done = self.cluster.kvf("--json", "status")
