@@ -65,6 +65,7 @@ struct kvf_redis *kvf_redis_start(void)
     redis->pid = fork();
     if (redis->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        kvf_limits_pin(0);
         execlp("redis-server", "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
                "--logfile", "/dev/null", "--dir", "/tmp", (char *)NULL);
         _exit(127);

@@ -1,5 +1,5 @@
 /* A Redis server of our own on loopback, where redis-server is installed, and a client that pipelines: for benches that compare
- * with it. No persistence; it ends with stop. One thread. */
+ * with it. It runs on the first processor. No persistence; it ends with stop. One thread. */
 #ifndef KVF_BENCH_REDIS_H
 #define KVF_BENCH_REDIS_H
 
