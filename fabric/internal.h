@@ -28,6 +28,9 @@
 #define KVF_ASKS_MAX 64                /* PULL frames that one peer may owe us */
 #define KVF_SERVES_MAX 128             /* PULL frames of one peer that wait here; more are refused with ERR_BUSY */
 #define KVF_SERVE_FRAMES_MAX 16        /* PULL_DATA frames on their way to one peer */
+/* Bytes of one of them, at most. The peer takes a frame when it is whole, and copies it while the next one arrives: larger ones
+ * leave less to overlap, and no second cache; smaller ones cost calls (kvf bench fabric). */
+#define KVF_SERVE_FRAME_BYTES (96u << 10)
 #define KVF_PULL_PIECES_MAX 2          /* PULL frames of one pull on their way */
 #define KVF_PULL_GAPS_MAX 8            /* stretches that arrived ahead of their turn; more are dropped */
 #define KVF_REKEY_NS (10 * KVF_SEC)    /* a peer has so long to prove a secret that is still accepted */

@@ -74,6 +74,7 @@ static enum kvf_status send_frame(struct kvf_peer *peer, struct kvf_serve *serve
     struct kvf_fabric *fabric = peer->fabric;
     struct iovec parts[KVF_FRAME_PARTS_MAX];
     size_t limit = peer->payload_max < fabric->payload_max ? peer->payload_max : fabric->payload_max;
+    limit = limit < KVF_SERVE_FRAME_BYTES ? limit : KVF_SERVE_FRAME_BYTES;
     size_t bytes = 0;
     unsigned n_parts = 0, at_range = serve->at_range;
     uint32_t at_byte = serve->at_byte;
