@@ -53,6 +53,7 @@ struct peer_cost {
 struct kvf_attend_costs {
     struct kvf_attend_ability own;
     struct peer_cost *peers; /* [peers_max] */
+    uint64_t look_ns;        /* when a probe may be due; UINT64_MAX: none is wanted */
     uint8_t large[KVF_ATTEND_PROBE_BYTES + 16]; /* the question of a large probe */
 };
 
@@ -172,6 +173,7 @@ enum kvf_status kvf_attend_costs_create(struct kvf_core *core)
         return KVF_ERR_NO_MEMORY;
     for (uint64_t i = 0; i < core->settings.fabric_peers_max; i++)
         costs->peers[i].core = core;
+    costs->look_ns = UINT64_MAX;
     measure(core, &costs->own);
     return KVF_OK;
 }
@@ -251,6 +253,8 @@ enum kvf_attend_way kvf_attend_cost_choose(struct kvf_core *core, uint16_t peer,
                                            double expected_ns[KVF_ATTEND_WAYS])
 {
     struct peer_cost *p = cost_of(core, peer);
+    if (!p->wanted)
+        core->attend_costs->look_ns = 0;
     p->wanted = true;
     expected_ns[KVF_ATTEND_PULL] = expected_ns[KVF_ATTEND_THERE] = 0;
     if (!p->measured || !may_ask(p))
@@ -325,6 +329,7 @@ static void probe_end(struct peer_cost *p, bool good)
     struct kvf_core *core = p->core;
     uint64_t now = kvf_now(core->env), ns = now - p->start_ns;
     p->probing = false;
+    core->attend_costs->look_ns = 0;
     if (!good) {
         p->next_ns = kvf_deadline(now, REFUSED_NS);
         p->probe = PROBE_SMALL;
@@ -384,19 +389,26 @@ unsigned kvf_attend_cost_poll(struct kvf_core *core)
 {
     struct kvf_attend_costs *costs = core->attend_costs;
     unsigned events = 0;
-    uint64_t now = 0;
-    for (unsigned i = 0; costs && i < core->settings.fabric_peers_max; i++) {
+    uint64_t now = costs && costs->look_ns < UINT64_MAX ? kvf_now(core->env) : 0;
+    if (!costs || now < costs->look_ns)
+        return 0;
+    costs->look_ns = UINT64_MAX;
+    for (unsigned i = 0; i < core->settings.fabric_peers_max; i++) {
         struct peer_cost *p = &costs->peers[i];
-        if (!p->wanted || p->probing || !core->peers[i].up || p->incarnation != core->peers[i].member.incarnation)
+        if (!p->wanted || p->probing || p->incarnation != core->peers[i].member.incarnation)
             continue;
-        now = now ? now : kvf_now(core->env);
-        if (now < p->next_ns)
+        uint64_t due = core->peers[i].up ? p->next_ns : kvf_deadline(now, REFUSED_NS);
+        if (now < due) {
+            costs->look_ns = due < costs->look_ns ? due : costs->look_ns;
             continue;
+        }
         p->start_ns = now;
         enum kvf_status st = probe_send(p, core->peers[i].peer, kvf_deadline(now, PROBE_TIMEOUT_NS));
         p->probing = st == KVF_OK;
-        if (st != KVF_OK)
+        if (st != KVF_OK) {
             p->next_ns = kvf_deadline(now, REFUSED_NS);
+            costs->look_ns = p->next_ns < costs->look_ns ? p->next_ns : costs->look_ns;
+        }
         events += p->probing;
     }
     return events;

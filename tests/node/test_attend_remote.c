@@ -296,6 +296,22 @@ static void slots_that_were_given_away_are_misses(void **state)
     pair_end(&t);
 }
 
+/* A slot is read for its borrower alone, as the very block that was asked for. */
+static void a_lender_shows_slots_to_their_borrower_only(void **state)
+{
+    struct pair t = pair_of(large, &always, &plain);
+    const struct kvf_entry *e = remote_at(t.home, 3);
+    const struct kvf_node_peer *home = sim_cluster_peer(t.lender, t.home);
+    struct kvf_node_peer other = {.number = (uint16_t)(home->number + 1)};
+    uint64_t at = kvf_entry_location(e);
+    assert_ptr_equal(kvf_lend_data(t.lender->core, home, e->key, at, e->bytes), t.lender->core->memory + at);
+    assert_null(kvf_lend_data(t.lender->core, &other, e->key, at, e->bytes));
+    assert_null(kvf_lend_data(t.lender->core, home, e->key, at + 4096, e->bytes));
+    assert_null(kvf_lend_data(t.lender->core, home, e->key, at, e->bytes / 2));
+    assert_null(kvf_lend_data(t.lender->core, home, (struct kvf_key){e->key.hi + 1, e->key.lo}, at, e->bytes));
+    pair_end(&t);
+}
+
 /* A device that can be told to damage every hash but those of chunks. */
 static bool damaging;
 
@@ -548,6 +564,7 @@ int main(void)
         cmocka_unit_test(an_old_home_attends_what_still_lies_in_its_dram),
         cmocka_unit_test(changed_bytes_at_the_holder_are_a_miss),
         cmocka_unit_test(slots_that_were_given_away_are_misses),
+        cmocka_unit_test(a_lender_shows_slots_to_their_borrower_only),
         cmocka_unit_test(a_damaged_answer_is_not_used),
         cmocka_unit_test(other_kernels_are_asked_for_merged_parts_only),
         cmocka_unit_test(a_holder_that_attends_for_nobody_is_pulled_from),

@@ -152,6 +152,12 @@ static void same_bits(const char *transport)
     assert_same_bits(engine);
     assert_true(asked(&h) - before > 100);
     assert_int_equal(kvf_counted(&h.node->core->counters.blocks_lost), 0);
+    char *json;
+    assert_int_equal(kvf_node_status_json(h.node, &json), KVF_OK); /* what was measured is shown */
+    const char *shown = strstr(json, "\"break_even_chunks\"");
+    assert_non_null(shown);
+    assert_non_null(strstr(json, "\"same_bits\""));
+    kvf_free(json);
     home_close(&h);
 }
 
