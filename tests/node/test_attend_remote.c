@@ -504,6 +504,47 @@ static void a_holder_dies_in_the_middle(void **state)
     }
 }
 
+/* Frames that vanish, come twice, late or not at once, in both directions, while the mode changes: every step ends, with the same
+ * bits or a miss. */
+static void bad_wires_change_no_bits(void **state)
+{
+    struct kvf_attend_options options = {.timeout_ns = 2 * KVF_SEC};
+    for (uint64_t seed = 1; seed <= 8; seed++) {
+        struct sim_env rng;
+        sim_env_init(&rng, seed);
+        struct pair t = pair_of(large, &(struct sim_node_config){.attend = "always", .ssd = 8192 * KIB}, &plain);
+        struct sim_path *paths[] = {sim_net_path(t.home->transport, t.lender->transport),
+                                    sim_net_path(t.lender->transport, t.home->transport)};
+        large->options = &options;
+        for (unsigned i = 0; i < 25; i++) {
+            struct sim_path *p = paths[sim_env_random(&rng, 2)];
+            unsigned n = (unsigned)sim_env_random(&rng, 4);
+            switch (sim_env_random(&rng, 6)) {
+            case 0: p->drop = n; break;
+            case 1: p->duplicate = n; break;
+            case 2: p->busy = n; break;
+            case 3: p->delay_ns = n * 15 * KVF_MS; break;
+            case 4: kvf_attend_remote_mode_set(t.home->core, n & 1 ? KVF_ATTEND_ALWAYS : KVF_ATTEND_AUTO); break;
+            default: t.c->single = n & 1;
+            }
+            enum kvf_status st = steps(&t, 1);
+            if (st == KVF_LOST)
+                st = sim_engine_refill(large, t.s);
+            assert_true(st == KVF_OK || st == KVF_LOST || st == KVF_ERR_DEADLINE);
+            sim_cluster_check(t.c);
+        }
+        large->options = NULL;
+        for (unsigned i = 0; i < 2; i++)
+            *paths[i] = (struct sim_path){0};
+        t.c->single = false;
+        sim_cluster_settle(t.c, 5 * KVF_SEC);
+        assert_int_equal(sim_engine_run(large, t.s, tokens_of(t.s) + 3, 1), KVF_OK);
+        assert_same_bits(large);
+        assert_true(COUNTED(t.home, attend_there_blocks) > 0);
+        pair_end(&t);
+    }
+}
+
 /* ---------------------------------------------------------------- which way */
 
 static void the_way_that_took_less_time_is_chosen(void **state)
@@ -573,6 +614,7 @@ int main(void)
         cmocka_unit_test(a_late_answer_is_not_waited_for),
         cmocka_unit_test(an_attend_ends_at_its_deadline),
         cmocka_unit_test(a_holder_dies_in_the_middle),
+        cmocka_unit_test(bad_wires_change_no_bits),
         cmocka_unit_test(the_way_that_took_less_time_is_chosen),
         cmocka_unit_test(both_ways_agree_when_the_choice_changes),
     };
