@@ -77,6 +77,7 @@
     X(borrowed_blocks_yielded, "blocks moved away from a lender that asked for its memory") \
     X(borrowed_blocks_dropped, "of these, blocks that became misses for want of another place") \
     X(borrowed_blocks_revoked, "blocks that a lender said it took back by force") \
+    X(requests_given_up, "reads by other nodes that were dropped: whoever asked waits no more") \
     X(messages_sent, "messages to peers")                                         \
     X(messages_received, "messages from peers")                                   \
     X(messages_refused, "messages that were malformed, old or out of order")      \

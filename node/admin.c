@@ -11,7 +11,9 @@
  *   POST /v1/lend       {"bytes": 1048576, "within_ms": 5000}: others may have no more of lent memory; answers when that is so
  *                       -> {"status":"OK","limit_bytes":..,"lent_bytes":..,"revoked_blocks":..}
  * Errors: HTTP 4xx or 5xx with {"error":"ERR_NOT_FOUND","message":"one sentence"}. */
+#include "node/internal.h"
 #include "node/peers.h"
+#include "node/reclaim.h"
 
 #include <errno.h>
 #include <jansson.h>

@@ -1,5 +1,6 @@
 /* The node among others: members from etcd become peers of the fabric; a peer's death makes its blocks misses. */
 #include "node/internal.h"
+#include "node/reclaim.h"
 #include "node/wire.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -127,6 +128,9 @@ static void on_message(void *arg, struct kvf_peer *peer, const struct kvf_messag
     case KVF_MSG_RECLAIM:
     case KVF_MSG_REVOKED:
         kvf_yield_message(core, p, message);
+        return;
+    case KVF_MSG_READ_DATA:
+        kvf_read_data(core, p, message);
         return;
     case KVF_MSG_READ:
         kvf_serve_message(core, p, message);

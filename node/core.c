@@ -1,6 +1,7 @@
 /* The core: the node's memory, the books of its blocks, and one turn of every machine. */
 #include "base/hash.h"
 #include "node/internal.h"
+#include "node/reclaim.h"
 #include "node/ram.h"
 #include <assert.h>
 #include <sched.h>
@@ -572,7 +573,7 @@ uint64_t kvf_core_next_timer(const struct kvf_core *core)
     if (!kvf_attend_serves_idle(core) || !kvf_attend_remotes_idle(core))
         next = now + KVF_MS; /* an answer or question that the transport did not take */
     if (core->reads_queued || !kvf_hedges_idle(core) || !kvf_blocks_idle(core) || !kvf_spills_idle(core) ||
-        core->spill_urgent || !kvf_yields_idle(core))
+        core->spill_urgent || !kvf_yields_idle(core) || !kvf_serves_idle(core))
         next = now + KVF_MS;
     next = kvf_reads_next_timer(core) < next ? kvf_reads_next_timer(core) : next;
     uint64_t spill = kvf_spills_next_timer(core, now), scrub = kvf_scrub_next_timer(core, now);

@@ -529,6 +529,8 @@ void kvf_read_promote(struct kvf_core *core, struct kvf_read *read);
 /* A read that nobody wants any more: ends CANCELLED inside the call if it is still queued (true), else when it arrives. */
 bool kvf_read_cancel(struct kvf_core *core, struct kvf_read *read);
 unsigned kvf_reads_poll(struct kvf_core *core);
+/* Bytes that an old home sends for a READ of ours. */
+void kvf_read_data(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
 /* When the oldest request of a read to this peer that has no answer yet was asked; UINT64_MAX: there is none. */
 uint64_t kvf_reads_asked_ns(const struct kvf_core *core, uint16_t peer);
 /* When some read becomes late and its other copy should be read too; UINT64_MAX: none can. */
@@ -694,31 +696,6 @@ void kvf_lend_adopt_own(struct kvf_core *core, uint64_t session);
 void kvf_lend_release_own(struct kvf_core *core, struct kvf_key key);
 uint64_t kvf_lend_blocks(const struct kvf_core *core);
 unsigned kvf_lend_poll(struct kvf_core *core);
-
-/* reclaim.c: lent memory that we want back */
-/* From now on others have at most `limit_bytes` of the lent part. What is above it is free by the deadline, with the borrowers'
- * help or without; kvf_reclaim_busy tells until then. An earlier deadline that is still under way stands. ERR_UNSUPPORTED: this
- * node lends nothing. */
-enum kvf_status kvf_reclaim_start(struct kvf_core *core, uint64_t limit_bytes, uint64_t deadline_ns);
-bool kvf_reclaim_busy(const struct kvf_core *core);
-/* Starts it and waits for its end. Any thread, without the lock. *out tells how it stands then. ERR_DEADLINE: the
- * reactor is late. */
-struct kvf_reclaim_stats;
-enum kvf_status kvf_reclaim_wait(struct kvf_core *core, uint64_t limit_bytes, uint64_t within_ns, struct kvf_reclaim_stats *out);
-uint64_t kvf_reclaim_next_timer(const struct kvf_core *core);
-struct kvf_reclaim_stats {
-    uint64_t limit_bytes, others_bytes, dead_bytes; /* others may have, have, of it what dead ones left */
-    uint64_t wanted_bytes, asked_bytes;             /* still to come back; of it asked for */
-    uint64_t revoked;                               /* blocks that the last time were taken by force */
-};
-void kvf_reclaim_stats(const struct kvf_core *core, struct kvf_reclaim_stats *out);
-
-/* yield.c: blocks of ours whose lender wants his memory back */
-enum kvf_status kvf_yields_create(struct kvf_core *core);
-void kvf_yields_destroy(struct kvf_core *core);
-void kvf_yield_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
-unsigned kvf_yields_poll(struct kvf_core *core);
-bool kvf_yields_idle(const struct kvf_core *core);
 /* The whole block of a borrower that lies at just this offset of our region; NULL: there is none. It may be given back, and its
  * memory be another's, whenever the lock is free: who reads it checks what he read. */
 const uint8_t *kvf_lend_data(const struct kvf_core *core, const struct kvf_node_peer *borrower, struct kvf_key key, uint64_t offset,
@@ -729,6 +706,12 @@ enum kvf_status kvf_serves_create(struct kvf_core *core);
 void kvf_serves_destroy(struct kvf_core *core);
 void kvf_serve_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
 unsigned kvf_serves_poll(struct kvf_core *core);
+bool kvf_serves_idle(const struct kvf_core *core);
+struct kvf_serves_stats {
+    unsigned requests, pieces;    /* under way; pieces of the requests in memory */
+    uint64_t bytes, staged_bytes; /* of the pieces; of staging for those that come from SSD */
+};
+void kvf_serves_stats(const struct kvf_core *core, struct kvf_serves_stats *out);
 
 /* attend_remote.c, attend_serve.c, attend_cost.c: life; the rest is in attend_remote.h */
 enum kvf_status kvf_attend_costs_create(struct kvf_core *core); /* before the others */

@@ -2,7 +2,7 @@
 #ifndef KVF_NODE_LEND_H
 #define KVF_NODE_LEND_H
 
-#include "node/internal.h"
+#include "node/reclaim.h"
 #include "node/wire.h"
 
 #define KVF_DEAD_MAX 32       /* borrowers that are gone and whose blocks are kept */

@@ -1,8 +1,9 @@
 /* Reads: chunks of one block, from SSD, a lender's DRAM or the session's old home, to a place in memory.
  *
  * Waiting reads stand in two queues, demand and ahead. Each poll posts as many as their sources take, demand first: an SSD
- * request per run of adjacent chunks, one pull per batch of ranges at a lender, one READ call per batch of keys at an old home.
- * What is not demand takes at most half of each source's places, so that a demand read always finds one soon. */
+ * request per run of adjacent chunks, one pull per batch of ranges at a lender, one READ per batch of keys at an old home, which
+ * sends the bytes in pieces as it has them. What is not demand takes at most half of each source's places, so that a demand read
+ * always finds one soon. */
 #include "node/read.h"
 #include "node/wire.h"
 #include <assert.h>
@@ -12,6 +13,7 @@
 #define LOOK_MAX 1024 /* reads of a queue looked at in one poll */
 #define BATCHES_PER_PEER 8
 #define PULL_BYTES 262144
+#define READ_BYTES (1u << 20)  /* of one READ, unless a single block is more; and at most under way of it at once */
 #define SSD_REQUESTS_MAX 256
 #define SSD_AHEAD_TURN_BYTES (256u << 10) /* reads ahead that are handed to the SSD's queue in one turn */
 #define SSD_REQUESTS_AHEAD_MAX (SSD_REQUESTS_MAX / 2) /* of reads that are not demand */
@@ -296,6 +298,7 @@ void kvf_batch_free(struct kvf_batch *b)
 {
     struct kvf_reads *rs = b->core->reads;
     b->asked_ns = 0;
+    b->id = 0;
     rs->batches_at[b->peer]--;
     b->next = rs->batch_free;
     rs->batch_free = b;
@@ -311,8 +314,9 @@ static struct kvf_batch *batch_take(struct kvf_core *core, uint16_t peer)
     b->core = core;
     b->peer = peer;
     b->n = b->runs = 0;
-    b->bytes = b->asked_ns = 0;
+    b->bytes = b->asked_ns = b->id = 0;
     b->deadline_ns = b->late_ns = UINT64_MAX;
+    memset(b->got, 0, sizeof b->got);
     return b;
 }
 
@@ -366,7 +370,8 @@ static void batch_end(struct kvf_batch *b, enum kvf_status status)
     if (status == KVF_ERR_PEER_LOST || status == KVF_ERR_PEER_REFUSED)
         status = KVF_LOST;
     for (unsigned i = 0; i < b->n; i++)
-        part_end(b->reads[i], status);
+        if (b->reads[i])
+            part_end(b->reads[i], status);
     kvf_batch_free(b);
 }
 
@@ -410,7 +415,7 @@ static void send_pull(struct kvf_batch *b)
     for (unsigned i = 0; i < b->n; i++) {
         struct kvf_entry *e = kvf_index_entry(core->index, b->reads[i]->handle);
         uint32_t runs[64][2];
-        unsigned m = runs_of(b->reads[i], b->masks[i], 1, runs, 64);
+        unsigned m = runs_of(b->reads[i], b->reads[i]->mask, 1, runs, 64);
         for (unsigned r = 0; r < m && n < KVF_PULL_RANGES_MAX; r++) {
             b->ranges[n].offset = runs[r][0];
             b->ranges[n].read = (uint8_t)i;
@@ -441,6 +446,16 @@ static void scatter_chunks(struct kvf_read *read, uint64_t mask, struct kvf_read
     }
 }
 
+/* Read number i of a batch ends. A block that went away here meanwhile is lost to whoever waits for it. */
+static void item_end(struct kvf_batch *b, unsigned i, enum kvf_status status)
+{
+    struct kvf_read *read = b->reads[i];
+    b->reads[i] = NULL;
+    part_end(read, kvf_read_entry(b->core, read) ? status : KVF_LOST);
+}
+
+/* The last word about a READ: per block whether its bytes are here (0), not there (1), to be asked for again (2), or came before
+ * (3). */
 static void read_reply(void *arg, enum kvf_status status, const void *payload, size_t bytes)
 {
     struct kvf_batch *b = arg;
@@ -456,25 +471,85 @@ static void read_reply(void *arg, enum kvf_status status, const void *payload, s
         batch_end(b, status == KVF_ERR_PEER_PROTOCOL ? KVF_LOST : status);
         return;
     }
-    kvf_pace_add(&core->peers[b->peer], kvf_now(core->env) - b->asked_ns);
+    if (b->bytes <= PULL_BYTES) /* more takes longer, and says nothing */
+        kvf_pace_add(&core->peers[b->peer], kvf_now(core->env) - b->asked_ns);
     for (unsigned i = 0; i < b->n; i++) {
-        struct kvf_read *read = b->reads[i];
-        bool here = kvf_read_entry(core, read) != NULL, bad = statuses[i] != 0 || !here;
-        if (statuses[i] == 0) /* also for a block that went away here meanwhile: the next one's bytes are behind its own */
-            scatter_chunks(read, b->masks[i], &r, &bad);
-        part_end(read, !bad ? KVF_OK : statuses[i] == 1 || !here ? KVF_LOST : KVF_ERR_BUSY);
+        bool bad = statuses[i] == 0 && !b->reads[i]; /* twice: what is behind it is not where it should be */
+        if (bad) {
+            kvf_count(&core->counters.messages_refused, 1);
+            batch_end(b, KVF_LOST);
+            return;
+        }
+        if (!b->reads[i])
+            continue;
+        if (statuses[i] == 0)
+            scatter_chunks(b->reads[i], b->reads[i]->mask, &r, &bad);
+        item_end(b, i, statuses[i] == 0 && !bad ? KVF_OK : statuses[i] == 1 ? KVF_LOST : KVF_ERR_BUSY);
     }
     kvf_batch_free(b);
+}
+
+/* Whether these are chunks that the batch still waits for, and exactly their bytes. */
+static bool pieces_fit(const struct kvf_batch *b, const struct kvf_piece_item *items, unsigned n, size_t bytes)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < n; i++) {
+        unsigned at = items[i].item;
+        if (at >= b->n || !b->reads[at] || (items[i].mask & (~b->reads[at]->mask | b->got[at])))
+            return false;
+        for (unsigned before = 0; before < i; before++)
+            if (items[before].item == at)
+                return false;
+        sum += mask_bytes(b->reads[at], items[i].mask);
+    }
+    return sum == bytes;
+}
+
+static enum kvf_status data_take(struct kvf_core *core, const struct kvf_node_peer *from, struct kvf_reader r)
+{
+    struct kvf_piece_item items[KVF_BATCH_MAX];
+    uint64_t id;
+    unsigned n;
+    if (!kvf_wire_pieces_read(&r, &id, items, &n))
+        return KVF_ERR_INVALID;
+    struct kvf_batch *b = &core->reads->batches[id % KVF_BATCHES_MAX];
+    if (id == 0 || b->id != id || b->peer != from->number)
+        return KVF_ERR_STALE; /* whoever wanted it has given up */
+    if (!pieces_fit(b, items, n, kvf_reader_left(&r)))
+        return KVF_ERR_INVALID;
+    for (unsigned i = 0; i < n; i++) {
+        unsigned at = items[i].item;
+        bool bad = false;
+        scatter_chunks(b->reads[at], items[i].mask, &r, &bad);
+        assert(!bad);
+        b->got[at] |= items[i].mask;
+        if (b->got[at] == b->reads[at]->mask)
+            item_end(b, at, KVF_OK);
+    }
+    return KVF_OK;
+}
+
+void kvf_read_data(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
+{
+    enum kvf_status st = data_take(core, from, kvf_reader_of(message->payload, message->bytes));
+    if (st == KVF_ERR_INVALID)
+        kvf_count(&core->counters.messages_refused, 1);
+    if (message->request)
+        kvf_fabric_reply(from->peer, message->request, st, NULL, 0, NULL, NULL);
 }
 
 static void send_read(struct kvf_batch *b)
 {
     struct kvf_core *core = b->core;
     struct kvf_read_item items[KVF_BATCH_MAX];
-    uint8_t payload[2 + KVF_BATCH_MAX * 24];
+    uint8_t payload[12 + 2 + KVF_BATCH_MAX * 24];
+    uint64_t window = core->settings.fabric_inflight / BATCHES_PER_PEER;
     for (unsigned i = 0; i < b->n; i++)
-        items[i] = (struct kvf_read_item){.key = b->reads[i]->key, .mask = b->masks[i]};
+        items[i] = (struct kvf_read_item){.key = b->reads[i]->key, .mask = b->reads[i]->mask};
+    b->id = ++core->reads->asked * KVF_BATCHES_MAX + (uint64_t)(b - core->reads->batches);
     struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
+    kvf_write_u64(&w, b->id);
+    kvf_write_u32(&w, (uint32_t)(window < READ_BYTES ? window : READ_BYTES));
     kvf_wire_reads(&w, items, b->n);
     struct iovec part = {.iov_base = payload, .iov_len = kvf_writer_used(&w)};
     enum kvf_status st = kvf_fabric_call(core->peers[b->peer].peer, KVF_MSG_READ, &part, 1, b->deadline_ns, read_reply, b);
@@ -507,16 +582,9 @@ static void batch_send(struct kvf_batch *b)
         send_read(b);
 }
 
-/* Bytes that one message should bring at most. */
-static size_t batch_most(const struct kvf_core *core, uint8_t tier)
+/* Adds a read to a batch. */
+static void batch_add(struct kvf_batch *b, struct kvf_read *read, uint64_t bytes, unsigned runs)
 {
-    size_t most = kvf_fabric_payload_max(core->fabric) - 256;
-    return tier == KVF_TIER_REMOTE && most > PULL_BYTES ? PULL_BYTES : most;
-}
-
-static void batch_add(struct kvf_batch *b, struct kvf_read *read, uint64_t mask, uint64_t bytes, unsigned runs)
-{
-    b->masks[b->n] = mask;
     b->reads[b->n++] = read;
     b->runs += runs;
     b->bytes += bytes;
@@ -527,13 +595,13 @@ static void batch_add(struct kvf_batch *b, struct kvf_read *read, uint64_t mask,
 static struct kvf_batch *batch_for(struct kvf_core *core, struct dispatch *d, uint16_t peer, uint8_t tier, uint64_t bytes,
                                unsigned runs, bool demand)
 {
-    size_t most = batch_most(core, tier);
+    uint64_t most = tier == KVF_TIER_REMOTE ? PULL_BYTES : READ_BYTES;
     for (unsigned i = 0; i < d->n_open; i++) {
         struct kvf_batch *b = d->open[i];
         if (b->peer != peer || b->reads[0]->tier != tier)
             continue;
-        unsigned runs_max = tier == KVF_TIER_REMOTE ? KVF_PULL_RANGES_MAX : KVF_FRAME_PARTS_MAX - 2;
-        if (b->n < KVF_BATCH_MAX && b->bytes + bytes <= most && b->runs + runs <= runs_max)
+        bool fits = tier != KVF_TIER_REMOTE || b->runs + runs <= KVF_PULL_RANGES_MAX;
+        if (b->n < KVF_BATCH_MAX && b->bytes + bytes <= most && fits)
             return b;
         d->open[i] = d->open[--d->n_open];
         batch_send(b);
@@ -545,47 +613,11 @@ static struct kvf_batch *batch_for(struct kvf_core *core, struct dispatch *d, ui
     return b;
 }
 
-/* A block that is larger than a message comes in several, all asked for at once. */
-static bool post_split(struct kvf_core *core, struct dispatch *d, struct kvf_read *read, struct kvf_entry *e)
-{
-    struct kvf_reads *rs = core->reads;
-    uint64_t pieces[64], sum = 0, most = batch_most(core, e->tier);
-    unsigned n = 0, room = 0;
-    uint32_t offset, bytes;
-    for (unsigned c = 0; chunk_at(read, c, &offset, &bytes); c++) {
-        if (!(read->mask >> c & 1))
-            continue;
-        if (n == 0 || sum + bytes > most) {
-            pieces[n++] = 0;
-            sum = 0;
-        }
-        pieces[n - 1] |= 1ull << c;
-        sum += bytes;
-    }
-    for (struct kvf_batch *b = rs->batch_free; b && room < n; b = b->next)
-        room++;
-    unsigned at_peer = rs->batches_at[e->peer];
-    if (room < n || d->n_open + n > 64 || (at_peer > 0 && at_peer + n > BATCHES_PER_PEER))
-        return false;
-    read->tier = e->tier;
-    read->peer = e->peer;
-    read->runs = n;
-    read->status = KVF_OK;
-    for (unsigned i = 0; i < n; i++) {
-        struct kvf_batch *b = batch_take(core, e->peer);
-        batch_add(b, read, pieces[i], mask_bytes(read, pieces[i]), 1);
-        d->open[d->n_open++] = b;
-    }
-    return true;
-}
-
 /* Posts a read: true when it has left the queue. */
 static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read *read, struct kvf_entry *e)
 {
     uint32_t runs[64][2];
     uint64_t bytes = mask_bytes(read, read->mask);
-    if (e->tier == KVF_TIER_PEER && bytes > batch_most(core, e->tier))
-        return post_split(core, d, read, e);
     unsigned n = runs_of(read, read->mask, 1, runs, 64);
     struct kvf_batch *b = batch_for(core, d, e->peer, e->tier, bytes, n, read->priority == KVF_PRIORITY_DEMAND);
     if (!b)
@@ -594,7 +626,7 @@ static bool post_peer(struct kvf_core *core, struct dispatch *d, struct kvf_read
     read->peer = e->peer;
     read->runs = 1;
     read->status = KVF_OK;
-    batch_add(b, read, read->mask, bytes, n);
+    batch_add(b, read, bytes, n);
     return true;
 }
 

@@ -15,8 +15,9 @@ struct kvf_batch {
     uint64_t deadline_ns;
     uint64_t asked_ns; /* 0: not yet */
     uint64_t late_ns;  /* when the other copies of its reads are read too; UINT64_MAX: never (again) */
-    struct kvf_read *reads[KVF_BATCH_MAX];
-    uint64_t masks[KVF_BATCH_MAX]; /* the chunks of each that this message brings: all, but for a block larger than a message */
+    struct kvf_read *reads[KVF_BATCH_MAX]; /* NULL: it has ended, of a READ that has not */
+    uint64_t id;                 /* of a READ that is open; else 0. The batch's number, and above it how many were asked before */
+    uint64_t got[KVF_BATCH_MAX]; /* chunks of each that a READ has brought */
     struct {
         uint32_t offset; /* in the block */
         uint8_t read;    /* whose */
@@ -42,6 +43,7 @@ struct kvf_reads {
     struct kvf_batch *batches, *batch_free;
     struct kvf_ssd_run *runs, *run_free;
     unsigned *batches_at; /* [peers_max] outstanding */
+    uint64_t asked;       /* READs so far */
     unsigned active;
     unsigned runs_ahead;  /* SSD requests of reads that are not demand */
     uint64_t late_ns;     /* the earliest of the batches; may be too early */

@@ -4,6 +4,7 @@
  * that a slow reader of the admin interface never holds up the reactor. Counters and histograms are atomic. */
 #include "node/attend_remote.h"
 #include "node/ram.h"
+#include "node/reclaim.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -53,6 +54,7 @@ struct copy {
     char ssd_why[KVF_CONFIG_TEXT_MAX];
     struct kvf_ram_stats ram;
     struct kvf_reclaim_stats reclaim;
+    struct kvf_serves_stats serves;
     uint64_t reads_queued, going_down, going_up;
     struct kvf_scrub_progress scrub;
 };
@@ -227,6 +229,7 @@ static bool copy_core(struct kvf_core *core, struct copy *copy)
     copy->lend_used = core->lent ? kvf_arena_used(core->lent) : 0;
     copy->lend_blocks = core->lend ? kvf_lend_blocks(core) : 0;
     kvf_reclaim_stats(core, &copy->reclaim);
+    kvf_serves_stats(core, &copy->serves);
     copy->etcd_configured = core->store != NULL;
     copy->etcd_reachable = core->store && core->store_up;
     copy->joined = core->joined;
@@ -436,6 +439,8 @@ static json_t *movement_json(const struct copy *copy)
     json_object_set_new(movement, "down_bytes", number_of(copy->going_down));
     json_object_set_new(movement, "up_bytes", number_of(copy->going_up));
     json_object_set_new(movement, "reads_queued", number_of(copy->reads_queued));
+    json_object_set_new(movement, "serving", number_of(copy->serves.requests));
+    json_object_set_new(movement, "serving_bytes", number_of(copy->serves.bytes));
     return movement;
 }
 

@@ -174,6 +174,30 @@ bool kvf_wire_reads_read(struct kvf_reader *r, struct kvf_read_item *items, unsi
     return ended(r);
 }
 
+void kvf_wire_pieces(struct kvf_writer *w, uint64_t id, const struct kvf_piece_item *items, unsigned n)
+{
+    kvf_write_u64(w, id);
+    kvf_write_u16(w, (uint16_t)n);
+    for (unsigned i = 0; i < n; i++) {
+        kvf_write_u16(w, items[i].item);
+        kvf_write_u64(w, items[i].mask);
+    }
+}
+
+bool kvf_wire_pieces_read(struct kvf_reader *r, uint64_t *id, struct kvf_piece_item *items, unsigned *n)
+{
+    *id = kvf_read_u64(r);
+    if (!count_read(r, n))
+        return false;
+    for (unsigned i = 0; i < *n; i++) {
+        items[i].item = kvf_read_u16(r);
+        items[i].mask = kvf_read_u64(r);
+        if (items[i].item >= KVF_BATCH_MAX || items[i].mask == 0)
+            return false;
+    }
+    return !r->bad;
+}
+
 void kvf_wire_statuses(struct kvf_writer *w, const uint8_t *statuses, unsigned n)
 {
     kvf_write_u16(w, (uint16_t)n);

@@ -22,6 +22,7 @@ enum kvf_node_message {
     KVF_MSG_MOVE_ABORT,
     KVF_MSG_RECLAIM, /* lender -> borrower: move these away, I want the memory back */
     KVF_MSG_REVOKED, /* lender -> borrower: these are gone */
+    KVF_MSG_READ_DATA, /* the one who was asked to READ -> the asker: some of it */
     KVF_MSG_ATTEND = 52,   /* home -> lender or old home: partial attention over these chunks (attend_remote.h) */
     KVF_MSG_ATTEND_PROBE,  /* home -> them: how fast would you be? */
 };
@@ -48,6 +49,12 @@ struct kvf_place {
 };
 struct kvf_read_item {
     struct kvf_key key;
+    uint64_t mask;
+};
+
+/* Chunks of one item of a READ, whose bytes follow. */
+struct kvf_piece_item {
+    uint16_t item;
     uint64_t mask;
 };
 
@@ -92,6 +99,8 @@ void kvf_wire_places(struct kvf_writer *w, const struct kvf_place *places, unsig
 bool kvf_wire_places_read(struct kvf_reader *r, struct kvf_place *places, unsigned *n);
 void kvf_wire_reads(struct kvf_writer *w, const struct kvf_read_item *items, unsigned n);
 bool kvf_wire_reads_read(struct kvf_reader *r, struct kvf_read_item *items, unsigned *n);
+void kvf_wire_pieces(struct kvf_writer *w, uint64_t id, const struct kvf_piece_item *items, unsigned n);
+bool kvf_wire_pieces_read(struct kvf_reader *r, uint64_t *id, struct kvf_piece_item *items, unsigned *n); /* the data follows */
 /* One byte per item, 0 is success: replies to commit, reclaim and read (there the data follows). */
 void kvf_wire_statuses(struct kvf_writer *w, const uint8_t *statuses, unsigned n);
 bool kvf_wire_statuses_read(struct kvf_reader *r, uint8_t *statuses, unsigned *n);

@@ -100,6 +100,31 @@ static void reads(const uint8_t *data, size_t size)
     same(&w, data, size);
 }
 
+static void places(const uint8_t *data, size_t size)
+{
+    struct kvf_place items[KVF_BATCH_MAX];
+    unsigned n;
+    struct kvf_reader r = kvf_reader_of(data, size);
+    struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
+    if (!kvf_wire_places_read(&r, items, &n))
+        return;
+    kvf_wire_places(&w, items, n);
+    same(&w, data, size);
+}
+
+static void pieces(const uint8_t *data, size_t size)
+{
+    struct kvf_piece_item items[KVF_BATCH_MAX];
+    uint64_t id;
+    unsigned n;
+    struct kvf_reader r = kvf_reader_of(data, size);
+    struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
+    if (!kvf_wire_pieces_read(&r, &id, items, &n))
+        return;
+    kvf_wire_pieces(&w, id, items, n);
+    same(&w, data, size - kvf_reader_left(&r));
+}
+
 static void statuses(const uint8_t *data, size_t size)
 {
     uint8_t list[KVF_BATCH_MAX];
@@ -199,8 +224,8 @@ static void probe(const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static void (*const decoders[])(const uint8_t *, size_t) = {reserve, granted, put,   commit,   keys,   reads, statuses,
-                                                               offer,   block,   question, answer, probe};
+    static void (*const decoders[])(const uint8_t *, size_t) = {reserve, granted, put,   commit, keys,     reads,  statuses,
+                                                               offer,   block,   places, pieces, question, answer, probe};
     if (size == 0)
         return 0;
     decoders[data[0] % (sizeof decoders / sizeof *decoders)](data + 1, size - 1);

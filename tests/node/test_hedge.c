@@ -2,6 +2,8 @@
  * lender costs none of them, and who is slow gets no more. */
 #include "tests/node/store.h"
 
+#include "node/reclaim.h"
+
 #define BLOCK (64 * KIB)
 #define LATE (20 * KVF_MS) /* no answer comes later than that unless a test makes it */
 

@@ -19,17 +19,20 @@ union message {
     struct kvf_commit_item commit;
     struct kvf_key keys[KVF_BATCH_MAX];
     struct kvf_read_item reads[KVF_BATCH_MAX];
+    struct kvf_place places[KVF_BATCH_MAX];
+    struct kvf_piece_item pieces[KVF_BATCH_MAX];
     uint8_t statuses[KVF_BATCH_MAX];
     struct kvf_move_offer offer;
     struct kvf_move_block block;
 };
-enum kind { RESERVE, GRANTED, PUT, COMMIT, KEYS, READS, STATUSES, OFFER, BLOCK, KINDS };
+enum kind { RESERVE, GRANTED, PUT, COMMIT, KEYS, READS, PLACES, PIECES, STATUSES, OFFER, BLOCK, KINDS };
 #define CHUNKS 8 /* of a moving block here */
 #define SCALES 10 /* words of its scales */
 
 static bool decode(enum kind kind, const uint8_t *bytes, size_t size, union message *m, unsigned *n)
 {
     struct kvf_reader r = kvf_reader_of(bytes, size);
+    uint64_t id;
     *n = 0;
     switch (kind) {
     case RESERVE: return kvf_wire_reserve_read(&r, m->reserve, n);
@@ -38,6 +41,8 @@ static bool decode(enum kind kind, const uint8_t *bytes, size_t size, union mess
     case COMMIT: return kvf_wire_commit_read(&r, &m->commit) && kvf_reader_left(&r) == 0;
     case KEYS: return kvf_wire_keys_read(&r, m->keys, n);
     case READS: return kvf_wire_reads_read(&r, m->reads, n);
+    case PLACES: return kvf_wire_places_read(&r, m->places, n);
+    case PIECES: return kvf_wire_pieces_read(&r, &id, m->pieces, n) && id == 77 && kvf_reader_left(&r) == 0;
     case STATUSES: return kvf_wire_statuses_read(&r, m->statuses, n) && kvf_reader_left(&r) == 0;
     case OFFER: return kvf_wire_offer_read(&r, &m->offer);
     default: return kvf_wire_block_read(&r, &m->block, CHUNKS, SCALES) && kvf_reader_left(&r) == 0;
@@ -59,6 +64,8 @@ static size_t encode(enum kind kind, const union message *m, unsigned n, uint8_t
     case COMMIT: kvf_wire_commit(&w, &m->commit); break;
     case KEYS: kvf_wire_keys(&w, m->keys, n); break;
     case READS: kvf_wire_reads(&w, m->reads, n); break;
+    case PLACES: kvf_wire_places(&w, m->places, n); break;
+    case PIECES: kvf_wire_pieces(&w, 77, m->pieces, n); break;
     case STATUSES: kvf_wire_statuses(&w, m->statuses, n); break;
     case OFFER: kvf_wire_offer(&w, &m->offer); break;
     default: kvf_wire_block(&w, &m->block, CHUNKS, SCALES);
@@ -108,6 +115,8 @@ static unsigned make(struct sim_env *rng, enum kind kind, union message *m)
             break;
         case KEYS: m->keys[i] = key; break;
         case READS: m->reads[i] = (struct kvf_read_item){.key = key, .mask = key.lo | 1}; break;
+        case PLACES: m->places[i] = (struct kvf_place){.key = key, .location = key.lo}; break;
+        case PIECES: m->pieces[i] = (struct kvf_piece_item){.item = (uint16_t)(key.hi % KVF_BATCH_MAX), .mask = key.lo | 1}; break;
         case STATUSES: m->statuses[i] = (uint8_t)key.hi; break;
         default: break;
         }
