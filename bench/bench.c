@@ -22,6 +22,7 @@ static const struct kvf_bench_entry benches[] = {
      kvf_bench_failure_run},
     {"rivals", "reads of another process's memory over TCP, beside Redis and Mooncake Store where they are installed",
      kvf_bench_rivals_run},
+    {"serve", "blocks on another node's SSD, read over TCP, beside the same blocks read by their own node", kvf_bench_serve_run},
     {"ssd", "the SSD tier beside fio, what it writes under churn, and how fast it recovers", kvf_bench_ssd_run},
     {"index", "look-up, pin and unpin of blocks in DRAM, beside a plain array, at 1 M and 32 M blocks", kvf_bench_index_run},
     {"cold", "what 8 bits an element below DRAM cost attention, and how fast they are made and read", kvf_bench_cold_run},
@@ -166,7 +167,7 @@ static void usage(FILE *out)
                  "  --table NAME     this device table alone: plain, avx2 or avx512 (default: all of this machine)\n"
                  "  --log FILE       policy: a selection log that llm --record wrote; may be repeated, at most 16 times\n"
                  "  --trace FILE     trace: JSON lines with hash_ids (default ../shared/traces/conversation_trace.jsonl)\n"
-                 "  --path FOLDER    movement, ssd: a folder on the disk to measure; what it makes there goes again (default .)\n"
+                 "  --path FOLDER    movement, serve, ssd: a folder on the disk to measure; what it makes goes again (default .)\n"
                  "  --capacity N     trace: percent of all blocks that fit; may be repeated (default 1 2 5 10 20 30 50 100)\n"
                  "  --memory GIB     start: memory of the node, 0.25 to 1024 (default 2); one more must be free\n"
                  "                   fabric: of the region, and of each process that pulls (default 1)\n"

@@ -76,6 +76,7 @@ double kvf_bench_now(void);
 bool kvf_bench_kernels_run(struct kvf_bench *bench);
 bool kvf_bench_cache_run(struct kvf_bench *bench);
 bool kvf_bench_movement_run(struct kvf_bench *bench);
+bool kvf_bench_serve_run(struct kvf_bench *bench);
 bool kvf_bench_ssd_run(struct kvf_bench *bench);
 bool kvf_bench_index_run(struct kvf_bench *bench);
 bool kvf_bench_cold_run(struct kvf_bench *bench);
