@@ -4,7 +4,7 @@
 #: make demo       set-up, then a real language model's long session over four nodes (KILL=1 kills a lender)
 #: make test       set-up, then every test; the last line counts them
 #: make check      the tests without the set-up (TESTS="base tiers" takes some of them)
-#: make test-rdma  the fabric over RDMA verbs, between two virtual machines with software RoCE
+#: make test-rdma  the fabric over RDMA verbs, between two virtual machines with software RoCE (BENCH=1 measures instead)
 #: make bench      kvf bench kernels into build/bench-kernels.json
 #: make fuzz       libFuzzer targets, FUZZ_RUNS inputs each (needs clang)
 #: make tidy       layers, sizes, warnings of a second compiler and of cppcheck
@@ -136,7 +136,7 @@ $(B)/fuzz/%: tests/fuzz/%.c $(lib_c)
 	$(q)tests/fuzz/build $@ $<
 test-rdma: programs $(B)/tests/rdma/pair $(B)/tests/fabric/test_ucx
 	$(q)deploy/deps.sh --rdma || true
-	$(q)KVF_BUILD=$(B) tests/rdma/run
+	$(q)KVF_BUILD=$(B) tests/rdma/run $(if $(BENCH),--bench bench/results/fabric-rdma-softroce.json)
 tidy:
 	$(q)tests/tidy/layers.py && tests/tidy/sizes.py && tests/tidy/static
 help:
