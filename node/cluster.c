@@ -1,5 +1,6 @@
 /* The node among others: members from etcd become peers of the fabric; a peer's death makes its blocks misses. */
 #include "node/internal.h"
+#include "node/move.h"
 #include "node/reclaim.h"
 #include "node/wire.h"
 #include <assert.h>
@@ -161,10 +162,10 @@ static void on_member_up(void *arg, const struct kvf_member *member)
         p->member = *member;
         return;
     }
-    if (p) {
+    bool restarted = p != NULL;
+    if (restarted) {
         kvf_lend_borrower_gone(core, p->member.name, p->member.incarnation);
         peer_drop(core, p);
-        p->reset = false;
     }
     for (unsigned i = 0; !p && i < core->settings.fabric_peers_max; i++)
         if (!core->peers[i].member.name[0])
@@ -174,6 +175,9 @@ static void on_member_up(void *arg, const struct kvf_member *member)
                       (unsigned long long)core->settings.fabric_peers_max);
         return;
     }
+    /* A member that is new to us may be one that etcd lost sight of for a while, and hold what we gave up then. */
+    p->reset = !restarted;
+    p->untidy = false;
     p->member = *member;
     peer_connect(core, p);
 }
@@ -186,7 +190,7 @@ static void on_member_down(void *arg, const char *name, uint64_t incarnation)
         kvf_lend_borrower_gone(core, name, incarnation);
         peer_drop(core, p);
         memset(&p->member, 0, sizeof p->member);
-        p->reset = false;
+        p->reset = p->untidy = false;
         p->n_releases[0] = p->n_releases[1] = 0;
     }
     kvf_move_member_down(core, name);
@@ -232,14 +236,16 @@ static void reset_done(void *arg, enum kvf_status status, const void *payload, s
     struct kvf_node_peer *p = arg;
     p->resetting = false;
     if (status == KVF_OK)
-        p->reset = false;
+        p->reset = p->untidy = false;
     else
         p->retry_ns = kvf_now(p->core->env) + RECONNECT_NS;
 }
 
+/* What was not answered is said later, in one word. */
 static void release_done(void *arg, enum kvf_status status, const void *payload, size_t bytes)
 {
-    /* Nothing to do: what could not be released is released when our lease ends. */
+    struct kvf_node_peer *p = arg;
+    p->untidy |= status != KVF_OK;
 }
 
 static void releases_flush(struct kvf_core *core, struct kvf_node_peer *p)
@@ -265,16 +271,20 @@ void kvf_cluster_release(struct kvf_core *core, struct kvf_node_peer *p, enum kv
     if (p->n_releases[kind] == KVF_BATCH_MAX)
         releases_flush(core, p);
     if (p->n_releases[kind] == KVF_BATCH_MAX) {
-        p->reset = p->reset || kind == 0; /* busy beyond measure: said later, in one word */
+        p->untidy = true; /* busy beyond measure: said later, in one word */
         return;
     }
     p->releases[kind][p->n_releases[kind]++] = key;
 }
 
-/* RELEASE_ALL would take blocks that are in use too: it is sent only while none of ours lies there or is on its way. */
+/* RELEASE_ALL would take blocks that are in use too: it is sent only while none of ours lies there, is on its way or comes from
+ * there, and when it holds none of a session that it takes for another's. */
 static void reset_send(struct kvf_core *core, struct kvf_node_peer *p)
 {
-    if (!p->reset || p->resetting || p->borrowed_blocks > 0 || kvf_spills_busy_at(core, p) || kvf_now(core->env) < p->retry_ns)
+    if (!(p->reset || p->untidy) || p->resetting || kvf_now(core->env) < p->retry_ns)
+        return;
+    if (p->borrowed_blocks > 0 || p->streaming_blocks > 0 || kvf_spills_busy_at(core, p) || kvf_moves_inward(core, p) ||
+        kvf_moves_adopting(core, 0))
         return;
     if (kvf_fabric_call(p->peer, KVF_MSG_RELEASE_ALL, NULL, 0, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS), reset_done, p) ==
         KVF_OK)

@@ -144,6 +144,7 @@ static void book(struct kvf_core *core, const struct kvf_entry *e, int sign)
         core->peers[e->peer].borrowed_bytes += (uint64_t)((int64_t)sign * e->bytes);
     }
     if (e->tier == KVF_TIER_PEER) {
+        core->peers[e->peer].streaming_blocks += (uint64_t)(int64_t)sign;
         struct kvf_sess *sess = kvf_block_session(core, e);
         if (sess)
             sess->from_peer += (uint64_t)(int64_t)sign;
@@ -602,7 +603,8 @@ void kvf_core_check(struct kvf_core *core)
         bool kept = in_dram && !(e->flags & KVF_FLAG_REMOVED);
         assert(!kvf_entry_is_open(e) || kept);
         assert(kvf_entry_is_open(e) || !kept || e->state == KVF_BLOCK_SPILLING); /* closed: it waits for pins to end */
-        assert(in_dram || kvf_entry_pins(e) == 0);
+        bool refilled = e->state == KVF_BLOCK_WRITING && e->tier == KVF_TIER_DRAM; /* attention of the refill itself reads it */
+        assert(in_dram || refilled || kvf_entry_pins(e) == 0);
         listed += kept && e->state == KVF_BLOCK_READY;
     }
     for (int t = 0; t < KVF_TIER_COUNT; t++) {

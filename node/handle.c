@@ -1,5 +1,6 @@
 /* Sessions as the API sees them: handles, information, fork, park, move. Waiting happens here; the machines never wait. */
 #include "node/internal.h"
+#include "node/move.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -120,7 +121,7 @@ enum kvf_status kvf_session_attach(struct kvf_node *node, struct kvf_model *mode
     enum kvf_status st = KVF_OK;
     for (;;) {
         s = kvf_sess_find(core, id);
-        if (s && s->state == KVF_SESS_ACTIVE)
+        if (s && (s->state == KVF_SESS_ACTIVE || s->dropping))
             break;
         if (!kvf_core_wait(core, deadline)) {
             st = timeout_ns == 0 ? KVF_ERR_NOT_FOUND : KVF_ERR_DEADLINE;
@@ -159,13 +160,14 @@ void kvf_session_close(struct kvf_session *h)
     free(h);
 }
 
-/* Blocks that are being copied would stay in the index after the session, and its id may come again at once. Under the lock. */
+/* Blocks that are being copied would stay in the index after the session, and its id may come again at once; a lender that takes
+ * its blocks for another's would keep them. Under the lock. */
 static enum kvf_status copies_wait(struct kvf_core *core, struct kvf_sess *s)
 {
     uint64_t deadline = kvf_deadline(kvf_now(core->env), core->settings.fetch_timeout_ns);
     s->state = KVF_SESS_FROZEN; /* so that no other block begins to move */
     kvf_rises_cancel(core, s->id);
-    while (s->spilling) {
+    while (s->spilling || kvf_moves_adopting(core, s->id)) {
         kvf_core_wake(core);
         if (!kvf_core_wait(core, deadline))
             return KVF_ERR_BUSY;
@@ -185,22 +187,26 @@ enum kvf_status kvf_session_drop(struct kvf_session *h)
         st = KVF_MOVED;
     else if (s->forks)
         st = KVF_ERR_BUSY;
-    else if (s->state != KVF_SESS_ACTIVE)
+    else if (s->state != KVF_SESS_ACTIVE && !(s->state == KVF_SESS_UNKNOWN && s->dropping))
         st = KVF_ERR_STATE;
-    bool frozen = st == KVF_OK;
+    bool frozen = st == KVF_OK, dropping = frozen && s->dropping;
     if (frozen)
         st = copies_wait(core, s);
     if (st == KVF_OK && core->coord) {
         struct answer *a = calloc(1, sizeof *a);
         st = a ? answer_wait(core, a, kvf_coord_session_remove(core->coord, s->id, core->name, s->epoch, answered, a))
                : KVF_ERR_NO_MEMORY;
-        if (st == KVF_ERR_NOT_FOUND)
+        if (st == KVF_ERR_NOT_FOUND || (dropping && st == KVF_ERR_STALE)) /* STALE: the id is another session's already */
             st = KVF_OK;
+        dropping |= st == KVF_ERR_DEADLINE;
     }
-    if (st == KVF_OK)
+    if (st == KVF_OK) {
         kvf_sess_free(s);
-    else if (frozen)
-        s->state = KVF_SESS_ACTIVE;
+    } else if (frozen) {
+        /* Once an answer was lost the record may be gone, and the id another session's: no more steps under it. */
+        s->dropping = dropping;
+        s->state = dropping ? KVF_SESS_UNKNOWN : KVF_SESS_ACTIVE;
+    }
     kvf_core_unlock(core);
     if (st == KVF_OK)
         free(h);
@@ -414,6 +420,21 @@ static enum kvf_status fork_fill(struct kvf_sess *from, struct kvf_sess *to)
     return KVF_OK;
 }
 
+/* A fork that cannot be filled goes again. Where etcd does not take its record back now, it stays to be dropped. */
+static void fork_undo(struct kvf_session *child)
+{
+    struct kvf_core *core = child->node->core;
+    if (kvf_session_drop(child) == KVF_OK)
+        return;
+    kvf_core_lock(core);
+    if (!atomic_load(&child->moved)) {
+        child->sess->dropping = true;
+        child->sess->state = KVF_SESS_UNKNOWN;
+    }
+    kvf_core_unlock(core);
+    kvf_session_close(child);
+}
+
 enum kvf_status kvf_session_fork(struct kvf_session *h, uint64_t new_id, struct kvf_session **out)
 {
     if (!h || !out)
@@ -441,7 +462,7 @@ enum kvf_status kvf_session_fork(struct kvf_session *h, uint64_t new_id, struct 
     }
     kvf_core_unlock(core);
     if (st != KVF_OK) {
-        kvf_session_drop(child);
+        fork_undo(child);
         return st;
     }
     *out = child;

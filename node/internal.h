@@ -95,11 +95,11 @@ struct kvf_node_peer {
     struct kvf_member member;    /* from etcd, or name and incarnation alone */
     bool up;
     uint64_t lend_retry_ns;      /* it said it was full: not asked for slots before then */
-    uint64_t borrowed_blocks, borrowed_bytes; /* ours that lie there */
+    uint64_t borrowed_blocks, borrowed_bytes, streaming_blocks; /* ours that it lends for; of sessions that moved here from it */
     uint64_t lent_blocks, lent_bytes;         /* theirs that lie here */
     uint64_t asked_bytes, ask_retry_ns;       /* of these, asked back; when it may be asked again */
     bool reset;                  /* it may hold blocks of ours that we gave up: RELEASE_ALL goes first */
-    bool resetting;
+    bool untidy, resetting;      /* it may hold a few beside those in use: RELEASE_ALL goes when these are no more; it is sent */
     uint64_t retry_ns;           /* DOWN: when to connect anew */
     struct kvf_pace pace;        /* how fast it answers */
     struct kvf_key releases[2][KVF_BATCH_MAX]; /* waiting to be sent: to a lender, to an old home */
@@ -111,7 +111,7 @@ enum kvf_sess_state {
     KVF_SESS_CREATING, /* waiting for etcd */
     KVF_SESS_ACTIVE,
     KVF_SESS_FROZEN,   /* a move is under way: no step, no spill */
-    KVF_SESS_UNKNOWN,  /* the move's transaction has no known outcome yet */
+    KVF_SESS_UNKNOWN,  /* the transaction of its move or drop has no known outcome yet */
     KVF_SESS_DEPARTED, /* its home is another node; blocks stay for it to fetch */
     KVF_SESS_INCOMING, /* being handed over to us */
 };
@@ -149,7 +149,7 @@ struct kvf_sess {
     uint64_t spilling;   /* entries in SPILLING or RISING */
     uint64_t from_peer;  /* entries in tier PEER: still to stream in */
     uint64_t departed_left; /* DEPARTED: entries that the new home has not said it has */
-    bool move_wanted;    /* a move waits for the open step to end */
+    bool dropping, move_wanted; /* UNKNOWN: etcd may have forgotten it, another drop can tell; a move waits for the step to end */
     struct kvf_session *handle; /* the open handle, or NULL */
 
     /* the open step; the handle's thread writes it under the lock */

@@ -327,6 +327,7 @@ static void on_release(struct kvf_core *core, struct kvf_node_peer *p, uint64_t 
 {
     struct kvf_key keys[KVF_BATCH_MAX];
     unsigned n;
+    enum kvf_status st = KVF_OK;
     if (!kvf_wire_keys_read(&r, keys, &n)) {
         kvf_count(&core->counters.messages_refused, 1);
         answer(p, request, KVF_ERR_INVALID, NULL, 0);
@@ -335,12 +336,16 @@ static void on_release(struct kvf_core *core, struct kvf_node_peer *p, uint64_t 
     for (unsigned i = 0; i < n; i++) {
         kvf_handle h = kvf_index_find(core->lend->index, keys[i]);
         const struct kvf_entry *e = h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->lend->index, h);
-        if (!e || e->peer != p->number)
+        if (!e)
             continue;
+        if (e->peer != p->number) {
+            st = KVF_ERR_STALE; /* it may be its own soon, by ADOPT: it comes again then */
+            continue;
+        }
         kvf_count(&core->counters.lent_blocks_returned, e->state == KVF_LENT_ASKED);
         kvf_lend_slot_free(core, h);
     }
-    answer(p, request, KVF_OK, NULL, 0);
+    answer(p, request, st, NULL, 0);
 }
 
 /* The session's blocks have another borrower now: a peer, or (NULL) we ourselves. Those of a dead one are found too. */
@@ -375,10 +380,27 @@ static void on_adopt(struct kvf_core *core, struct kvf_node_peer *p, uint64_t re
     answer(p, request, st, NULL, 0);
 }
 
+/* Whether a block of ours lies in this slot. */
+static bool is_own(struct kvf_core *core, const struct kvf_entry *slot)
+{
+    kvf_handle h = kvf_index_find(core->index, slot->key);
+    const struct kvf_entry *e = h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, h);
+    return e && e->tier == KVF_TIER_REMOTE && e->peer == KVF_PEER_NONE && e->state != KVF_BLOCK_LOST &&
+           e->state != KVF_BLOCK_WRITING && kvf_entry_location(e) == kvf_entry_location(slot);
+}
+
 void kvf_lend_adopt_own(struct kvf_core *core, uint64_t session)
 {
-    if (core->lend->index)
-        adopt(core, session, NULL);
+    if (!core->lend->index)
+        return;
+    adopt(core, session, NULL);
+    /* What the old home had given up without our hearing of it is nobody's now. */
+    uint64_t cursor = 0;
+    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
+        const struct kvf_entry *slot = kvf_index_entry(core->lend->index, h);
+        if (slot->key.hi == session && slot->peer == KVF_PEER_NONE && !is_own(core, slot))
+            kvf_lend_slot_free(core, h);
+    }
 }
 
 void kvf_lend_release_own(struct kvf_core *core, struct kvf_key key)

@@ -69,6 +69,24 @@ static bool inward(const struct kvf_one_move *m)
     return m->state >= KVF_MOVE_RECEIVING;
 }
 
+bool kvf_moves_adopting(const struct kvf_core *core, uint64_t session)
+{
+    for (unsigned i = 0; i < KVF_MOVES_MAX && core->moves->active; i++) {
+        const struct kvf_one_move *m = &core->moves->moves[i];
+        if (m->state == KVF_MOVE_ADOPTING && (!session || m->session == session))
+            return true;
+    }
+    return false;
+}
+
+bool kvf_moves_inward(const struct kvf_core *core, const struct kvf_node_peer *from)
+{
+    for (unsigned i = 0; i < KVF_MOVES_MAX && core->moves->active; i++)
+        if (core->moves->moves[i].state != KVF_MOVE_FREE && inward(&core->moves->moves[i]) && core->moves->moves[i].peer == from)
+            return true;
+    return false;
+}
+
 unsigned kvf_moves_poll(struct kvf_core *core)
 {
     for (unsigned i = 0; i < KVF_MOVES_MAX && core->moves->active; i++) {

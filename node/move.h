@@ -63,6 +63,11 @@ struct kvf_one_move *kvf_move_new(struct kvf_core *core, enum kvf_move_state sta
 void kvf_move_free(struct kvf_one_move *m);
 bool kvf_move_peer_there(const struct kvf_one_move *m);
 
+/* Whether lenders still have to hear whose blocks they hold now, of a session that moved here (0: of any). */
+bool kvf_moves_adopting(const struct kvf_core *core, uint64_t session);
+/* Whether a session is on its way here from this node. */
+bool kvf_moves_inward(const struct kvf_core *core, const struct kvf_node_peer *from);
+
 /* move_out.c */
 void kvf_move_out_poll(struct kvf_one_move *m);
 void kvf_move_out_placement(struct kvf_one_move *m, const struct kvf_placement *placement);

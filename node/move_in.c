@@ -44,6 +44,22 @@ static void discard(struct kvf_one_move *m)
 
 /* ---------------------------------------------------------------- receiving */
 
+/* A session without tokens is whole with its offer. */
+static bool complete(const struct kvf_one_move *m)
+{
+    const struct kvf_sess *s = m->sess;
+    bool tail = kvf_move_tail_bytes(s->model, s->n_tokens) == 0 || m->tails_got == s->model->streams;
+    return tail && m->tokens_got == s->n_tokens && m->blocks_got == (uint64_t)s->sealed_blocks * s->model->streams;
+}
+
+static void stage_if_complete(struct kvf_one_move *m)
+{
+    if (!complete(m))
+        return;
+    m->state = KVF_MOVE_STAGED;
+    m->retry_ns = kvf_deadline(kvf_now(m->core->env), 5 * ASK_NS);
+}
+
 static enum kvf_status on_offer(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
 {
     struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
@@ -53,7 +69,8 @@ static enum kvf_status on_offer(struct kvf_core *core, struct kvf_node_peer *fro
         kvf_count(&core->counters.messages_refused, 1);
         return KVF_ERR_INVALID;
     }
-    enum kvf_status st = from->reset ? KVF_ERR_BUSY : kvf_model_add(core, &offer.desc, &model); /* RELEASE_ALL must go first */
+    bool untold = from->reset || from->resetting; /* RELEASE_ALL must go first */
+    enum kvf_status st = untold ? KVF_ERR_BUSY : kvf_model_add(core, &offer.desc, &model);
     if (st == KVF_OK && model->fingerprint != offer.fingerprint)
         st = KVF_ERR_MODEL;
     struct kvf_one_move *old = kvf_move_find(core, offer.session);
@@ -90,6 +107,7 @@ static enum kvf_status on_offer(struct kvf_core *core, struct kvf_node_peer *fro
     m->sess = s;
     m->epoch = offer.epoch;
     m->deadline_ns = kvf_deadline(kvf_now(core->env), RECEIVE_TIMEOUT_NS);
+    stage_if_complete(m);
     return KVF_OK;
 }
 
@@ -199,13 +217,6 @@ static enum kvf_status got_tail(struct kvf_one_move *m, struct kvf_reader *r)
     return KVF_OK;
 }
 
-static bool complete(const struct kvf_one_move *m)
-{
-    const struct kvf_sess *s = m->sess;
-    bool tail = kvf_move_tail_bytes(s->model, s->n_tokens) == 0 || m->tails_got == s->model->streams;
-    return tail && m->tokens_got == s->n_tokens && m->blocks_got == (uint64_t)s->sealed_blocks * s->model->streams;
-}
-
 static enum kvf_status on_piece(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
 {
     struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
@@ -227,9 +238,8 @@ static enum kvf_status on_piece(struct kvf_core *core, struct kvf_node_peer *fro
         kvf_log_warn(&core->log, "taking session %llx from node %s: %s (%s)", (unsigned long long)session, from->member.name,
                      kvf_status_text(st), kvf_status_name(st));
         discard(m);
-    } else if (complete(m)) {
-        m->state = KVF_MOVE_STAGED;
-        m->retry_ns = kvf_deadline(kvf_now(core->env), 5 * ASK_NS);
+    } else {
+        stage_if_complete(m);
     }
     return st;
 }
@@ -296,7 +306,7 @@ void kvf_move_in_message(struct kvf_core *core, struct kvf_node_peer *from, cons
             if (!m->calling) /* else etcd's answer comes first */
                 discard(m);
         }
-    } else if (!m || m->peer != from || kvf_read_u64(&r) != m->epoch) {
+    } else if (!m || m->peer != from || kvf_read_u64(&r) != m->epoch || m->state == KVF_MOVE_RECEIVING) {
         st = KVF_ERR_STALE;
     } else if (m->state == KVF_MOVE_STAGED) {
         activate(m);

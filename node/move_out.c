@@ -378,6 +378,21 @@ static void placed(void *arg, enum kvf_status status, const struct kvf_placement
     }
 }
 
+/* etcd knows the session no more: it became the target's, and was dropped there. */
+static void gone(struct kvf_one_move *m)
+{
+    struct kvf_sess *s = sess_of(m);
+    assert(s->state == KVF_SESS_UNKNOWN);
+    if (s->handle) {
+        atomic_store(&s->handle->moved, true);
+        s->handle = NULL;
+    }
+    m->report.epoch = s->epoch + 1;
+    kvf_count(&m->core->counters.moves_out, 1);
+    kvf_sess_free(s);
+    end(m, KVF_OK);
+}
+
 /* SETTLING asks by a write that changes nothing but the record's revision: when it succeeds, the transaction whose outcome is not
  * known can never take effect any more, for it was guarded by the old revision. A mere read could be overtaken by it. */
 static void settled(void *arg, enum kvf_status status, const struct kvf_placement *placement)
@@ -390,7 +405,7 @@ static void settled(void *arg, enum kvf_status status, const struct kvf_placemen
     else if (status == KVF_ERR_STALE && placement)
         settle(m, placement);
     else if (status == KVF_ERR_NOT_FOUND)
-        stay(m, status);
+        gone(m);
 }
 
 void kvf_move_out_placement(struct kvf_one_move *m, const struct kvf_placement *placement)

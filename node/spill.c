@@ -487,7 +487,7 @@ static bool job_start(struct kvf_core *core, struct job *j, struct kvf_node_peer
 static bool lends(const struct kvf_core *core, const struct kvf_node_peer *p, uint64_t now)
 {
     return core->settings.borrow && p->member.name[0] && p->up && p->member.lend_bytes > 0 && now >= p->lend_retry_ns &&
-           p->borrowed_bytes < p->member.lend_bytes && !p->reset;
+           p->borrowed_bytes < p->member.lend_bytes && !p->reset && !p->resetting;
 }
 
 bool kvf_spills_busy_at(const struct kvf_core *core, const struct kvf_node_peer *p)

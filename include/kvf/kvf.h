@@ -260,7 +260,9 @@ KVF_API enum kvf_status kvf_session_attach(struct kvf_node *node, struct kvf_mod
 /* Ends the handle. The session stays on the node. An open step is aborted. */
 KVF_API void kvf_session_close(struct kvf_session *session);
 
-/* Ends the handle and frees the session's blocks everywhere, and its placement. ERR_BUSY while a fork of it lives. */
+/* Ends the handle and frees the session's blocks everywhere, and its placement. ERR_BUSY while a fork of it lives, ERR_STATE while
+ * a move is under way, ERR_STORE: nothing was done. ERR_DEADLINE: etcd did not answer in time, and may have forgotten the session:
+ * the handle takes only drop (to try again) and close from then on; attach gives another one for drop. */
 KVF_API enum kvf_status kvf_session_drop(struct kvf_session *session);
 
 KVF_API enum kvf_status kvf_session_info(struct kvf_session *session, struct kvf_session_info *out);
@@ -278,7 +280,8 @@ KVF_API enum kvf_status kvf_session_state_get(struct kvf_session *session, void 
 KVF_API enum kvf_status kvf_session_lost(struct kvf_session *session, struct kvf_range *ranges, size_t max, size_t *count);
 
 /* A second session with the same tokens that shares the sealed blocks (copy on write); no step may be open.
- * Waits for room in DRAM for the open blocks, at most fetch.timeout. ERR_EXISTS, ERR_STATE, ERR_STORE, ERR_FULL. */
+ * Waits for room in DRAM for the open blocks, at most fetch.timeout. ERR_EXISTS, ERR_STATE, ERR_STORE, ERR_FULL. When it fails for
+ * want of room while etcd is away, the new id stays taken here: attach and drop it. */
 KVF_API enum kvf_status kvf_session_fork(struct kvf_session *session, uint64_t new_id, struct kvf_session **out);
 
 /* Moves the session's blocks out of DRAM (to lenders, then SSD), and back as far as there is room. A parked session
@@ -379,8 +382,8 @@ struct kvf_key {
  * name finds it there after kill -9 or the loss of power. The copy in DRAM stays. Like every block on a full SSD it may be
  * evicted later for want of room; REMOVE removes it for good, though a crash soon after (about a second; longer
  * where the SSD cannot keep up) may bring it back.
- * KVF_MISS when there is no such block; ERR_UNSUPPORTED (no SSD), ERR_FULL, ERR_IO (the SSD takes no blocks now), ERR_STATE (the
- * block lies at a lender, without a copy here: get it, remove it, put it again), ERR_DEADLINE. */
+ * KVF_MISS when there is no such block; ERR_UNSUPPORTED (no SSD), ERR_FULL, ERR_IO, ERR_DISK_FULL (the SSD takes no blocks now),
+ * ERR_STATE (the block lies at a lender, without a copy here: get it, remove it, put it again), ERR_DEADLINE. */
 enum kvf_op { KVF_OP_PUT, KVF_OP_GET, KVF_OP_EXISTS, KVF_OP_REMOVE, KVF_OP_PERSIST };
 
 struct kvf_request {

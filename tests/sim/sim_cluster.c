@@ -32,8 +32,8 @@ void sim_cluster_destroy(struct sim_cluster *c)
 {
     c->stepped = NULL;
     for (unsigned i = 0; i < c->n; i++) {
-        c->nodes[i].core->idle = NULL;
-        kvf_core_destroy(c->nodes[i].core);
+        if (c->nodes[i].core)
+            sim_cluster_bury(&c->nodes[i]);
         sim_media_destroy(c->nodes[i].media);
     }
     sim_net_destroy(c->net);
@@ -72,6 +72,30 @@ static void settings_of(const struct sim_node_config *config, struct kvf_setting
     out->scrub_rate = config->scrub_rate;
     out->down_budget = config->down_budget;
     out->up_budget = config->up_budget;
+    out->fetch_timeout_ns = config->fetch_timeout_ns ? config->fetch_timeout_ns : out->fetch_timeout_ns;
+    out->etcd_timeout_ns = config->etcd_timeout_ns ? config->etcd_timeout_ns : out->etcd_timeout_ns;
+    out->memory_threads = 1;
+    snprintf(out->memory_huge, sizeof out->memory_huge, "off");
+    snprintf(out->memory_numa, sizeof out->memory_numa, "off");
+}
+
+static uint64_t node_now(void *arg)
+{
+    struct sim_node *n = arg;
+    n->skew_ns += n->dead ? 10 * KVF_MS : 0; /* its calls are over soon, though nobody moves the cluster's clock meanwhile */
+    return n->cluster->env.now_ns + n->skew_ns;
+}
+
+static uint64_t node_random(void *arg)
+{
+    const struct sim_node *n = arg;
+    return n->cluster->env.env.random(n->cluster->env.env.arg);
+}
+
+static bool node_secure(void *arg, void *out, size_t bytes)
+{
+    const struct sim_node *n = arg;
+    return kvf_env_secure(&n->cluster->env.env, out, bytes);
 }
 
 /* The cluster's secret, as its file would have it. */
@@ -100,17 +124,15 @@ static void member_join(struct sim_node *n, const struct sim_node_config *config
     demand(kvf_coord_join(n->core->coord, &m, false) == KVF_OK, "kvf_coord_join");
 }
 
-struct sim_node *sim_cluster_add(struct sim_cluster *c, const struct sim_node_config *config)
+static void node_boot(struct sim_node *n)
 {
+    struct sim_cluster *c = n->cluster;
+    const struct sim_node_config *config = &n->config;
     char error[256] = "";
     struct kvf_settings settings;
-    demand(c->n < SIM_CLUSTER_NODES, "a free place for a node");
-    struct sim_node *n = &c->nodes[c->n];
-    *n = (struct sim_node){.cluster = c};
     settings_of(config, &settings);
-    struct kvf_core_parts parts = {.env = &c->env.env, .log = c->log, .dev = config->dev, .ram_by_hand = config->ram_by_hand};
+    struct kvf_core_parts parts = {.env = &n->env, .log = c->log, .dev = config->dev, .ram_by_hand = config->ram_by_hand};
     if (config->ssd) {
-        demand(sim_media_create(config->ssd, &n->media) == KVF_OK, "sim_media_create");
         demand(sim_disk_create(n->media, (unsigned)settings.ssd_depth, &n->disk) == KVF_OK, "sim_disk_create");
         parts.disk = sim_disk_seam(n->disk);
     }
@@ -124,10 +146,41 @@ struct sim_node *sim_cluster_add(struct sim_cluster *c, const struct sim_node_co
     n->core->idle = idle;
     n->core->idle_arg = c;
     n->node.core = n->core;
+}
+
+struct sim_node *sim_cluster_add(struct sim_cluster *c, const struct sim_node_config *config)
+{
+    demand(c->n < SIM_CLUSTER_NODES, "a free place for a node");
+    struct sim_node *n = &c->nodes[c->n];
+    *n = (struct sim_node){.cluster = c, .config = *config, .skew_ns = config->skew_ns};
+    n->env = (struct kvf_env){.arg = n, .now_ns = node_now, .random = node_random, .secure = node_secure};
+    if (config->ssd)
+        demand(sim_media_create(config->ssd, &n->media) == KVF_OK, "sim_media_create");
+    node_boot(n);
     c->n++;
     if (!config->alone)
         member_join(n, config);
     return n;
+}
+
+void sim_cluster_bury(struct sim_node *node)
+{
+    node->core->idle = NULL;
+    kvf_core_destroy(node->core);
+    node->core = node->node.core = NULL;
+    node->transport = NULL;
+    node->store = NULL;
+    node->disk = NULL;
+}
+
+void sim_cluster_restart(struct sim_node *node)
+{
+    demand(node->dead && !node->core, "a node that was buried");
+    node->dead = node->paused = false;
+    node->skew_ns = node->config.skew_ns;
+    node_boot(node);
+    if (!node->config.alone)
+        member_join(node, &node->config);
 }
 
 struct kvf_node_peer *sim_cluster_peer(struct sim_node *node, const struct sim_node *other)
@@ -143,7 +196,7 @@ static bool all_connected(struct sim_cluster *c)
             if (i == j || a->dead || b->dead || !a->transport || !b->transport)
                 continue;
             struct kvf_node_peer *p = sim_cluster_peer(a, b);
-            if (!p || !p->up || p->member.incarnation != b->core->incarnation)
+            if (!p || !p->up || p->reset || p->member.incarnation != b->core->incarnation)
                 return false;
         }
     }
@@ -157,6 +210,11 @@ void sim_cluster_connect(struct sim_cluster *c)
     demand(all_connected(c), "connecting every node with every other");
 }
 
+unsigned sim_cluster_poll(struct sim_node *node)
+{
+    return node->dead || node->paused ? 0 : kvf_core_poll(node->core);
+}
+
 void sim_cluster_step(struct sim_cluster *c)
 {
     unsigned events = 0;
@@ -167,8 +225,7 @@ void sim_cluster_step(struct sim_cluster *c)
             break;
     }
     for (unsigned i = 0; i < c->n; i++)
-        if (!c->nodes[i].dead)
-            events += kvf_core_poll(c->nodes[i].core);
+        events += sim_cluster_poll(&c->nodes[i]);
     if (c->stepped)
         c->stepped(c, c->stepped_arg);
     c->quiet = events ? 0 : c->quiet + 1;
@@ -202,7 +259,8 @@ void sim_cluster_partition(struct sim_node *a, struct sim_node *b, bool cut)
 void sim_cluster_check(struct sim_cluster *c)
 {
     for (unsigned i = 0; i < c->n; i++)
-        kvf_core_check(c->nodes[i].core);
+        if (c->nodes[i].core)
+            kvf_core_check(c->nodes[i].core);
 }
 
 bool sim_cluster_empty(struct sim_node *n)

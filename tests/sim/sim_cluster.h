@@ -39,10 +39,15 @@ struct sim_node_config {
     uint64_t attend_serve;        /* 0: its default */
     const struct kvf_dev *dev;    /* NULL: this machine's best */
     uint64_t scrub_rate, down_budget, up_budget; /* bytes per second; 0: no scrub, no limit */
+    uint64_t fetch_timeout_ns, etcd_timeout_ns;  /* 0: the defaults */
+    uint64_t skew_ns;             /* how far this node's clock is ahead of the cluster's */
 };
 
 struct sim_node {
     struct sim_cluster *cluster;
+    struct sim_node_config config;
+    struct kvf_env env;    /* of this node: the cluster's, ahead by skew_ns */
+    uint64_t skew_ns;
     struct kvf_node node; /* for the public calls; without a reactor */
     struct kvf_core *core;
     struct kvf_transport *transport;
@@ -50,6 +55,7 @@ struct sim_node {
     struct sim_disk *disk;
     struct sim_media *media;
     bool dead;
+    bool paused;           /* SIGSTOP: not polled */
 };
 
 struct sim_cluster {
@@ -72,15 +78,24 @@ struct sim_cluster *sim_cluster_create(uint64_t seed);
 void sim_cluster_destroy(struct sim_cluster *cluster);
 
 struct sim_node *sim_cluster_add(struct sim_cluster *cluster, const struct sim_node_config *config);
-/* Steps until every living node is up for every other one. */
+/* Steps until every living node is up for every other one, and owes it no RELEASE_ALL. */
 void sim_cluster_connect(struct sim_cluster *cluster);
 
 void sim_cluster_step(struct sim_cluster *cluster);
 /* Steps until `ns` have gone by. */
 void sim_cluster_settle(struct sim_cluster *cluster, uint64_t ns);
 
+/* The node's turn of its reactor; the events. Not of one that is dead or paused. */
+unsigned sim_cluster_poll(struct sim_node *node);
+
 /* kill -9: nobody hears of it from the node, and it hears of nobody. With `tell` links break at once, else by silence. */
 void sim_cluster_kill(struct sim_node *node, bool tell);
+/* What is left of a dead node's process goes: all of it but its media. Its handles must be closed. */
+void sim_cluster_bury(struct sim_node *node);
+/* A dead node that was buried starts again: same name and media, another incarnation and address. While an earlier life's
+ * lease stands its join fails (core->join_ended and not joined): kill, bury and restart it again then. */
+void sim_cluster_restart(struct sim_node *node);
+
 /* Cuts the wire between two nodes, or heals it. */
 void sim_cluster_partition(struct sim_node *a, struct sim_node *b, bool cut);
 

@@ -42,6 +42,9 @@ struct sim_disk {
     unsigned cut_after, cut_misdirect;
     uint64_t cut_seed;
     int event_fd;
+    bool signalled;
+    sim_disk_fate_fn fate;
+    void *fate_arg;
     uint64_t reads, writes, syncs, most_write_bytes;
     unsigned most_pending;
 };
@@ -175,7 +178,9 @@ void sim_disk_kill(struct sim_disk *d, uint64_t seed)
 /* The event fd is readable while something may complete at the next poll. */
 static void signal_ready(struct sim_disk *d)
 {
-    (void)!write(d->event_fd, &(uint64_t){1}, sizeof(uint64_t));
+    if (!d->signalled)
+        (void)!write(d->event_fd, &(uint64_t){1}, sizeof(uint64_t));
+    d->signalled = true;
 }
 
 static enum sim_fault next_fault(struct sim_disk *d, unsigned kind)
@@ -224,8 +229,12 @@ static enum kvf_status sim_submit(struct kvf_disk *disk, struct kvf_disk_request
         return KVF_ERR_INVALID;
     if (d->count == d->depth || d->closing)
         return KVF_ERR_BUSY;
-    d->pending[d->count++] = (struct pending){.request = r, .fault = next_fault(d, r->sync ? 2 : r->write),
-                                              .polls_left = d->slow, .mark = d->media->synced + d->media->n_unsynced};
+    unsigned polls = d->slow;
+    enum sim_fault fault = d->fate ? d->fate(d->fate_arg, r, &polls) : SIM_FAULT_NONE;
+    if (fault == SIM_FAULT_NONE)
+        fault = next_fault(d, r->sync ? 2 : r->write);
+    d->pending[d->count++] = (struct pending){
+        .request = r, .fault = fault, .polls_left = polls, .mark = d->media->synced + d->media->n_unsynced};
     if (r->write && !r->sync && d->cut_planned && !d->dead && d->cut_after-- == 0)
         sim_disk_cut(d, d->cut_seed, d->cut_misdirect);
     uint64_t write_bytes = 0;
@@ -257,6 +266,17 @@ static bool transfer(struct sim_disk *d, const struct kvf_disk_request *r, uint6
         bytes -= n;
     }
     return true;
+}
+
+/* The n-th byte of a request: on the media (write) or in its buffer (read). */
+static uint8_t *byte_of(struct sim_disk *d, const struct kvf_disk_request *r, uint64_t offset, size_t n)
+{
+    if (r->write)
+        return d->media->bytes + offset + n;
+    unsigned i = 0;
+    for (; r->iov && n >= r->iov[i].iov_len; i++)
+        n -= r->iov[i].iov_len;
+    return (uint8_t *)(r->iov ? r->iov[i].iov_base : r->data) + n;
 }
 
 static enum kvf_status perform(struct sim_disk *d, const struct pending *p)
@@ -296,10 +316,8 @@ static enum kvf_status perform(struct sim_disk *d, const struct pending *p)
     }
     if (!transfer(d, r, offset, bytes))
         return KVF_ERR_IO;
-    if (p->fault == SIM_FAULT_FLIP) {
-        uint8_t *where = r->write ? d->media->bytes + offset : r->iov ? r->iov[0].iov_base : r->data;
-        where[bytes / 2] ^= 0x10;
-    }
+    if (p->fault == SIM_FAULT_FLIP)
+        *byte_of(d, r, offset, bytes / 2) ^= 0x10;
     return KVF_OK;
 }
 
@@ -308,7 +326,9 @@ static unsigned sim_poll(struct kvf_disk *disk)
     struct sim_disk *d = (struct sim_disk *)disk;
     uint64_t signals;
     unsigned handled = 0, before = d->count;
-    (void)!read(d->event_fd, &signals, sizeof signals);
+    if (d->signalled)
+        (void)!read(d->event_fd, &signals, sizeof signals);
+    d->signalled = false;
     /* Only what was there at the start: what callbacks submit completes at a later poll. */
     for (unsigned i = 0, seen = 0; seen < before; seen++) {
         struct pending *p = &d->pending[i];
@@ -436,6 +456,12 @@ void sim_disk_release_all(struct sim_disk *d)
 void sim_disk_fail(struct sim_disk *d, bool write, enum sim_fault fault, unsigned after, unsigned count)
 {
     d->plans[write] = (struct plan){.fault = fault, .after = after, .count = count};
+}
+
+void sim_disk_fate(struct sim_disk *d, sim_disk_fate_fn fate, void *arg)
+{
+    d->fate = fate;
+    d->fate_arg = arg;
 }
 
 void sim_disk_fail_sync(struct sim_disk *d, unsigned after, unsigned count)

@@ -52,6 +52,11 @@ void sim_disk_release_all(struct sim_disk *disk);
 /* Of the reads (or writes) submitted from now on, `after` pass and the next `count` meet the fault. Replaces the plan. */
 void sim_disk_fail(struct sim_disk *disk, bool write, enum sim_fault fault, unsigned after, unsigned count);
 
+/* Asked at every submission when set (arg, the request): the fault it meets, before any plan, and in *polls by how many polls it
+ * is late. Of a sync any fault means that it fails. NULL: nobody is asked. */
+typedef enum sim_fault (*sim_disk_fate_fn)(void *arg, const struct kvf_disk_request *request, unsigned *polls);
+void sim_disk_fate(struct sim_disk *disk, sim_disk_fate_fn fate, void *arg);
+
 /* Of the syncs submitted from now on, `after` pass and the next `count` fail with ERR_IO; what they were to make safe then is
  * lost at a power cut, and later syncs say OK all the same, as Linux does it. */
 void sim_disk_fail_sync(struct sim_disk *disk, unsigned after, unsigned count);

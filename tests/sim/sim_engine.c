@@ -44,6 +44,19 @@ static void compare(struct sim_engine *e, const float *expect, const float *got,
     }
 }
 
+static void calls(struct sim_engine *e, const char *call)
+{
+    if (e->calls)
+        e->calls(e->calls_arg, call);
+}
+
+static enum kvf_status called(struct sim_engine *e, enum kvf_status status)
+{
+    if (e->called)
+        e->called(e->calls_arg, status);
+    return status;
+}
+
 /* The layers of an open step. */
 static enum kvf_status layers_run(struct sim_engine *e, struct kvf_session *s, uint64_t first, uint32_t n, bool record)
 {
@@ -53,9 +66,12 @@ static enum kvf_status layers_run(struct sim_engine *e, struct kvf_session *s, u
         rows_fill(e, 'k', l, first, n, d->kv_heads * d->dim_k, e->k);
         rows_fill(e, 'v', l, first, n, d->kv_heads * d->dim_v, e->v);
         rows_fill(e, 'q', l, first, n, d->q_heads * d->dim_k, e->q);
-        enum kvf_status st = kvf_step_append(s, l, e->k, e->v);
-        if (st == KVF_OK)
-            st = kvf_step_attend(s, l, e->q, e->out, e->options);
+        calls(e, "step_append");
+        enum kvf_status st = called(e, kvf_step_append(s, l, e->k, e->v));
+        if (st == KVF_OK) {
+            calls(e, "step_attend");
+            st = called(e, kvf_step_attend(s, l, e->q, e->out, e->options));
+        }
         if (st != KVF_OK)
             return st;
         float *reference = e->reference + ((size_t)l * e->tokens_max + first) * width;
@@ -82,7 +98,8 @@ static enum kvf_status step_open(struct sim_engine *e, struct kvf_session *s, ui
     demand(info.tokens + n <= e->tokens_max, "a reference long enough");
     for (uint32_t i = 0; i < n; i++)
         tokens[i] = sim_engine_token(e, info.tokens + i);
-    st = kvf_step_begin(s, tokens, n);
+    calls(e, "step_begin");
+    st = called(e, kvf_step_begin(s, tokens, n));
     if (st == KVF_OK)
         st = layers_run(e, s, info.tokens, n, record);
     if (st != KVF_OK)
@@ -98,7 +115,10 @@ enum kvf_status sim_engine_step_open(struct sim_engine *e, struct kvf_session *s
 enum kvf_status sim_engine_step(struct sim_engine *e, struct kvf_session *s, uint32_t n)
 {
     enum kvf_status st = step_open(e, s, n, false);
-    return st == KVF_OK ? kvf_step_commit(s) : st;
+    if (st != KVF_OK)
+        return st;
+    calls(e, "step_commit");
+    return called(e, kvf_step_commit(s));
 }
 
 enum kvf_status sim_engine_refill(struct sim_engine *e, struct kvf_session *s)
@@ -111,7 +131,8 @@ enum kvf_status sim_engine_refill(struct sim_engine *e, struct kvf_session *s)
         for (uint64_t at = 0; at < ranges[i].count && st == KVF_OK;) {
             uint64_t most = KVF_STEP_TOKENS_MAX / e->desc.block_tokens * e->desc.block_tokens, left = ranges[i].count - at;
             uint32_t n = (uint32_t)(left < most ? left : most);
-            st = kvf_step_refill(s, ranges[i].first + at, n);
+            calls(e, "step_refill");
+            st = called(e, kvf_step_refill(s, ranges[i].first + at, n));
             if (st == KVF_OK)
                 st = layers_run(e, s, ranges[i].first + at, n, false);
             if (st == KVF_OK)
@@ -167,6 +188,29 @@ static void reference_build(struct sim_engine *e)
     e->error2 = e->norm2 = 0;
 }
 
+static void rows_alloc(struct sim_engine *e)
+{
+    size_t row = (size_t)KVF_STEP_TOKENS_MAX * Q_HEADS * e->desc.dim_k;
+    e->k = calloc(row, sizeof(float));
+    e->v = calloc(row, sizeof(float));
+    e->q = calloc(row, sizeof(float));
+    e->out = calloc(row, sizeof(float));
+    demand(e->k && e->v && e->q && e->out, "memory");
+}
+
+struct sim_engine *sim_engine_clone(const struct sim_engine *engine)
+{
+    struct sim_engine *e = calloc(1, sizeof *e);
+    demand(e != NULL, "memory");
+    e->desc = engine->desc;
+    e->seed = engine->seed;
+    e->tokens_max = engine->tokens_max;
+    e->reference = engine->reference;
+    e->clone = true;
+    rows_alloc(e);
+    return e;
+}
+
 struct sim_engine *sim_engine_create(uint64_t seed, uint32_t dim, enum kvf_dtype dtype, uint32_t chunk_tokens,
                                      uint32_t block_tokens, uint32_t tokens_max)
 {
@@ -184,20 +228,17 @@ struct sim_engine *sim_engine_create(uint64_t seed, uint32_t dim, enum kvf_dtype
                                       .block_tokens = block_tokens};
     e->seed = seed;
     e->tokens_max = tokens_max;
-    size_t row = (size_t)KVF_STEP_TOKENS_MAX * Q_HEADS * dim;
     e->reference = calloc((size_t)LAYERS * tokens_max * Q_HEADS * dim, sizeof(float));
-    e->k = calloc(row, sizeof(float));
-    e->v = calloc(row, sizeof(float));
-    e->q = calloc(row, sizeof(float));
-    e->out = calloc(row, sizeof(float));
-    demand(e->reference && e->k && e->v && e->q && e->out, "memory");
+    demand(e->reference != NULL, "memory");
+    rows_alloc(e);
     reference_build(e);
     return e;
 }
 
 void sim_engine_destroy(struct sim_engine *e)
 {
-    free(e->reference);
+    if (!e->clone)
+        free(e->reference);
     free(e->k);
     free(e->v);
     free(e->q);

@@ -1,5 +1,6 @@
 /* etcd in memory. Small and slow on purpose: linear lists, one allocation per thing. */
 #include "tests/sim/sim_store.h"
+#include "base/hash.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -38,6 +39,9 @@ struct request {
     bool answered;
     struct kvf_store_result result;
     struct kvf_store_kv *kvs;
+    /* fate */
+    uint64_t due_ns, ready_ns, gives_up_ns, answer_ns;
+    bool lost;
 };
 
 struct client {
@@ -66,8 +70,11 @@ struct kvf_sim_etcd {
     struct change *changes, **changes_end;
     struct lease *leases;
     struct client *clients;
-    uint64_t revision, compacted, next_lease, sequence, down_since_ns;
-    bool down, manual;
+    uint64_t revision, compacted, next_lease, sequence, hash;
+    bool down, manual, unguarded;
+    void (*fate)(void *arg, struct kvf_sim_store_fate *fate);
+    void *fate_arg;
+    struct request *late; /* their clients have given up; they are carried out at their time */
 };
 
 static void *get_memory(size_t bytes)
@@ -120,6 +127,9 @@ static void note_change(struct kvf_sim_etcd *etcd, const struct kvf_store_kv *kv
 {
     struct change *change = get_memory(sizeof *change);
     change->kv = copy_kv(kv);
+    etcd->hash = kvf_mix(etcd->hash, kv->mod_revision);
+    etcd->hash = kvf_hash(kv->key, strlen(kv->key), etcd->hash);
+    etcd->hash = kv->value ? kvf_hash(kv->value, strlen(kv->value), etcd->hash) : etcd->hash;
     *etcd->changes_end = change;
     etcd->changes_end = &change->next;
 }
@@ -202,7 +212,7 @@ static bool holds(struct kvf_sim_etcd *etcd, const struct kvf_store_compare *com
     case KVF_COMPARE_ABSENT:
         return !item;
     case KVF_COMPARE_MOD_REVISION:
-        return (item ? item->kv.mod_revision : 0) == compare->mod_revision;
+        return etcd->unguarded || (item ? item->kv.mod_revision : 0) == compare->mod_revision;
     case KVF_COMPARE_VALUE:
         return item && !strcmp(item->kv.value, compare->value);
     }
@@ -272,6 +282,25 @@ static void drop_kvs(struct request *request)
     request->result.n_kvs = 0;
 }
 
+static void perform(struct kvf_sim_etcd *etcd, struct request *request)
+{
+    end_leases(etcd);
+    if (request->what == TXN)
+        do_txn(etcd, request);
+    else if (request->what == RANGE)
+        do_range(etcd, request);
+    else
+        do_lease(etcd, request);
+    request->result.revision = etcd->revision;
+}
+
+/* The client will never know what became of it. */
+static void forget_answer(struct request *request)
+{
+    drop_kvs(request);
+    request->result = (struct kvf_store_result){.status = request->what == TXN ? KVF_ERR_DEADLINE : KVF_ERR_STORE};
+}
+
 static void carry_out(struct request *request)
 {
     struct client *client = request->client;
@@ -279,25 +308,43 @@ static void carry_out(struct request *request)
     bool drop = client->drop > 0;
     client->drop -= drop;
     request->answered = true;
+    request->ready_ns = kvf_deadline(kvf_now(etcd->env), request->answer_ns);
     request->result = (struct kvf_store_result){.status = KVF_OK};
     if (etcd->down || client->cut) {
         request->result.status = KVF_ERR_STORE;
         return;
     }
-    end_leases(etcd);
-    if (!drop || client->drop_carried_out) {
-        if (request->what == TXN)
-            do_txn(etcd, request);
-        else if (request->what == RANGE)
-            do_range(etcd, request);
-        else
-            do_lease(etcd, request);
-        request->result.revision = etcd->revision;
+    if (!drop || client->drop_carried_out)
+        perform(etcd, request);
+    if (drop)
+        forget_answer(request);
+    if (request->lost) {
+        forget_answer(request);
+        request->ready_ns = request->gives_up_ns;
     }
-    if (drop) {
-        drop_kvs(request);
-        request->result = (struct kvf_store_result){.status = request->what == TXN ? KVF_ERR_DEADLINE : KVF_ERR_STORE};
+}
+
+static void free_request(struct request *request)
+{
+    drop_kvs(request);
+    free(request->txn);
+    free(request);
+}
+
+/* Carries out what is due of the requests whose clients have given up; false: none. */
+static bool step_late(struct kvf_sim_etcd *etcd)
+{
+    for (struct request **at = &etcd->late; *at; at = &(*at)->next) {
+        struct request *request = *at;
+        if (kvf_now(etcd->env) < request->due_ns)
+            continue;
+        *at = request->next;
+        if (!etcd->down)
+            perform(etcd, request);
+        free_request(request);
+        return true;
     }
+    return false;
 }
 
 static struct client *client_of(struct kvf_store *store)
@@ -316,6 +363,15 @@ static struct request *submit(struct kvf_store *store, enum what what, kvf_store
     request->sequence = ++client->etcd->sequence;
     request->done = done;
     request->arg = arg;
+    if (client->etcd->fate) {
+        struct kvf_sim_store_fate fate = {0};
+        uint64_t now = kvf_now(client->etcd->env);
+        client->etcd->fate(client->etcd->fate_arg, &fate);
+        request->due_ns = kvf_deadline(now, fate.delay_ns);
+        request->answer_ns = fate.answer_ns;
+        request->lost = fate.lost;
+        request->gives_up_ns = kvf_deadline(now, fate.timeout_ns);
+    }
     *client->end = request;
     client->end = &request->next;
     client->outstanding++;
@@ -415,11 +471,17 @@ static bool hand_out(struct client *client)
 
 static void finish(struct client *client, struct request *request)
 {
+    struct kvf_sim_etcd *etcd = client->etcd;
     client->outstanding--;
+    if (!request->answered && request->lost) {
+        struct kvf_store_result result = {.status = request->what == TXN ? KVF_ERR_DEADLINE : KVF_ERR_STORE};
+        request->next = etcd->late;
+        etcd->late = request;
+        request->done(request->arg, &result);
+        return;
+    }
     request->done(request->arg, &request->result);
-    drop_kvs(request);
-    free(request->txn);
-    free(request);
+    free_request(request);
 }
 
 /* Takes the oldest request that is answered (or, not by hand, carries it out). Only those that stood there when poll began. */
@@ -427,9 +489,13 @@ static struct request *take_answered(struct client *client, uint64_t until)
 {
     for (struct request **at = &client->first; *at && (*at)->sequence <= until; at = &(*at)->next) {
         struct request *request = *at;
-        if (!request->answered && (client->etcd->manual || client->hang))
+        uint64_t now = kvf_now(client->etcd->env);
+        bool gave_up = request->lost && !request->answered && now >= request->gives_up_ns;
+        if (!request->answered && (client->etcd->manual || client->hang) && !gave_up)
             continue;
-        if (!request->answered)
+        if (request->answered && now < request->ready_ns)
+            continue;
+        if (!request->answered && !gave_up)
             carry_out(request);
         *at = request->next;
         if (client->end == &request->next)
@@ -464,6 +530,7 @@ static void sim_destroy(struct kvf_store *store)
         client->first = request->next;
         if (!request->answered)
             request->result = (struct kvf_store_result){.status = KVF_CANCELLED};
+        request->answered = true;
         client->outstanding = OUTSTANDING_MAX + 1; /* no new ones from the callback */
         finish(client, request);
     }
@@ -528,7 +595,27 @@ void kvf_sim_etcd_destroy(struct kvf_sim_etcd *etcd)
         etcd->leases = lease->next;
         free(lease);
     }
+    for (struct request *request; (request = etcd->late);) {
+        etcd->late = request->next;
+        free_request(request);
+    }
     free(etcd);
+}
+
+void kvf_sim_etcd_fate(struct kvf_sim_etcd *etcd, void (*fate)(void *arg, struct kvf_sim_store_fate *fate), void *arg)
+{
+    etcd->fate = fate;
+    etcd->fate_arg = arg;
+}
+
+void kvf_sim_etcd_unguarded(struct kvf_sim_etcd *etcd, bool on)
+{
+    etcd->unguarded = on;
+}
+
+uint64_t kvf_sim_etcd_hash(const struct kvf_sim_etcd *etcd)
+{
+    return etcd->hash;
 }
 
 void kvf_sim_etcd_manual(struct kvf_sim_etcd *etcd, bool on)
@@ -539,10 +626,15 @@ void kvf_sim_etcd_manual(struct kvf_sim_etcd *etcd, bool on)
 bool kvf_sim_etcd_step(struct kvf_sim_etcd *etcd)
 {
     struct request *oldest = NULL;
+    uint64_t now = kvf_now(etcd->env);
     end_leases(etcd);
+    if (step_late(etcd))
+        return true;
     for (struct client *client = etcd->clients; client; client = client->next)
         for (struct request *request = client->first; request && !client->hang; request = request->next)
-            if (!request->answered && (!oldest || request->sequence < oldest->sequence))
+            if (!request->answered && request->due_ns <= now &&
+                (!oldest || request->due_ns < oldest->due_ns ||
+                 (request->due_ns == oldest->due_ns && request->sequence < oldest->sequence)))
                 oldest = request;
     if (oldest)
         carry_out(oldest);

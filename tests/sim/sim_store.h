@@ -46,6 +46,19 @@ void kvf_sim_store_hang(struct kvf_store *store, bool on);
 void kvf_sim_store_hold(struct kvf_store *store, bool on);
 void kvf_sim_etcd_compact(struct kvf_sim_etcd *etcd);
 
+/* What becomes of a request that is made now, when somebody is asked (fate). Stepping by hand must be on. */
+struct kvf_sim_store_fate {
+    uint64_t delay_ns;  /* until etcd carries it out (in a step) */
+    uint64_t answer_ns; /* from then until the client's poll may have the answer */
+    bool lost;          /* the answer never comes: an error after timeout_ns, though it is carried out at its time, be that later */
+    uint64_t timeout_ns;
+};
+void kvf_sim_etcd_fate(struct kvf_sim_etcd *etcd, void (*fate)(void *arg, struct kvf_sim_store_fate *fate), void *arg);
+/* The planted bug of the simulator: compares of a revision hold, whatever stands. */
+void kvf_sim_etcd_unguarded(struct kvf_sim_etcd *etcd, bool on);
+/* Changes so far, by revision and what was written: equal histories have equal hashes. */
+uint64_t kvf_sim_etcd_hash(const struct kvf_sim_etcd *etcd);
+
 /* A look and a hand inside, without a client. NULL: no such key; valid until the next change. get also ends leases that are
  * over. */
 const struct kvf_store_kv *kvf_sim_etcd_get(struct kvf_sim_etcd *etcd, const char *key);

@@ -55,6 +55,8 @@ struct event {
     size_t bytes;
     kvf_done_fn done;
     void *arg;
+    bool lost;         /* fate's word */
+    uint64_t again_ns;
 };
 
 struct arrival {
@@ -95,6 +97,8 @@ struct sim_net {
     struct kvf_region *regions[REGIONS_MAX];
     unsigned n_regions;
     struct sim_path paths[SIM_NODES_MAX][SIM_NODES_MAX];
+    uint64_t last_due_ns[SIM_NODES_MAX][SIM_NODES_MAX]; /* of what keeps the order; only when somebody watches */
+    const struct sim_net_watch *watch;
 };
 
 static struct sim_node *node_of(struct kvf_transport *t) { return (struct sim_node *)t; }
@@ -112,9 +116,28 @@ static void *must(void *memory)
 }
 
 /* ------------------------------------------------------------------------------------------------ the wire */
+static void ask_fate(struct sim_net *net, struct event *e)
+{
+    struct sim_fate fate = {0};
+    uint64_t *last = &net->last_due_ns[e->from->number][e->to->number];
+    size_t bytes = e->bytes;
+    for (unsigned i = 0; i < e->n_parts; i++)
+        bytes += e->parts[i].iov_len;
+    net->watch->sent(net->watch->arg, e->from->number, e->to->number, e->read, e->header, bytes, &fate);
+    e->due_ns += fate.delay_ns;
+    e->lost = fate.drop && !e->read;
+    e->again_ns = fate.again_ns;
+    if (fate.loose)
+        return;
+    e->due_ns = e->due_ns < *last ? *last : e->due_ns;
+    *last = e->due_ns;
+}
+
 static void put_on_wire(struct sim_net *net, struct event *e)
 {
     struct event **at = &net->wire;
+    if (net->watch && e->link)
+        ask_fate(net, e);
     e->sequence = net->sequence++;
     while (*at && (*at)->due_ns <= e->due_ns)
         at = &(*at)->next;
@@ -170,6 +193,30 @@ static bool stays(const struct event *e)
     return path->held || (e->read && (path->cut || e->to->dead));
 }
 
+/* The frame will arrive once more, from a copy: nobody waits for that one. */
+static void repeat(struct event *e)
+{
+    struct event *copy = must(calloc(1, sizeof *copy));
+    size_t bytes = 0;
+    for (unsigned i = 0; i < e->n_parts; i++)
+        bytes += e->parts[i].iov_len;
+    *copy = (struct event){.due_ns = e->due_ns + e->again_ns, .from = e->from, .to = e->to, .header_bytes = e->header_bytes};
+    memcpy(copy->header, e->header, e->header_bytes);
+    copy->payload = must(malloc(bytes + 1));
+    copy->parts[copy->n_parts++] = (struct iovec){.iov_base = copy->payload, .iov_len = bytes};
+    for (unsigned i = 0, at = 0; i < e->n_parts; at += (unsigned)e->parts[i++].iov_len)
+        if (e->parts[i].iov_len)
+            memcpy(copy->payload + at, e->parts[i].iov_base, e->parts[i].iov_len);
+    put_on_wire(e->from->net, copy);
+}
+
+static void tell_left(struct sim_net *net, const struct event *e, bool arrived)
+{
+    if (net->watch)
+        net->watch->left(net->watch->arg, e->from->number, e->to->number, e->read, arrived, e->header, e->header_bytes, e->parts,
+                         e->n_parts);
+}
+
 bool sim_net_step(struct sim_net *net)
 {
     struct event **at = &net->wire;
@@ -180,9 +227,10 @@ bool sim_net_step(struct sim_net *net)
         return false;
     *at = e->next;
     struct sim_path *path = path_of(e->from, e->to);
+    tell_left(net, e, e->read || !(path->cut || e->to->dead || e->to->destroyed || path->drop > 0 || e->lost));
     if (e->read) {
         memcpy(e->into, e->memory, e->bytes);
-    } else if (path->cut || e->to->dead || e->to->destroyed) {
+    } else if (path->cut || e->to->dead || e->to->destroyed || e->lost) {
         /* gone */
     } else if (path->drop > 0) {
         path->drop--;
@@ -192,6 +240,8 @@ bool sim_net_step(struct sim_net *net)
             path->duplicate--;
             arrive(e);
         }
+        if (e->again_ns)
+            repeat(e);
     }
     finish(e, KVF_OK);
     return true;
@@ -607,6 +657,27 @@ void sim_net_kill(struct kvf_transport *t, bool tell)
     for (unsigned i = 0; i < net->n_nodes; i++) {
         for (struct kvf_link *link = net->nodes[i]->links; link; link = link->next)
             link->failed |= link->to == node;
+    }
+}
+
+void sim_net_watch(struct sim_net *net, const struct sim_net_watch *watch)
+{
+    net->watch = watch;
+}
+
+unsigned sim_net_number(struct kvf_transport *t)
+{
+    return node_of(t)->number;
+}
+
+void sim_net_break(struct kvf_transport *from, struct kvf_transport *to)
+{
+    for (struct kvf_link *link = node_of(from)->links; link; link = link->next) {
+        if (link->to != node_of(to) || link->failed)
+            continue;
+        link->failed = true;
+        take_off(node_of(from)->net, link, NULL, NULL, KVF_ERR_PEER_LOST);
+        return;
     }
 }
 

@@ -37,10 +37,33 @@ struct sim_path {
     uint64_t delivered;  /* frames that arrived; yours to reset */
 };
 
+/* What becomes of a frame or read that is sent now, beyond its path's switches. The wire keeps the order of a direction, as the
+ * links of a real transport do, but for what is `loose`. */
+struct sim_fate {
+    uint64_t delay_ns; /* beyond the path's */
+    bool drop;         /* of a frame */
+    bool loose;        /* may be overtaken by, and overtake, what is sent in its direction */
+    uint64_t again_ns; /* of a frame: it arrives once more so long after the first time; 0: it does not */
+};
+
+/* The net as its watcher sees it: instances by number, in the order of sim_net_add. All are called from inside the net. */
+struct sim_net_watch {
+    void *arg;
+    void (*sent)(void *arg, unsigned from, unsigned to, bool read, const void *header, size_t bytes, struct sim_fate *fate);
+    /* It left the wire; arrived: to be handed over, or carried out. payload: in parts. */
+    void (*left)(void *arg, unsigned from, unsigned to, bool read, bool arrived, const void *header, size_t header_bytes,
+                 const struct iovec *parts, unsigned n_parts);
+};
+
 /* env gives the time for delays. NULL when there is no memory. */
 struct sim_net *sim_net_create(const struct kvf_env *env);
 /* After every instance was destroyed (ops->destroy). */
 void sim_net_destroy(struct sim_net *net);
+/* Set before the first send; NULL: nobody watches. Must outlive the net. */
+void sim_net_watch(struct sim_net *net, const struct sim_net_watch *watch);
+unsigned sim_net_number(struct kvf_transport *t);
+/* One of the links of `from` to `to` fails, as on the transport's first error: link_down comes in its next poll. */
+void sim_net_break(struct kvf_transport *from, struct kvf_transport *to);
 
 /* A new instance. `way` is how regions that this instance imports are read. payload_max is 64 KiB and 64 sends may be in
  * flight; sim_net_limits changes both, before use. Its address is valid for this instance alone: one that is started
