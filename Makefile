@@ -6,6 +6,7 @@
 #: make check      the tests without the set-up (TESTS="base tiers" takes some of them)
 #: make test-rdma  the fabric over RDMA verbs, between two virtual machines with software RoCE (BENCH=1 measures instead)
 #: make bench      kvf bench kernels into build/bench-kernels.json
+#: make sim        the simulator: scenarios, then seeds for SECONDS (10) from SEED (1) on; sim-canaries: it finds planted bugs
 #: make fuzz       libFuzzer targets, FUZZ_RUNS inputs each (needs clang)
 #: make tidy       layers, sizes, warnings of a second compiler and of cppcheck
 #: make install    PREFIX=/usr/local DESTDIR=
@@ -14,7 +15,7 @@
 #: options: CUDA=0|1 UCX=0|1 URING=0|1 (found by themselves), SAN=address|thread, V=1, CC=, CFLAGS=
 
 all: programs
-.PHONY: all programs demo test test-rdma check bench fuzz tidy install clean help setup FORCE
+.PHONY: all programs demo test test-rdma check bench fuzz sim sim-canaries tidy install clean help setup FORCE
 
 # What this machine has. A site's own UCX (HPC-X, DOCA) is found through PKG_CONFIG_PATH.
 PKG_CONFIG ?= pkg-config
@@ -23,7 +24,6 @@ UCX ?= $(shell $(PKG_CONFIG) --exists ucx 2>/dev/null && echo 1 || echo 0)
 URING ?= $(shell $(PKG_CONFIG) --exists liburing 2>/dev/null && echo 1 || echo 0)
 CUDA ?= $(if $(NVCC),1,0)
 SAN ?=
-
 # One build folder per configuration, so that variants stand side by side; the plain one is build/ itself.
 found := ucx$(UCX)-uring$(URING)-cuda$(CUDA)
 B := build/$(found)$(if $(SAN),-$(SAN))
@@ -42,7 +42,6 @@ cflags = -std=gnu11 $(cpp) $(shell $(PKG_CONFIG) --cflags $(libs_pkg)) $(warn) -
 ldlibs = $(shell $(PKG_CONFIG) --libs $(libs_pkg)) -lm -lpthread -ldl $(if $(filter 1,$(CUDA)),$(cuda_libs))
 cuda_libs = -L$(dir $(NVCC))../lib64 -lcudart_static -lrt -lstdc++
 gencode := $(foreach a,80 90 100,-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_100,code=compute_100
-
 # Sources. A feature that is missing is another file with the same symbols: X_ucx.c or X_ucx_none.c.
 rooms := base kernels fabric tiers coordinator node
 optional := %_ucx.c %_ucx_none.c %_uring.c %_uring_none.c %_cuda_none.c
@@ -51,11 +50,14 @@ lib_c := $(filter-out $(optional) %/kvfd.c %/kvfcoord.c,$(wildcard $(rooms:%=%/*
 	$(call pick,$(UCX),ucx) $(call pick,$(URING),uring) $(if $(filter 1,$(CUDA)),,$(wildcard kernels/*_cuda_none.c))
 lib_o := $(lib_c:%.c=$(B)/%.o) $(if $(filter 1,$(CUDA)),$(patsubst %.cu,$(B)/%.cu.o,$(wildcard kernels/*.cu)))
 bench_o := $(patsubst %.c,$(B)/%.o,$(wildcard bench/*.c))
-cli_o := $(patsubst %.c,$(B)/%.o,$(wildcard cli/*.c bench/*.c))
+with_bench := $(bench_o)
+cli_o := $(patsubst %.c,$(B)/%.o,$(wildcard cli/*.c)) $(bench_o)
 llm_o := $(patsubst %.c,$(B)/%.o,$(wildcard examples/llm/*.c))
+with_llm := $(filter-out %/main.o,$(llm_o))
 test_c := $(foreach t,$(wildcard tests/*/test_*.c),$(if $(strip $(if $(TESTS),$(foreach w,$(TESTS),$(findstring $(w),$(t))),all)),$(t)))
 test_bin := $(test_c:%.c=$(B)/%)
 test_o := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/*.c tests/support/*.c))
+sim_o := $(patsubst %.c,$(B)/%.o,$(wildcard tests/sim/whole/*.c))
 fuzz_bin := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 programs_b := $(B)/libkvf.a $(B)/libkvf.so $(B)/kvfd $(B)/kvfcoord $(B)/kvf $(B)/llm
 
@@ -65,7 +67,6 @@ say = $(if $(V),,@echo "  $(1)")
 programs: $(programs_b)
 	$(q)[ $(B) = build/$(found) ] || exit 0; \
 	 for f in $(notdir $(programs_b)); do ln -sfn $(notdir $(B))/$$f build/$$f; done
-
 # The wide kernels are compiled for their instructions and chosen at run time. No contraction: bits are a promise.
 avx2 := -O3 -ffp-contract=off -mavx2 -mfma -mf16c
 avx512 := $(avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
@@ -91,23 +92,19 @@ $(B)/kvfd: $(B)/node/kvfd.o $(B)/libkvf.a
 $(B)/kvfcoord: $(B)/coordinator/kvfcoord.o $(B)/libkvf.a
 $(B)/kvf: $(cli_o) $(B)/libkvf.a
 $(B)/llm: $(llm_o) $(B)/libkvf.a
-$(B)/kvfd $(B)/kvfcoord $(B)/kvf $(B)/llm:
+$(B)/sim: $(sim_o) $(B)/libtests.a $(B)/libkvf.a
+$(B)/sim: wrap := -Wl,--wrap=kvf_core_lock,--wrap=kvf_block_verify # world.c says why
+$(B)/kvfd $(B)/kvfcoord $(B)/kvf $(B)/llm $(B)/sim:
 	$(call say,ld   $@)
-	$(q)$(CC) $(sanflags) -o $@ $^ $(ldlibs)
+	$(q)$(CC) $(sanflags) $(wrap) -o $@ $^ $(ldlibs)
 $(B)/libtests.a: $(test_o)
 	$(q)rm -f $@; ar rcs $@ $^
-$(B)/tests/llm/%: $(B)/tests/llm/%.o $(filter-out %/main.o,$(llm_o)) $(B)/libtests.a $(B)/libkvf.a
-	$(call say,ld   $@)
-	$(q)$(CC) $(sanflags) -o $@ $^ -lcmocka $(ldlibs)
-$(B)/tests/bench/%: $(B)/tests/bench/%.o $(bench_o) $(B)/libtests.a $(B)/libkvf.a
-	$(call say,ld   $@)
-	$(q)$(CC) $(sanflags) -o $@ $^ -lcmocka $(ldlibs)
 $(B)/tests/fabric/test_faults_net: $(B)/bench/network.o
-$(B)/tests/%: $(B)/tests/%.o $(B)/libtests.a $(B)/libkvf.a
+.SECONDEXPANSION:
+$(B)/tests/%: $(B)/tests/%.o $$(with_$$(*D)) $(B)/libtests.a $(B)/libkvf.a
 	$(call say,ld   $@)
 	$(q)$(CC) $(sanflags) -o $@ $^ -lcmocka $(ldlibs)
 .SECONDARY:
-
 # The version names the commit: made anew when that changes.
 $(B)/base/version.o: $(B)/commit
 $(B)/commit: FORCE
@@ -130,6 +127,10 @@ bench: programs
 	$(q)$(B)/kvf bench kernels --json build/bench-kernels.json
 fuzz: $(fuzz_bin)
 	$(q)tests/fuzz/run $(or $(FUZZ_RUNS),100000) $(fuzz_bin)
+sim: $(B)/sim
+	$(q)$< --scenarios && $< --seconds $(or $(SECONDS),10) --start-seed $(or $(SEED),1)
+sim-canaries: $(B)/sim
+	$(q)$< --canaries
 $(B)/fuzz/%: tests/fuzz/%.c $(lib_c)
 	@mkdir -p $(@D)
 	$(call say,fuzz $@)
@@ -141,7 +142,6 @@ tidy:
 	$(q)tests/tidy/layers.py && tests/tidy/sizes.py && tests/tidy/static
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
-
 PREFIX ?= /usr/local
 install: programs
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin lib/pkgconfig include/kvf share/kvf)

@@ -1,0 +1,69 @@
+/* Regressions: small scripted cases, and seeds that found a bug once. */
+#include "tests/sim/whole/world.h"
+
+#include <string.h>
+
+struct scenario {
+    const char *name;
+    struct world_options options;
+};
+
+/* A node dies in the middle of the work, comes back, and nothing is wrong or left. */
+static void one_dies(struct world *w)
+{
+    world_settle(w, KVF_SEC);
+    world_crash(&w->nodes[1], false, false);
+    world_settle(w, 12 * KVF_SEC);
+}
+
+/* One node does not run for longer than the others wait for it. */
+static void one_stands_still(struct world *w)
+{
+    world_settle(w, KVF_SEC / 10);
+    world_pause(&w->nodes[0], 4 * KVF_SEC);
+    world_settle(w, 6 * KVF_SEC);
+}
+
+/* Links clogged one by one, and healed in another order. */
+static void links_clog(struct world *w)
+{
+    world_settle(w, KVF_SEC / 10);
+    for (unsigned i = 0; i + 1 < w->n; i++) {
+        faults_direction(w, i, i + 1, false, (3 - i % 3) * KVF_SEC);
+        faults_direction(w, i + 1, i, true, (1 + i % 3) * KVF_SEC);
+        world_settle(w, KVF_SEC / 4);
+    }
+    world_settle(w, 4 * KVF_SEC);
+}
+
+static const struct scenario scenarios[] = {
+    {"one node dies silently", {.seed = 7, .steps = 200, .calm = true, .script = one_dies}},
+    {"one node stands still", {.seed = 11, .steps = 200, .calm = true, .script = one_stands_still}},
+    {"links clog one by one", {.seed = 5, .steps = 200, .calm = true, .script = links_clog}},
+    /* Seeds, each of which found a bug once. */
+    {"a session without tokens moves", {.seed = 48, .steps = 200}},
+    {"the answer to a drop is lost", {.seed = 33, .steps = 400}},
+    {"a fork fails while etcd is away", {.seed = 141, .steps = 2500}},
+    {"an offer comes twice", {.seed = 38, .steps = 1200}},
+    {"a move's outcome is known when its target has dropped it", {.seed = 146, .steps = 2500}},
+    {"a lender's lease ends and it comes back", {.seed = 69, .steps = 300}},
+};
+
+unsigned scenarios_count(void)
+{
+    return sizeof scenarios / sizeof *scenarios;
+}
+
+const char *scenarios_name(unsigned number)
+{
+    return scenarios[number].name;
+}
+
+void scenarios_run(unsigned number, struct sim_engine *const *engines, bool verbose)
+{
+    struct world_options options = scenarios[number].options;
+    options.verbose = verbose;
+    struct world *w = world_create(&options, engines);
+    world_run(w);
+    world_destroy(w);
+}
