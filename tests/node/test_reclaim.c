@@ -323,6 +323,42 @@ static void a_reclaim_during_a_spill(void **state)
     assert_same_bits(engine);
 }
 
+/* The lender has verified blocks, and its answer is on the wire: there it stays. */
+static void hold_the_answer(struct sim_cluster *c, void *arg)
+{
+    struct four *t = arg;
+    sim_net_path(t->a->transport, t->home->transport)->held |= COUNTED(t->a, lent_blocks_put) > 0;
+}
+
+/* What was committed and taken by force before the answer arrived stays in DRAM: it is not lost. */
+static void a_commit_that_is_revoked_before_its_answer(void **state)
+{
+    struct four t = four_make((struct sim_node_config){.dram = 128 * KIB, .ssd = 4096 * KIB}, 64 * KIB, 0, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.home, 7);
+    assert_int_equal(sim_engine_run(engine, s, 440, 40), KVF_OK);
+    t.c->single = true;
+    t.c->stepped = hold_the_answer;
+    t.c->stepped_arg = &t;
+    assert_int_equal(sim_engine_run(engine, s, 500, 20), KVF_OK); /* spilling begins */
+    for (unsigned i = 0; i < 1000 && COUNTED(t.a, lent_blocks_put) == 0; i++)
+        sim_cluster_step(t.c);
+    assert_int_equal(sim_cluster_peer(t.home, t.a)->borrowed_blocks, 0);
+    reclaim(t.c, t.a, 0, 300 * KVF_MS);
+    assert_true(COUNTED(t.a, lent_blocks_revoked) > 0);
+    memset(t.a->core->memory + t.a->core->lent_at, 0xee, 64 * KIB); /* the lender's own again */
+    t.c->single = false;
+    t.c->stepped = NULL;
+    sim_net_path(t.a->transport, t.home->transport)->held = false;
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_int_equal(sim_cluster_peer(t.home, t.a)->borrowed_blocks, 0);
+    assert_int_equal(COUNTED(t.home, blocks_lost), 0);
+    assert_int_equal(sim_engine_run(engine, s, 700, 50), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(COUNTED(t.home, blocks_lost), 0);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    four_end(&t);
+}
+
 /* While a session moves its blocks stay at the lender until it has arrived; then its new home moves them. */
 static void a_reclaim_during_a_move(void **state)
 {
@@ -521,6 +557,7 @@ int main(void)
         cmocka_unit_test(whoever_did_not_hear_of_it_finds_other_bytes),
         cmocka_unit_test(late_words_about_a_revoked_slot_are_refused),
         cmocka_unit_test(a_reclaim_during_a_spill),
+        cmocka_unit_test(a_commit_that_is_revoked_before_its_answer),
         cmocka_unit_test(a_reclaim_during_a_move),
         cmocka_unit_test(a_death_during_a_reclaim),
         cmocka_unit_test(a_dead_borrowers_blocks_are_kept_for_a_while),

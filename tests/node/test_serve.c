@@ -420,10 +420,20 @@ static void what_was_not_asked_for_is_refused(void **state)
     assert_int_equal(r->status, KVF_IN_PROGRESS);
     for (size_t at = 0; at < r->bytes; at++)
         assert_int_equal(r->data[at], 0);
+    struct read *twice = read_begin(&t, t.reader[0], 1, 0xff, 60 * KVF_SEC); /* the next READ, of another batch or the same */
+    for (unsigned i = 0; i < 30; i++)
+        sim_cluster_step(t.c);
+    uint64_t other = 0;
+    for (uint64_t i = 128; i < 192 && !other; i++)
+        other = send_data(&t, i, (struct kvf_piece_item){.mask = 1}, 8192) == KVF_OK ? i : 0;
+    assert_true(other > 0);
+    assert_int_equal(send_data(&t, other, (struct kvf_piece_item){.mask = 1}, 8192), KVF_ERR_INVALID); /* it is here */
     sim_disk_hold(t.owner->disk, false);
     sim_disk_release_all(t.owner->disk);
     assert_int_equal(wait_for(&t, r), KVF_OK);
     assert_chunks(r, 0xff);
+    assert_int_equal(wait_for(&t, twice), KVF_LOST); /* the owner's own piece was refused */
+    read_free(twice);
     read_free(r);
     hall_end(&t);
 }
