@@ -253,9 +253,9 @@ static bool fits(const struct kvf_ask *ask, uint32_t head, uint64_t mask, uint8_
     const struct kvf_attend_shape *s = &ask->shape;
     size_t sets = ask->n_sets + (set_of(ask, head) == ask->n_sets);
     size_t bytes = ask->bytes + kvf_attend_wire_item_bytes(s, mask, format) + sets * queries_bytes(s);
-    size_t parts = s->merged ? sets : ask->n_items + 1;
-    return ask->n_items < KVF_BATCH_MAX && bytes <= question_most(ask->core) &&
-           parts * kvf_attend_part_bytes(s) <= answer_most(ask->core);
+    size_t items = ask->n_items + 1, parts = s->merged ? sets : items, part = kvf_attend_part_bytes(s);
+    return items <= KVF_BATCH_MAX && bytes <= question_most(ask->core) && parts * part <= answer_most(ask->core) &&
+           items * part <= KVF_ATTEND_ANSWER_BYTES;
 }
 
 /* Queries go behind the items; then it may be sent. */

@@ -404,6 +404,8 @@ static bool job_fill(struct job *job, const struct kvf_message *message)
     most = most < KVF_ATTEND_ANSWER_BYTES ? most : KVF_ATTEND_ANSWER_BYTES;
     if (14 + KVF_BATCH_MAX + (q->shape.merged ? q->n_sets : q->n_items) * part > most)
         return false;
+    if (q->n_items * part > KVF_ATTEND_ANSWER_BYTES) /* merged ones too have a part each while they are computed */
+        return false;
     memcpy(job->queries, q->queries, (size_t)q->n_sets * q->shape.rows * q->shape.dim_k * sizeof(float));
     dev->checksum(dev, NULL, job->message, message->bytes, q->shape.fingerprint, &job->hash);
     return true;

@@ -106,6 +106,8 @@ static bool item_read(struct kvf_reader *r, const struct kvf_attend_shape *s, un
         return false;
     if (item->format > KVF_COLD_FP8)
         return false;
+    if (item->format != KVF_COLD_EXACT && s->chunks + kvf_attend_scale_words(s) > KVF_SUMS_MAX)
+        return false;
     item->words = kvf_read_bytes(r, (size_t)item_words(s, item->mask, item->format) * 8);
     return item->words != NULL;
 }

@@ -437,6 +437,55 @@ static void a_question_that_nobody_waits_for_is_dropped(void **state)
     pair_end(&t);
 }
 
+/* Merged, 64 items have one part on the wire and 64 while they are computed: more than the holder has room for is refused. */
+static void a_question_of_more_parts_than_there_is_room_for_is_refused(void **state)
+{
+    enum { ROWS = 8, ITEMS = KVF_BATCH_MAX };
+    static float queries[ROWS * 64];
+    static uint8_t bytes[KVF_ATTEND_QUESTION_BYTES];
+    struct pair t = pair_of(large, &always, &plain);
+    const struct kvf_model *m = t.home->core->models[0];
+    const struct kvf_entry *e = remote_at(t.home, 0);
+    struct kvf_attend_shape shape = {.fingerprint = m->fingerprint, .dtype = m->desc.dtype, .chunk_tokens = m->desc.chunk_tokens,
+                                     .chunks = m->chunks, .dim_k = 64, .dim_v = 64, .rows = ROWS, .scale = 0.125f, .merged = true};
+    struct kvf_attend_item item = {.key = e->key, .offset = kvf_entry_location(e), .mask = 1};
+    struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
+    uint64_t refused = COUNTED(t.lender, messages_refused), done = COUNTED(t.lender, attend_serve_blocks);
+    assert_true(ITEMS * kvf_attend_part_bytes(&shape) > KVF_ATTEND_ANSWER_BYTES);
+    kvf_attend_wire_head(&w, &shape, ITEMS, 1);
+    for (unsigned i = 0; i < ITEMS; i++)
+        kvf_attend_wire_item(&w, &shape, &item, kvf_sums_at(t.home->core->sums, e->sums));
+    kvf_write_bytes(&w, queries, sizeof queries);
+    assert_false(w.bad);
+    struct kvf_message message = {.type = KVF_MSG_ATTEND, .request = 1ull << 40, .payload = bytes, .bytes = kvf_writer_used(&w)};
+    kvf_attend_serve_message(t.lender->core, sim_cluster_peer(t.lender, t.home), &message);
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_int_equal(COUNTED(t.lender, messages_refused), refused + 1);
+    assert_int_equal(COUNTED(t.lender, attend_serve_blocks), done);
+    pair_end(&t);
+}
+
+/* The scales of a block in 8 bits are at most what a block of a node can have. */
+static void an_item_with_more_scales_than_a_block_has_is_refused(void **state)
+{
+    static uint8_t bytes[KVF_ATTEND_QUESTION_BYTES];
+    static uint64_t sums[1024];
+    static float queries[512];
+    struct kvf_attend_question question;
+    for (int wide = 0; wide < 2; wide++) {
+        struct kvf_attend_shape shape = {.fingerprint = 1, .dtype = wide ? KVF_F32 : KVF_F16, .chunk_tokens = 4, .chunks = 64,
+                                         .dim_k = 512, .dim_v = 512, .rows = 1, .scale = 1};
+        struct kvf_attend_item item = {.key = {1, 2}, .mask = 1, .format = KVF_COLD_INT8};
+        struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
+        kvf_attend_wire_head(&w, &shape, 1, 1);
+        kvf_attend_wire_item(&w, &shape, &item, sums);
+        kvf_write_bytes(&w, queries, sizeof queries);
+        assert_false(w.bad);
+        struct kvf_reader r = kvf_reader_of(bytes, kvf_writer_used(&w));
+        assert_int_equal(kvf_attend_wire_question_read(&r, &question), !wide);
+    }
+}
+
 /* A lost answer: long before the deadline the chunks are pulled. */
 static void a_late_answer_is_not_waited_for(void **state)
 {
@@ -611,6 +660,8 @@ int main(void)
         cmocka_unit_test(a_holder_that_attends_for_nobody_is_pulled_from),
         cmocka_unit_test(a_busy_holder_is_pulled_from),
         cmocka_unit_test(a_question_that_nobody_waits_for_is_dropped),
+        cmocka_unit_test(a_question_of_more_parts_than_there_is_room_for_is_refused),
+        cmocka_unit_test(an_item_with_more_scales_than_a_block_has_is_refused),
         cmocka_unit_test(a_late_answer_is_not_waited_for),
         cmocka_unit_test(an_attend_ends_at_its_deadline),
         cmocka_unit_test(a_holder_dies_in_the_middle),
