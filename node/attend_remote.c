@@ -11,6 +11,7 @@
 #include <string.h>
 
 #define ASKS_MAX 32
+#define CALL_LEAST_NS (2 * KVF_SEC) /* a call is given */
 #define ASKS_AT_PEER 4
 #define LATE_TIMES 8              /* ... of what was expected, and LATE_NS: then a want is pulled instead */
 #define LATE_NS (20 * KVF_MS)
@@ -428,6 +429,14 @@ static struct kvf_ask *ask_next(struct kvf_attend_remote *rs)
     return best;
 }
 
+/* Who waits for it stops at its own deadline. The call may go on: at the end of one that is still being sent the fabric ends
+ * the link, and with it every block there, which a short wait for an attend is not worth. */
+static uint64_t call_deadline(const struct kvf_ask *ask)
+{
+    uint64_t least = kvf_deadline(kvf_now(ask->core->env), CALL_LEAST_NS);
+    return ask->deadline_ns > least ? ask->deadline_ns : least;
+}
+
 unsigned kvf_attend_remotes_poll(struct kvf_core *core)
 {
     struct kvf_attend_remote *rs = core->attend_remote;
@@ -438,7 +447,7 @@ unsigned kvf_attend_remotes_poll(struct kvf_core *core)
         struct iovec part = {.iov_base = ask->question, .iov_len = ask->bytes};
         enum kvf_status st = KVF_ERR_PEER_LOST;
         if (p->up && p->member.incarnation == ask->incarnation)
-            st = kvf_fabric_call(p->peer, KVF_MSG_ATTEND, &part, 1, ask->deadline_ns, on_answer, ask);
+            st = kvf_fabric_call(p->peer, KVF_MSG_ATTEND, &part, 1, call_deadline(ask), on_answer, ask);
         if (st == KVF_ERR_BUSY)
             break;
         if (st != KVF_OK) {

@@ -166,7 +166,8 @@ void kvf_reads_late(struct kvf_core *core, uint64_t now)
             b->late_ns = UINT64_MAX;
             for (unsigned r = 0; r < b->n; r++) {
                 const struct kvf_entry *e = kvf_read_entry(core, b->reads[r]);
-                bool races = e && !b->reads[r]->no_copy && !b->reads[r]->hedge && kvf_hedge_exists(core, e) &&
+                bool same = e && e->bytes == b->reads[r]->bytes; /* the key may have been put anew */
+                bool races = same && !b->reads[r]->no_copy && !b->reads[r]->hedge && kvf_hedge_exists(core, e) &&
                              kvf_hedge_start(core, b->reads[r], e);
                 kvf_count(&core->counters.hedges, races);
             }
