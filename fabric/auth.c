@@ -169,6 +169,16 @@ bool kvf_auth_establish(struct kvf_auth *auth, const struct kvf_secret *secret, 
     return fresh_nonce(auth, env);
 }
 
+bool kvf_auth_secret_changed(struct kvf_auth *auth, const struct kvf_secret *secret, const struct kvf_env *env, uint64_t until_ns)
+{
+    if (auth->before_until_ns > until_ns)
+        auth->before_until_ns = until_ns;
+    if (!auth->proved || kvf_secret_accepts(secret, auth->proof.key_id))
+        return true;
+    OPENSSL_cleanse(auth->next_key, sizeof auth->next_key);
+    return fresh_nonce(auth, env);
+}
+
 bool kvf_auth_current(const struct kvf_auth *auth, const struct kvf_secret *secret)
 {
     assert(auth->established);

@@ -85,6 +85,9 @@ bool kvf_auth_establish(struct kvf_auth *auth, const struct kvf_secret *secret, 
                         struct kvf_auth_party us, const struct kvf_wire_proof *proof, const struct kvf_env *env,
                         uint64_t before_until_ns);
 
+/* When secrets changed. A proof of ours that was made with one that is not accepted any more is void, and so is the nonce that it
+ * is over: the peer may hold it. Frames of the session before this one are not taken after `until_ns`. false: no randomness. */
+bool kvf_auth_secret_changed(struct kvf_auth *auth, const struct kvf_secret *secret, const struct kvf_env *env, uint64_t until_ns);
 /* Whether both secrets that the session was made with are still accepted here. */
 bool kvf_auth_current(const struct kvf_auth *auth, const struct kvf_secret *secret);
 

@@ -103,7 +103,7 @@ enum kvf_status kvf_fabric_post(struct kvf_peer *peer, struct kvf_wire_header *h
     if (st == KVF_ERR_BUSY)
         return st;
     if (st != KVF_OK) {
-        kvf_peer_doom(peer, KVF_ERR_PEER_LOST);
+        kvf_peer_doom(peer, kvf_peer_why_lost(peer));
         return KVF_ERR_PEER_LOST;
     }
     if (!before) {

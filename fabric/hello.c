@@ -51,15 +51,28 @@ enum kvf_status kvf_hello_send(struct kvf_peer *peer)
     return kvf_fabric_post_copy(peer, &header, &part, 1, NULL, NULL);
 }
 
+/* Of another life of the slot, too, it only lets the next proof out a little early. */
+static void proof_sent(void *arg, enum kvf_status status)
+{
+    struct kvf_peer *peer = arg;
+    (void)status;
+    peer->proof_out = false;
+}
+
 static enum kvf_status send_proof(struct kvf_peer *peer, const struct kvf_wire_proof *proof)
 {
     uint8_t payload[KVF_WIRE_PROOF_BYTES];
     kvf_wire_proof_encode(proof, payload);
     struct kvf_wire_header header = {.type = KVF_WIRE_PROOF, .payload_bytes = sizeof payload};
     struct iovec part = {.iov_base = payload, .iov_len = sizeof payload};
-    return kvf_fabric_post_copy(peer, &header, &part, 1, NULL, NULL);
+    peer->proof_out = true; /* before: it may be over at once */
+    enum kvf_status st = kvf_fabric_post_copy(peer, &header, &part, 1, proof_sent, peer);
+    if (st != KVF_OK)
+        peer->proof_out = false;
+    return st;
 }
 
+/* One that cannot go out now is owed: the timer sends it. */
 static enum kvf_status send_welcome(struct kvf_peer *peer, bool heard)
 {
     struct kvf_fabric *fabric = peer->fabric;
@@ -77,6 +90,11 @@ static enum kvf_status send_welcome(struct kvf_peer *peer, bool heard)
     st = kvf_fabric_post_copy(peer, &header, &part, 1, NULL, NULL);
     if (st == KVF_OK)
         peer->pieces_told = fabric->pieces;
+    peer->welcome_owed = st == KVF_ERR_BUSY;
+    if (peer->welcome_owed) {
+        peer->hello_ns = kvf_now(fabric->config.env) + KVF_RETRY_NS;
+        kvf_fabric_timer_peer(fabric, peer->hello_ns);
+    }
     return st;
 }
 
@@ -121,13 +139,18 @@ void kvf_hello_heard(struct kvf_fabric *fabric, struct kvf_peer *peer, const str
         unproved(fabric, peer, KVF_ERR_STALE, "a hello that was said before");
         return;
     }
-    /* Who recorded it can say it too. So it is no sign of life, and what the link is used for comes before answers. */
+    /* Who recorded it can say it too. So it is no sign of life, and what the link is used for comes before answers. While the
+     * peer must prove another secret, only one that was answered just now waits: others' must not keep its own from us. */
     uint64_t now = kvf_now(fabric->config.env);
-    if (peer->state == KVF_PEER_UP && now < peer->answer_ns) {
+    bool again = of_session || (auth->proved && memcmp(hello.nonce, auth->proof.answers, sizeof hello.nonce) == 0);
+    if (now < peer->answer_ns && (again || peer->rekey_ns == 0)) {
         kvf_fabric_refuse(fabric, peer, "more hellos than a peer says");
         return;
     }
-    peer->answer_ns = peer->state == KVF_PEER_UP ? now + KVF_ANSWER_NS : 0;
+    /* On a link that does not connect they would pile up, and take what sends to others need. */
+    if (peer->proof_out)
+        return;
+    peer->answer_ns = now + KVF_ANSWER_NS;
     /* What cannot be sent now comes with their next hello. */
     if (of_session)
         send_proof(peer, &auth->said);
@@ -140,15 +163,17 @@ static void begin_session(struct kvf_peer *peer, const struct kvf_wire_proof *pr
 {
     struct kvf_fabric *fabric = peer->fabric;
     const struct kvf_fabric_config *config = &fabric->config;
-    uint64_t now = kvf_now(config->env);
-    if (!kvf_auth_establish(peer->auth, config->secret, them(peer), us(fabric), proof, config->env,
-                            kvf_deadline(now, config->dead_ns))) {
+    uint64_t now = kvf_now(config->env), before_until = kvf_deadline(now, config->dead_ns);
+    if (peer->rekey_ns != 0 && peer->rekey_ns < before_until)
+        before_until = peer->rekey_ns; /* a secret that is not accepted any more is worth nothing after it */
+    if (!kvf_auth_establish(peer->auth, config->secret, them(peer), us(fabric), proof, config->env, before_until)) {
         kvf_log_error(config->log, "peer %s: this machine gives no random numbers that are good enough", peer->name);
         kvf_peer_doom(peer, KVF_ERR_UNSUPPORTED);
         return;
     }
     peer->heard_ns = now;
     peer->suspect = KVF_OK;
+    peer->answer_ns = 0; /* should it begin again */
     peer->rekey_ns = 0; /* both proofs were made with what is accepted now */
     if (peer->state == KVF_PEER_CONNECTING)
         peer->state = KVF_PEER_PROVED;
@@ -198,6 +223,9 @@ void kvf_hello_welcome(struct kvf_peer *peer, const struct kvf_wire_header *head
     peer->payload_max = welcome.payload_max;
     peer->region_base = welcome.region_base;
     peer->region_bytes = welcome.region_bytes;
+    /* Nothing may go out before our own. When it went, theirs comes again. */
+    if (!was_up && peer->welcome_owed && send_welcome(peer, false) != KVF_OK)
+        return;
     peer->state = KVF_PEER_UP;
     kvf_region_news(peer, header->position);
     kvf_fabric_timer_peer(fabric, peer->heard_ns);
@@ -215,7 +243,7 @@ void kvf_hello_welcome(struct kvf_peer *peer, const struct kvf_wire_header *head
 uint64_t kvf_hello_timer(struct kvf_peer *peer, uint64_t now_ns)
 {
     enum kvf_status st = KVF_OK;
-    bool waits = peer->state != KVF_PEER_UP || peer->rekey_ns != 0;
+    bool waits = peer->state != KVF_PEER_UP || peer->rekey_ns != 0 || peer->welcome_owed;
     if (!waits)
         return UINT64_MAX;
     if (peer->rekey_ns != 0 && now_ns >= peer->rekey_ns) {
@@ -229,7 +257,10 @@ uint64_t kvf_hello_timer(struct kvf_peer *peer, uint64_t now_ns)
         if (st == KVF_OK)
             st = send_welcome(peer, false);
     } else {
-        st = kvf_hello_send(peer);
+        if (peer->welcome_owed)
+            st = send_welcome(peer, false);
+        if (st == KVF_OK && (peer->state != KVF_PEER_UP || peer->rekey_ns != 0))
+            st = kvf_hello_send(peer);
     }
     peer->hello_ns = now_ns + (st == KVF_ERR_BUSY ? KVF_RETRY_NS : peer->fabric->config.heartbeat_ns);
     return peer->hello_ns;
@@ -240,6 +271,12 @@ void kvf_fabric_secret_changed(struct kvf_fabric *fabric)
     uint64_t now = kvf_now(fabric->config.env);
     for (unsigned i = 0; i < fabric->peer_slots; i++) {
         struct kvf_peer *peer = &fabric->peers[i];
+        if (peer->state == KVF_PEER_FREE || peer->state == KVF_PEER_DOWN)
+            continue;
+        if (!kvf_auth_secret_changed(peer->auth, fabric->config.secret, fabric->config.env, kvf_deadline(now, KVF_REKEY_NS))) {
+            kvf_peer_doom(peer, KVF_ERR_UNSUPPORTED);
+            continue;
+        }
         bool session = peer->state == KVF_PEER_PROVED || peer->state == KVF_PEER_UP;
         if (!session || kvf_auth_current(peer->auth, fabric->config.secret)) {
             peer->rekey_ns = 0;

@@ -36,7 +36,7 @@
 #define KVF_REKEY_NS (10 * KVF_SEC)    /* a peer has so long to prove a secret that is still accepted */
 #define KVF_PART_BLOCK 64              /* parts that a pull takes from the pool at once */
 #define KVF_PART_BLOCKS_MAX (KVF_PULL_RANGES_MAX / KVF_PART_BLOCK)
-#define KVF_ANSWER_NS (10 * KVF_MS)    /* between two answers to hellos of one peer that is up */
+#define KVF_ANSWER_NS (10 * KVF_MS)    /* between two answers to hellos of one peer */
 #define KVF_RETRY_NS (1 * KVF_MS)      /* how soon poll is wanted again when the transport was busy */
 
 /* Doubly linked ring; an empty one points to itself. */
@@ -167,7 +167,9 @@ struct kvf_peer {
     /* who it is */
     struct kvf_auth *auth;
     enum kvf_status suspect; /* what was wrong with the last hello or proof in its name: why it may not come up */
-    uint64_t answer_ns;      /* UP: no hello is answered before it */
+    uint64_t answer_ns;      /* no hello is answered before it */
+    bool proof_out;          /* a proof of ours is on its way */
+    bool welcome_owed;       /* the transport was busy */
     uint64_t rekey_ns;       /* UP: until when it must prove a secret that is still accepted; 0: it has */
 
     /* asked of it */
@@ -245,7 +247,7 @@ void kvf_peer_doom(struct kvf_peer *peer, enum kvf_status why);
 static inline void kvf_peer_sent(struct kvf_peer *peer, enum kvf_status status)
 {
     if (status != KVF_OK && status != KVF_CANCELLED)
-        kvf_peer_doom(peer, KVF_ERR_PEER_LOST);
+        kvf_peer_doom(peer, kvf_peer_why_lost(peer));
 }
 /* Takes doomed peers DOWN and tells the owner of those that are. */
 void kvf_peer_changes(struct kvf_fabric *fabric);

@@ -163,6 +163,7 @@ enum kvf_status kvf_fabric_peer_add(struct kvf_fabric *fabric, const char *name,
     peer->link = link;
     peer->payload_max = fabric->payload_max;
     peer->answer_ns = 0;
+    peer->proof_out = peer->welcome_owed = false;
     uint64_t now = kvf_now(fabric->config.env);
     peer->heard_ns = peer->sent_ns = now;
     fabric->peer_count++;

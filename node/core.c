@@ -403,6 +403,13 @@ static enum kvf_status lock_create(struct kvf_core *core)
     return rc == 0 ? KVF_OK : KVF_ERR_NO_MEMORY;
 }
 
+bool kvf_core_name_fine(const char *name)
+{
+    size_t n = strlen(name);
+    return n > 0 && n < KVF_NODE_NAME_MAX &&
+           strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == n;
+}
+
 static void name_choose(struct kvf_core *core)
 {
     char host[KVF_NODE_NAME_MAX] = "node";
@@ -447,6 +454,12 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
     enum kvf_status st = core->sessions && core->peers ? lock_create(core) : KVF_ERR_NO_MEMORY;
     if (st != KVF_OK) {
         fail(error, error_size, "making the node", st);
+        goto destroy;
+    }
+    if (!kvf_core_name_fine(core->name)) {
+        st = KVF_ERR_CONFIG;
+        snprintf(error, error_size, "this machine's name, %s, has more than letters, digits, . _ -: set node.name (ERR_CONFIG)",
+                 core->name);
         goto destroy;
     }
     for (uint16_t i = 0; i < settings->fabric_peers_max; i++)

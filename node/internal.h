@@ -366,6 +366,8 @@ struct kvf_core_parts {
 };
 
 /* core.c */
+/* Whether a node may have that name: etcd keys, file names and frames hold it. */
+bool kvf_core_name_fine(const char *name);
 enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struct kvf_core_parts *parts, char *error,
                                 size_t error_size, struct kvf_core **out);
 void kvf_core_destroy(struct kvf_core *core);

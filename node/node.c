@@ -190,13 +190,6 @@ static enum kvf_status join(struct kvf_node *node, char *error, size_t size)
     return st;
 }
 
-static bool name_fine(const char *name)
-{
-    size_t n = strlen(name);
-    return n < KVF_NODE_NAME_MAX &&
-           strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == n;
-}
-
 static enum kvf_status start(struct kvf_node *node, const struct kvf_settings *s, char *error, size_t size)
 {
     enum kvf_status st = reactor_start(node);
@@ -225,7 +218,7 @@ enum kvf_status kvf_node_open(struct kvf_config *config, struct kvf_node **out)
     if (!config || !out)
         return KVF_ERR_INVALID;
     const struct kvf_settings *s = kvf_config_settings(config);
-    if (!name_fine(s->node_name)) {
+    if (s->node_name[0] && !kvf_core_name_fine(s->node_name)) {
         kvf_config_fail(config, "node.name = %.80s: letters, digits, . _ - and at most 63 of them (ERR_CONFIG)", s->node_name);
         return KVF_ERR_CONFIG;
     }

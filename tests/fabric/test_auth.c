@@ -24,6 +24,7 @@ struct middle {
     uint16_t drops;    /* the type that is not passed on; 0: none */
     uint16_t changes;  /* the type of which a byte of the payload is changed; 0: none */
     size_t change_at;
+    struct sim_path *busy_after_proof; /* the next send there is refused once a proof came; NULL: none */
 };
 
 static void on_heard(void *arg, const void *header, size_t header_bytes, const void *payload, size_t bytes)
@@ -38,6 +39,8 @@ static void on_heard(void *arg, const void *header, size_t header_bytes, const v
         memcpy(frame->payload, payload, bytes);
     uint16_t type = (uint16_t)(frame->header[6] | frame->header[7] << 8);
     m->of_type[type % 64]++;
+    if (type == KVF_WIRE_PROOF && m->busy_after_proof)
+        m->busy_after_proof->busy = 1;
     if (m->n < HEARD_MAX && bytes <= sizeof m->heard[0].payload) {
         struct heard *h = &m->heard[m->n++];
         *h = (struct heard){.bytes = bytes, .type = type};
@@ -326,6 +329,39 @@ static void recorded_hellos_cost_little(void **state)
     between_close(x);
 }
 
+/* The same said to one who is not up: on a link that does not connect, answers do not pile up. */
+static void recorded_hellos_cost_little_before_the_peer_is_up(void **state)
+{
+    struct between *x = between_open(NULL);
+    x->from_a.deaf = x->from_b.deaf = true;
+    x->b_to_a = meet_at(x->b, x->a, x->from_b.t);
+    run_between(x, 0);
+    const struct heard *h = heard_of(&x->from_b, KVF_WIRE_HELLO);
+    x->a_to_b = meet_at(x->a, x->b, x->from_a.t);
+    struct sim_path *path = sim_net_path(x->a->t, x->from_a.t);
+    path->held = true;
+    uint64_t sent = kvf_counted(&x->a->counters.messages_sent);
+    for (unsigned i = 0; i < 100; i++) {
+        again(&x->from_b, x->a, h);
+        settle(x->w);
+    }
+    assert_int_equal(kvf_counted(&x->a->counters.messages_sent), sent + 1); /* the first is answered at once */
+    run_between(x, 2 * KVF_ANSWER_NS);
+    sent = kvf_counted(&x->a->counters.messages_sent);
+    again(&x->from_b, x->a, h);
+    settle(x->w);
+    assert_int_equal(kvf_counted(&x->a->counters.messages_sent), sent); /* one is on its way */
+    path->held = false;
+    run_between(x, 2 * KVF_ANSWER_NS);
+    again(&x->from_b, x->a, h);
+    settle(x->w);
+    assert_int_equal(kvf_counted(&x->a->counters.messages_sent), sent + 1);
+    x->from_a.deaf = x->from_b.deaf = false;
+    run_between(x, 3 * HEARTBEAT);
+    assert_int_equal(x->a->ups + x->b->ups, 2);
+    between_close(x);
+}
+
 /* What a node says, sent back to itself: as it is, and in the name of the peer. */
 static void what_is_sent_back_proves_nothing(void **state)
 {
@@ -400,6 +436,36 @@ static void a_lost_proof_or_welcome_comes_again(void **state)
     }
 }
 
+/* The transport has no room for the welcome: it goes out later, to a new peer and to one that took up the connection again. */
+static void a_welcome_that_found_no_room_goes_out_later(void **state)
+{
+    struct between *x = between_open(NULL);
+    x->from_a.busy_after_proof = sim_net_path(x->a->t, x->from_a.t);
+    between_meet(x);
+    run_between(x, KVF_ANSWER_NS);
+    assert_int_equal(x->a->ups + x->b->ups, 2);
+    demand_answer(x, x->a_to_b);
+    run_between(x, KVF_ANSWER_NS);
+    kvf_fabric_peer_remove(x->b->fabric, x->b_to_a);
+    x->b_to_a = meet_at(x->b, x->a, x->from_b.t);
+    run_between(x, 2 * KVF_ANSWER_NS);
+    assert_true(kvf_peer_is_up(x->b_to_a));
+    demand_answer(x, x->b_to_a);
+    assert_int_equal(x->a->downs, 0);
+    between_close(x);
+}
+
+static void a_peer_that_could_not_be_sent_anything_was_unreachable(void **state)
+{
+    struct between *x = between_open(NULL);
+    sim_net_path(x->a->t, x->from_a.t)->lost = 1;
+    x->a_to_b = meet_at(x->a, x->b, x->from_a.t);
+    run_between(x, 0);
+    assert_int_equal(x->a->downs, 1);
+    assert_int_equal(x->a->down_why, KVF_ERR_PEER_UNREACHABLE);
+    between_close(x);
+}
+
 /* ------------------------------------------------------------------------------------------------ sessions */
 static void a_peer_that_lost_its_side_takes_up_the_connection_again(void **state)
 {
@@ -449,6 +515,51 @@ static void a_secret_changes_and_nobody_goes_down(void **state)
     run_between(x, 11 * KVF_SEC);
     assert_int_equal(x->a->downs, 1);
     assert_int_equal(x->a->down_why, KVF_ERR_PEER_AUTH);
+    between_close(x);
+}
+
+/* A proof was made with a secret that is dropped before the peer's comes: it makes no session. */
+static void a_proof_with_a_dropped_secret_makes_no_session(void **state)
+{
+    struct between *x = between_open(NULL);
+    secret_becomes(x->a, OLD "\n" NEW);
+    secret_becomes(x->b, NEW "\n" OLD);
+    x->from_b.drops = KVF_WIRE_PROOF;
+    between_meet(x);
+    assert_int_equal(x->a_to_b->state, KVF_PEER_CONNECTING);
+    assert_true(x->a_to_b->auth->proved);
+    const struct heard *proof = heard_of(&x->from_b, KVF_WIRE_PROOF);
+    secret_becomes(x->a, NEW);
+    x->from_b.drops = 0;
+    again(&x->from_b, x->a, proof);
+    for (unsigned i = 0; i < 30; i++) {
+        run_between(x, 10 * KVF_MS);
+        if (x->a_to_b->auth->established)
+            assert_true(kvf_secret_accepts(x->a->secret, x->a_to_b->auth->said.key_id));
+    }
+    assert_int_equal(x->a->ups + x->b->ups, 2);
+    assert_true(kvf_auth_current(x->a_to_b->auth, x->a->secret));
+    demand_answer(x, x->a_to_b);
+    demand_answer(x, x->b_to_a);
+    between_close(x);
+}
+
+/* Frames of a session whose secret is dropped are not taken for longer than the peer has to prove another one. */
+static void a_dropped_secret_ends_with_its_deadline(void **state)
+{
+    struct between *x = between_open(NULL);
+    between_meet(x);
+    secret_becomes(x->b, NEW "\n" SECRET);
+    x->from_a.deaf = x->from_b.deaf = true;
+    secret_becomes(x->a, NEW);
+    uint64_t deadline = x->a_to_b->rekey_ns;
+    assert_int_equal(deadline, x->w->env.now_ns + KVF_REKEY_NS);
+    x->a_to_b->rekey_ns = deadline = x->w->env.now_ns + DEAD / 2; /* as if most of it were over */
+    x->from_a.deaf = x->from_b.deaf = false;
+    run_between(x, 3 * HEARTBEAT);
+    assert_int_equal(x->a_to_b->rekey_ns, 0);
+    assert_in_range(x->a_to_b->auth->before_until_ns, 1, deadline);
+    assert_int_equal(x->a->downs, 0);
     between_close(x);
 }
 
@@ -600,6 +711,11 @@ int main(void)
         cmocka_unit_test(what_is_said_again_is_refused),
         cmocka_unit_test(what_was_said_in_an_earlier_life_begins_no_session),
         cmocka_unit_test(recorded_hellos_cost_little),
+        cmocka_unit_test(recorded_hellos_cost_little_before_the_peer_is_up),
+        cmocka_unit_test(a_welcome_that_found_no_room_goes_out_later),
+        cmocka_unit_test(a_peer_that_could_not_be_sent_anything_was_unreachable),
+        cmocka_unit_test(a_proof_with_a_dropped_secret_makes_no_session),
+        cmocka_unit_test(a_dropped_secret_ends_with_its_deadline),
         cmocka_unit_test(what_is_sent_back_proves_nothing),
         cmocka_unit_test(a_half_open_handshake_expires),
         cmocka_unit_test(a_lost_proof_or_welcome_comes_again),

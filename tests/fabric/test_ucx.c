@@ -72,11 +72,14 @@ static void processes_pull(const char *kind, enum kvf_way way)
 {
     static struct node n;
     struct child c[2];
+    bool slow = false;
     child_start(&c[0], "one", kind);
     child_start(&c[1], "two", kind);
     assert_int_equal(node_open(&n, "three", 12, kind), KVF_OK);
     for (unsigned i = 0; i < 2; i++) {
+        uint64_t start = now_ns();
         struct kvf_peer *peer = meet(&n, c[i].name, c[i].incarnation, c[i].address, c[i].address_bytes);
+        slow = slow || now_ns() - start > 50 * KVF_MS;
         await_way(&n, peer, way);
         pull_and_check(&n, peer, 4 << 10, 256);
         pull_and_check(&n, peer, 64 << 10, 64);
@@ -86,8 +89,9 @@ static void processes_pull(const char *kind, enum kvf_way way)
         call_and_check(&n, peer, kvf_fabric_payload_max(n.fabric), 1);
     }
     assert_int_equal(n.ups, 2);
-    /* Over RDMA the first words wait for the connection and are said again meanwhile: what comes twice is refused. */
-    if (way != KVF_WAY_GET)
+    /* Over RDMA the first words wait for the connection and are said again meanwhile, as on a machine that is too busy to answer
+     * within a heartbeat: what comes twice is refused. */
+    if (way != KVF_WAY_GET && !slow)
         assert_int_equal(kvf_counted(&n.counters.messages_refused), 0);
     node_close(&n);
     child_stop(&c[0]);
