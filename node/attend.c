@@ -312,7 +312,7 @@ static bool arrived(struct attend *a, struct kvf_want *w, enum kvf_status *st)
         struct kvf_entry *e = kvf_index_entry(a->core->index, w->handle);
         bool still = !s->orphan && e->state != KVF_BLOCK_LOST;
         /* The block went elsewhere while it was asked for (it rose, say), and the old place knows it no more: no loss. */
-        if (still && (e->tier == KVF_TIER_DRAM || kvf_entry_location(e) != s->location)) {
+        if (still && (e->tier == KVF_TIER_DRAM || kvf_entry_place(e) != s->asked)) {
             kvf_stage_retry(a->core, w->stage, need(w), a->deadline_ns);
             return false;
         }
@@ -533,7 +533,7 @@ static enum kvf_status damaged(struct attend *a)
                 continue;
             struct kvf_stage *s = &core->stages[w->stage];
             struct kvf_entry *e = kvf_index_entry(core->index, w->handle);
-            if (s->orphan || kvf_entry_location(e) != s->location || e->tier == KVF_TIER_DRAM) {
+            if (s->orphan || kvf_entry_place(e) != s->place || e->tier == KVF_TIER_DRAM) {
                 kvf_stage_drop(core, w->handle);
                 continue;
             }
@@ -542,6 +542,7 @@ static enum kvf_status damaged(struct attend *a)
                           "a block of session %llx (layer %u, head %u, index %u) from %s does not match its checksum: dropped",
                           (unsigned long long)e->key.hi, a->layer, h, b, kvf_tier_name((enum kvf_tier)e->tier));
             kvf_block_lose(core, w->handle);
+            kvf_stage_drop(core, w->handle); /* it may have fallen back to its copy */
             st = KVF_LOST;
         }
     }

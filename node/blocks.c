@@ -31,6 +31,7 @@ struct pending {
     uint64_t mask, checked; /* chunks wanted; of them, checked */
     uint32_t bytes;         /* of the block when the get began, */
     uint64_t content;       /* ... and what its wanted chunks should be */
+    uint64_t place;         /* where it lay when what is here of it was asked for */
     uint64_t slot;          /* FILL: where in DRAM */
     uint64_t copied;        /* FILL: bytes, whole chunks; STAGED: bytes of the range */
     kvf_handle handle;
@@ -252,8 +253,7 @@ static void put_poll(struct kvf_core *core, struct pending *p, uint64_t now)
 
 /* ---------------------------------------------------------------- get */
 
-/* The entry that a reader may see, or NULL. */
-static struct kvf_entry *readable(struct kvf_core *core, struct kvf_key key, kvf_handle *handle)
+struct kvf_entry *kvf_block_readable(struct kvf_core *core, struct kvf_key key, kvf_handle *handle)
 {
     *handle = kvf_index_find(core->index, key);
     struct kvf_entry *e = *handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, *handle);
@@ -311,7 +311,7 @@ static uint64_t mask_of(const struct kvf_core *core, const struct kvf_entry *e, 
 static struct kvf_entry *still(struct kvf_core *core, const struct pending *p)
 {
     kvf_handle h;
-    struct kvf_entry *e = readable(core, p->key, &h);
+    struct kvf_entry *e = kvf_block_readable(core, p->key, &h);
     return e && h == p->handle && e->bytes == p->bytes ? e : NULL;
 }
 
@@ -320,7 +320,7 @@ static bool get_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t
 {
     struct kvf_core *core = q->node->core;
     kvf_handle h;
-    struct kvf_entry *e = readable(core, key_of(r->key), &h);
+    struct kvf_entry *e = kvf_block_readable(core, key_of(r->key), &h);
     if (!e) {
         complete(q, r->user, KVF_MISS, KVF_TIER_DRAM, 0);
         return true;
@@ -338,28 +338,47 @@ static bool get_start(struct kvf_queue *q, const struct kvf_request *r, uint64_t
     p->handle = h;
     p->mask = mask_of(core, e, r->offset, r->length);
     p->bytes = e->bytes;
+    p->place = kvf_entry_place(e);
     p->content = kvf_block_content(core, e, p->mask);
     if (!get_direct(core, e, r))
         return false; /* the poll finds it room in staging */
     p->state = PENDING_DIRECT;
-    enum kvf_status st = kvf_read_start(core, h, p->mask, (uint8_t *)r->data - r->offset, deadline_ns, KVF_PRIORITY_DEMAND,
-                                        direct_done, p, NULL);
-    if (st != KVF_OK)
+    uint8_t *to = (uint8_t *)r->data - r->offset;
+    if (kvf_read_start(core, h, p->mask, to, deadline_ns, KVF_PRIORITY_DEMAND, direct_done, p, NULL) != KVF_OK)
         p->state = PENDING_STAGED;
     return false;
 }
 
-/* Ends a get whose bytes did not match or could not be had. */
+/* From the start, through staging. */
+static void staged_anew(struct pending *p)
+{
+    p->state = PENDING_STAGED;
+    p->stage = KVF_STAGE_NONE;
+    p->checked = p->copied = 0;
+}
+
+/* Ends a get whose bytes did not match or could not be had. Where the block lies elsewhere by now, if only on its copy on SSD since
+ * it was given up at its lender, that says nothing about it, and it is read again. */
 static void get_damaged(struct kvf_core *core, struct pending *p, struct kvf_entry *e, enum kvf_status status)
 {
     enum kvf_tier tier = (enum kvf_tier)e->tier;
-    if (status == KVF_ERR_CORRUPT) {
+    bool bad = status == KVF_ERR_CORRUPT || status == KVF_LOST || status == KVF_ERR_IO, moved = kvf_entry_place(e) != p->place;
+    if (status == KVF_ERR_CORRUPT && !moved) {
         kvf_count(&core->counters.blocks_corrupt, 1);
         kvf_log_error(&core->log, "block %016llx%016llx from %s does not match its checksum: dropped",
                       (unsigned long long)p->key.hi, (unsigned long long)p->key.lo, kvf_tier_name(tier));
     }
-    if (tier != KVF_TIER_DRAM && (status == KVF_ERR_CORRUPT || status == KVF_LOST || status == KVF_ERR_IO))
+    if (bad && !moved && tier != KVF_TIER_DRAM) {
         kvf_block_lose(core, p->handle);
+        e = still(core, p);
+        moved = e && kvf_entry_place(e) != p->place;
+    }
+    if (bad && moved) {
+        kvf_stage_drop(core, p->handle);
+        staged_anew(p);
+        kvf_core_wake(core); /* for the next turn, which asks */
+        return;
+    }
     pending_end(core, p, status == KVF_LOST ? KVF_MISS : status, tier, 0);
 }
 
@@ -460,8 +479,12 @@ static void staged_check(struct kvf_core *core, struct pending *p, struct kvf_en
 static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
 {
     struct kvf_entry *e = still(core, p);
-    if (p->stage != KVF_STAGE_NONE && core->stages[p->stage].orphan)
-        e = NULL; /* what is read there is of a block that went away */
+    if (p->stage != KVF_STAGE_NONE && core->stages[p->stage].orphan) {
+        kvf_stage_unpin(core, p->stage);
+        staged_anew(p);
+        if (e && kvf_block_content(core, e, p->mask) != p->content)
+            e = NULL; /* what is read there is of a block that went away */
+    }
     if (p->queue->closing || !e) {
         staged_end(core, p, NULL, p->queue->closing ? KVF_CANCELLED : KVF_MISS);
         return;
@@ -479,6 +502,7 @@ static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
         return;
     }
     struct kvf_stage *s = &core->stages[p->stage];
+    p->place = s->place;
     if ((atomic_load(&s->have) & p->mask) == p->mask) {
         staged_check(core, p, e, s);
     } else if (s->inflight == 0 && (atomic_load(&s->status) == KVF_ERR_BUSY || atomic_load(&s->status) == KVF_ERR_DEADLINE) &&
@@ -500,7 +524,7 @@ static void persist_poll(struct kvf_core *core, struct pending *p, uint64_t now)
         return; /* the SSD has the request: it ends it */
     enum kvf_status st = p->keep.status;
     if (st == KVF_IN_PROGRESS) {
-        struct kvf_entry *e = readable(core, p->key, &h);
+        struct kvf_entry *e = kvf_block_readable(core, p->key, &h);
         st = p->queue->closing ? KVF_CANCELLED : !e ? KVF_MISS : kvf_persist_keep(core, &p->keep, h);
     }
     if (st == KVF_IN_PROGRESS && !p->keep.busy && now >= p->deadline_ns)
@@ -628,7 +652,7 @@ static void request_start(struct kvf_queue *q, const struct kvf_request *r, uint
         pending_new(q, r, start_ns, deadline_ns, PENDING_PERSIST)->keep.status = KVF_IN_PROGRESS;
         ended = false;
     } else {
-        struct kvf_entry *e = readable(core, key_of(r->key), &h);
+        struct kvf_entry *e = kvf_block_readable(core, key_of(r->key), &h);
         enum kvf_tier tier = e ? (enum kvf_tier)e->tier : KVF_TIER_DRAM;
         uint64_t length = e ? e->bytes : 0;
         if (e && r->op == KVF_OP_REMOVE)
@@ -755,45 +779,10 @@ enum kvf_status kvf_exists_prefix(struct kvf_node *node, const struct kvf_key *k
         }
         end = count - n < RUN_MAX ? count : n + RUN_MAX; /* what lies below DRAM is known under the lock, which others want too */
         kvf_core_lock(core);
-        while (n < end && readable(core, key_of(keys[n]), &h))
+        while (n < end && kvf_block_readable(core, key_of(keys[n]), &h))
             n++;
         kvf_core_unlock(core);
     }
     *prefix = n;
     return KVF_OK;
-}
-
-/* What the index would not say without the lock: a block on its way down that readers still wait for, say. */
-static bool pin_locked(struct kvf_core *core, struct kvf_key key, kvf_handle *h)
-{
-    kvf_core_lock(core);
-    struct kvf_entry *e = readable(core, key, h);
-    bool here = e && e->tier == KVF_TIER_DRAM && kvf_entry_pin(e);
-    kvf_core_unlock(core);
-    return here;
-}
-
-enum kvf_status kvf_block_pin(struct kvf_node *node, struct kvf_key key, const void **data, uint64_t *length)
-{
-    if (!node || !data || !length)
-        return KVF_ERR_INVALID;
-    struct kvf_core *core = node->core;
-    kvf_handle h;
-    enum kvf_seen seen = kvf_index_pin(core->index, key_of(key), &h);
-    if (seen == KVF_SEEN_NOT || (seen == KVF_SEEN_CLOSED && !pin_locked(core, key_of(key), &h)))
-        return KVF_MISS;
-    const struct kvf_entry *e = kvf_index_pinned(core->index, h);
-    *data = core->memory + kvf_entry_location(e);
-    *length = e->bytes;
-    kvf_evict_used(core, e);
-    return KVF_OK;
-}
-
-void kvf_block_unpin(struct kvf_node *node, struct kvf_key key)
-{
-    if (!node)
-        return;
-    kvf_handle h = kvf_index_find_pinned(node->core->index, key_of(key));
-    if (h != KVF_HANDLE_NONE)
-        kvf_index_unpin(node->core->index, h);
 }

@@ -221,7 +221,8 @@ struct kvf_stage {
     uint64_t ahead_session;
     uint32_t ahead_layer;
     uint8_t format;             /* enum kvf_cold_format: of the bytes in the slot */
-    uint64_t seed, location;    /* of the block when it was asked for: a mismatch after a move down or up is no damage */
+    uint64_t seed;              /* of the block when it was asked for */
+    uint64_t place, asked;      /* where it lay when its bytes were asked for first, and last: a mismatch after a move is none */
     uint32_t chain;             /* the next in its bucket of the hash table by handle */
     uint32_t next, prev;        /* LRU of those at rest; or the list of those with a read ahead under way */
 };
@@ -580,6 +581,9 @@ bool kvf_stage_has(const struct kvf_core *core, kvf_handle handle, uint64_t mask
 bool kvf_stage_busy(const struct kvf_core *core, kvf_handle handle); /* pinned, or being read into */
 /* Forgets a block's stage (its entry is removed or lost). */
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle);
+/* The block lies elsewhere by now, and what is still read where it lay, or was not compared, may be another's: such a stage goes,
+ * unless it is pinned. */
+void kvf_stage_moved(struct kvf_core *core, kvf_handle handle);
 
 /* device.c: the device cache (gpu.bytes). What attend asks of it is in step.h. */
 enum kvf_status kvf_device_create(struct kvf_core *core);
@@ -756,6 +760,8 @@ enum kvf_status kvf_blocks_create(struct kvf_core *core);
 void kvf_blocks_destroy(struct kvf_core *core);
 unsigned kvf_blocks_poll(struct kvf_core *core);
 bool kvf_blocks_idle(const struct kvf_core *core);
+/* The entry of an opaque block (its key in the index) that a reader may see, or NULL. */
+struct kvf_entry *kvf_block_readable(struct kvf_core *core, struct kvf_key key, kvf_handle *handle);
 
 /* node.c */
 struct kvf_node {

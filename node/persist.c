@@ -258,6 +258,7 @@ bool kvf_persist_fall_back(struct kvf_core *core, kvf_handle handle)
         return false;
     kvf_persist_copy(core, e, 0);
     kvf_block_place(core, handle, KVF_TIER_SSD, KVF_PEER_NONE, copy);
+    kvf_stage_moved(core, handle);
     kvf_block_release_copy(core, KVF_TIER_REMOTE, peer, location, e->bytes, kvf_entry_chunks(e), e->key);
     kvf_count(&core->counters.blocks_fell_back, 1);
     return true;

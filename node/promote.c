@@ -82,6 +82,7 @@ static void place(struct rise *r)
     uint64_t location = kvf_entry_location(e);
     uint32_t bytes = e->bytes;
     kvf_block_place_as(core, r->handle, KVF_TIER_DRAM, KVF_PEER_NONE, r->slot, KVF_COLD_EXACT, NULL);
+    kvf_stage_moved(core, r->handle);
     if (r->decoded)
         kvf_block_sum(core->dev, kvf_block_seed_of(core, e), core->memory + r->slot, e->bytes, kvf_block_chunk_bytes(core, e),
                       UINT64_MAX, kvf_sums_at(core->sums, e->sums));

@@ -201,7 +201,7 @@ static uint32_t stage_new(struct kvf_core *core, kvf_handle handle, bool prefetc
     s->ahead = NULL;
     s->format = (uint8_t)kvf_cold_format_of(e);
     s->seed = kvf_block_seed_of(core, e);
-    s->location = kvf_entry_location(e);
+    s->place = s->asked = kvf_entry_place(e);
     s->chain = KVF_STAGE_NONE;
     *place_of(core, handle) = n;
     return n;
@@ -276,7 +276,9 @@ void kvf_stage_retry(struct kvf_core *core, uint32_t stage, uint64_t mask, uint6
     assert(s->pins > 0);
     if (s->orphan || s->inflight)
         return;
-    s->location = kvf_entry_location(kvf_index_entry(core->index, s->handle));
+    s->asked = kvf_entry_place(kvf_index_entry(core->index, s->handle));
+    if (atomic_load(&s->have) == 0)
+        s->place = s->asked;
     atomic_store(&s->status, KVF_OK);
     ask(core, s, mask, deadline_ns);
 }
@@ -327,4 +329,12 @@ void kvf_stage_drop(struct kvf_core *core, kvf_handle handle)
     core->stage_orphans += s->pins > 0;
     if (resting)
         stage_free(core, n);
+}
+
+void kvf_stage_moved(struct kvf_core *core, kvf_handle handle)
+{
+    uint32_t n = *place_of(core, handle);
+    const struct kvf_stage *s = n == KVF_STAGE_NONE ? NULL : &core->stages[n];
+    if (s && s->pins == 0 && (s->inflight || (atomic_load(&s->have) & ~atomic_load(&s->verified))))
+        kvf_stage_drop(core, handle);
 }

@@ -53,6 +53,12 @@ static inline uint64_t kvf_entry_location(const struct kvf_entry *e)
     return (uint64_t)e->location4k * KVF_LOCATION_UNIT;
 }
 
+/* Where the block lies, tier and peer included, to be compared. */
+static inline uint64_t kvf_entry_place(const struct kvf_entry *e)
+{
+    return (uint64_t)e->tier << 48 | (uint64_t)e->peer << 32 | e->location4k;
+}
+
 /* Whether an offset can be kept: whole units, not too far. What comes from outside is asked about first. */
 static inline bool kvf_location_fits(uint64_t bytes)
 {

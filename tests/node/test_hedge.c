@@ -206,6 +206,109 @@ static void a_lender_that_wants_its_memory_gets_it_at_once(void **state)
     end(&t);
 }
 
+/* ---------------------------------------------------------------- a lender whose bytes are bad */
+
+static kvf_handle handle_of(struct store *t, uint64_t key)
+{
+    struct kvf_key k = key_at(key);
+    k.hi |= KVF_OPAQUE_BIT;
+    return kvf_index_find(t->n->core->index, k);
+}
+
+static void spoil(struct store *t, uint64_t key)
+{
+    t->lender->core->memory[kvf_entry_location(entry_of(t, key)) + 12345] ^= 4;
+}
+
+/* Gets of key 1 that are under way together, into memory that may be registered: `during` happens after a few turns. */
+static void gets_find_the_copy(struct store *t, unsigned gets, bool direct, void (*during)(struct store *t))
+{
+    uint8_t *to = aligned_alloc(4096, 2 * BLOCK), *want = malloc(BLOCK);
+    struct kvf_memory *m = NULL;
+    struct kvf_request r[2];
+    size_t n;
+    bytes_of(1, 0, want, BLOCK);
+    if (direct)
+        assert_int_equal(kvf_memory_register(&t->n->node, to, 2 * BLOCK, &m), KVF_OK);
+    for (unsigned i = 0; i < gets; i++)
+        r[i] = (struct kvf_request){.op = KVF_OP_GET, .key = key_at(1), .data = to + i * BLOCK, .length = BLOCK};
+    assert_int_equal(kvf_submit(t->q, r, gets, KVF_SEC, &n), KVF_OK);
+    for (unsigned i = 0; during && i < 5; i++)
+        sim_cluster_step(t->c);
+    if (during)
+        during(t);
+    for (size_t ended = 0; ended < gets; ended += n) {
+        struct kvf_completion done[2];
+        sim_cluster_step(t->c);
+        assert_int_equal(kvf_drain(t->q, done, 2, &n), KVF_OK);
+        for (size_t i = 0; i < n; i++)
+            assert_int_equal(done[i].status, KVF_OK);
+    }
+    for (unsigned i = 0; i < gets; i++)
+        assert_memory_equal(to + i * BLOCK, want, BLOCK);
+    if (m)
+        kvf_memory_unregister(m);
+    assert_int_equal(entry_of(t, 1)->tier, KVF_TIER_SSD);
+    assert_int_equal(COUNTED(t->n, blocks_fell_back), 1);
+    assert_range(t, 1, 0, BLOCK, 0, BLOCK); /* again, from staging or SSD */
+    read_whole(t, 1);
+    free(to);
+    free(want);
+}
+
+/* One get after another, and two at once: the copy serves them and stays. */
+static void bad_bytes_at_a_lender_cost_no_copy(void **state)
+{
+    for (unsigned i = 0; i < 8; i++) {
+        struct store t = lent(i & 4 ? KVF_WAY_GET : KVF_WAY_ASK, 4096 * KIB);
+        spoil(&t, 1);
+        gets_find_the_copy(&t, 1 + (i & 1), i & 2, NULL);
+        assert_int_equal(COUNTED(t.n, blocks_corrupt), 1);
+        end(&t);
+    }
+}
+
+/* The lender gets its memory back, and uses it, while a read of it is on its way there. */
+static void reclaim_and_reuse(struct store *t)
+{
+    spoil(t, 1);
+    assert_true(kvf_persist_fall_back(t->n->core, handle_of(t, 1)));
+    sim_net_path(t->n->transport, t->lender->transport)->delay_ns = 0;
+}
+
+static void a_slot_that_is_reused_under_a_read_costs_no_copy(void **state)
+{
+    for (unsigned i = 0; i < 4; i++) {
+        struct store t = lent(KVF_WAY_ASK, 4096 * KIB);
+        sim_net_path(t.n->transport, t.lender->transport)->delay_ns = KVF_MS;
+        gets_find_the_copy(&t, 1 + (i & 1), i & 2, reclaim_and_reuse);
+        assert_int_equal(COUNTED(t.n, blocks_corrupt), 0);
+        end(&t);
+    }
+}
+
+/* What staging read of a block where it lay before is forgotten when it moves: nobody has compared it yet. */
+static void what_was_read_before_a_move_is_forgotten(void **state)
+{
+    struct store t = lent(KVF_WAY_ASK, 4096 * KIB);
+    for (uint64_t key = 1; key <= 2; key++) {
+        kvf_handle h = handle_of(&t, key);
+        uint64_t chunk = 1ull << 12345 / kvf_block_chunk_bytes(t.n->core, entry_of(&t, key));
+        spoil(&t, key);
+        assert_true(kvf_stage_ahead(t.n->core, h, chunk, t.c->env.now_ns + KVF_SEC, 0, 0));
+        sim_cluster_settle(t.c, 10 * KVF_MS);
+        assert_true(kvf_stage_has(t.n->core, h, chunk));
+        spoil(&t, key); /* whole again */
+        assert_true(key == 1 ? kvf_persist_fall_back(t.n->core, h) : kvf_rise_yield(t.n->core, h));
+        sim_cluster_settle(t.c, 100 * KVF_MS);
+        assert_true(entry_of(&t, key)->tier != KVF_TIER_REMOTE);
+        assert_false(kvf_stage_has(t.n->core, h, chunk));
+        assert_range(&t, key, 0, BLOCK, 0, BLOCK);
+    }
+    assert_int_equal(COUNTED(t.n, blocks_corrupt), 0);
+    end(&t);
+}
+
 /* ---------------------------------------------------------------- links that drop one way */
 
 /* What one of the two sends vanishes: reads end at their deadline and leave their memory alone, both count as dead to each other,
@@ -329,6 +432,9 @@ int main(void)
         cmocka_unit_test(a_silent_lender_costs_no_block_that_has_a_copy),
         cmocka_unit_test(a_lender_that_dies_during_a_read_is_replaced_by_the_copy),
         cmocka_unit_test(a_lender_that_wants_its_memory_gets_it_at_once),
+        cmocka_unit_test(bad_bytes_at_a_lender_cost_no_copy),
+        cmocka_unit_test(a_slot_that_is_reused_under_a_read_costs_no_copy),
+        cmocka_unit_test(what_was_read_before_a_move_is_forgotten),
         cmocka_unit_test(what_the_lender_sends_is_dropped),
         cmocka_unit_test(what_we_send_to_the_lender_is_dropped),
         cmocka_unit_test(a_slow_lender_is_known_and_avoided),
