@@ -352,11 +352,13 @@ static void part_end(struct kvf_read *read, enum kvf_status status)
         read->status = status;
     if (--read->runs > 0)
         return;
-    if (read->hedge && (read->status == KVF_OK || read->status == KVF_ERR_DEADLINE))
+    /* The deadline of another read of its message. */
+    bool early = read->status == KVF_ERR_DEADLINE && kvf_now(core->env) < read->deadline_ns;
+    if (read->hedge && (read->status == KVF_OK || (read->status == KVF_ERR_DEADLINE && !early)))
         kvf_hedge_drop(read);
     if (read->hedge)
         return;
-    if (read->status == KVF_LOST && elsewhere(core, read))
+    if (early || (read->status == KVF_LOST && elsewhere(core, read)))
         kvf_read_again(core, read);
     else
         kvf_read_finish(core, read, read->status);

@@ -309,6 +309,39 @@ static void what_was_read_before_a_move_is_forgotten(void **state)
     end(&t);
 }
 
+/* Two reads that are asked for in one message, the first of which has less time. */
+static void a_read_outlives_the_deadline_of_its_message(void **state)
+{
+    struct store t = lent(KVF_WAY_ASK, 4096 * KIB);
+    uint8_t *to = aligned_alloc(4096, 2 * BLOCK), *want = malloc(BLOCK);
+    struct kvf_memory *m;
+    struct kvf_completion done[2];
+    size_t n;
+    assert_int_equal(entry_of(&t, 3)->tier, KVF_TIER_REMOTE);
+    assert_int_equal(entry_of(&t, 3)->ssd4k, 0);
+    assert_int_equal(kvf_memory_register(&t.n->node, to, 2 * BLOCK, &m), KVF_OK);
+    answers(&t)->held = true;
+    for (unsigned i = 0; i < 2; i++) {
+        struct kvf_request r = {.op = KVF_OP_GET, .key = key_at(2 + i), .data = to + i * BLOCK, .length = BLOCK, .user = i};
+        assert_int_equal(kvf_submit(t.q, &r, 1, i ? KVF_SEC : 100 * KVF_MS, &n), KVF_OK);
+    }
+    for (n = 0; n == 0; assert_int_equal(kvf_drain(t.q, done, 2, &n), KVF_OK))
+        sim_cluster_step(t.c);
+    assert_int_equal(n, 1);
+    assert_int_equal(done[0].user, 0);
+    assert_int_equal(done[0].status, KVF_ERR_DEADLINE);
+    answers(&t)->held = false;
+    for (n = 0; n == 0; assert_int_equal(kvf_drain(t.q, done, 2, &n), KVF_OK))
+        sim_cluster_step(t.c);
+    assert_int_equal(done[0].status, KVF_OK);
+    bytes_of(3, 0, want, BLOCK);
+    assert_memory_equal(to + BLOCK, want, BLOCK);
+    kvf_memory_unregister(m);
+    free(to);
+    free(want);
+    end(&t);
+}
+
 /* ---------------------------------------------------------------- links that drop one way */
 
 /* What one of the two sends vanishes: reads end at their deadline and leave their memory alone, both count as dead to each other,
@@ -435,6 +468,7 @@ int main(void)
         cmocka_unit_test(bad_bytes_at_a_lender_cost_no_copy),
         cmocka_unit_test(a_slot_that_is_reused_under_a_read_costs_no_copy),
         cmocka_unit_test(what_was_read_before_a_move_is_forgotten),
+        cmocka_unit_test(a_read_outlives_the_deadline_of_its_message),
         cmocka_unit_test(what_the_lender_sends_is_dropped),
         cmocka_unit_test(what_we_send_to_the_lender_is_dropped),
         cmocka_unit_test(a_slow_lender_is_known_and_avoided),
