@@ -97,12 +97,12 @@ static enum kvf_status copy_checksum(const struct kvf_dev *dev, struct kvf_strea
 {
     if (!kvf_check_copy_checksum(to, from, bytes, chunk_bytes, out))
         return KVF_ERR_INVALID;
-    for (size_t at = 0; at < bytes; at += chunk_bytes) {
-        size_t n = bytes - at < chunk_bytes ? bytes - at : chunk_bytes;
-        *out++ = kvf_xxh3_hash((const uint8_t *)from + at, n, seed++);
-    }
     for (size_t b = 0; b < bytes; b++)
         ((uint8_t *)to)[b] = ((const uint8_t *)from)[b];
+    for (size_t at = 0; at < bytes; at += chunk_bytes) { /* of what was written: `from` may have changed since */
+        size_t n = bytes - at < chunk_bytes ? bytes - at : chunk_bytes;
+        *out++ = kvf_xxh3_hash((const uint8_t *)to + at, n, seed++);
+    }
     return KVF_OK;
 }
 

@@ -183,7 +183,8 @@ struct kvf_dev {
                                 uint64_t *out);
 
     /* Copies bytes (not overlapping), past the caches where they are 32 KiB or more, and in the same pass computes the checksum of
-     * each chunk of chunk_bytes (the last may be shorter), of chunk c with seed + c. out[]: host memory, one for each
+     * each chunk of chunk_bytes (the last may be shorter), of chunk c with seed + c. The checksums are of the bytes written,
+     * whoever writes `from` meanwhile: it may be another process's memory. out[]: host memory, one for each
      * chunk. chunk_bytes at least 1. */
     enum kvf_status (*copy_checksum)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes,
                                      size_t chunk_bytes, uint64_t seed, uint64_t *out);

@@ -59,30 +59,41 @@ static enum kvf_status checksum(const struct kvf_dev *dev, struct kvf_stream *st
     return KVF_OK;
 }
 
-/* In steps that the first cache holds twice: what was just hashed is copied from there while what comes next is fetched, which is
- * what lies behind it as a rule. */
+/* In steps that the first cache holds twice: `from`, and a copy of it that nobody else writes, since `from` may be another
+ * process's memory. What is hashed is what is written: both come from that copy. What comes next, which as a rule is what lies
+ * behind it, is fetched meanwhile. */
 enum { STEP = 8 << 10 };
+
+/* As memcpy; nothing behind it reads `from` in place of `to`. */
+static void copy_own(char *to, const char *from, size_t bytes)
+{
+    memcpy(to, from, bytes);
+    __asm__ volatile("" : : "r"(to) : "memory");
+}
 
 /* Fewer bytes than these will be read soon, and need no place for long. */
 enum { CHECKED_PAST_CACHE = 32 << 10 };
 
 static uint64_t copy_chunk(char *to, const char *from, size_t bytes, uint64_t seed, bool past_cache)
 {
-    if (!past_cache || bytes <= STEP) {
-        uint64_t sum = XXH3_64bits_withSeed(from, bytes, seed);
-        if (past_cache)
-            copy_past_cache(to, from, bytes, from + bytes);
-        else
-            memcpy(to, from, bytes);
-        return sum;
+    _Alignas(64) char own[STEP];
+    if (!past_cache) { /* nobody else writes `to` */
+        copy_own(to, from, bytes);
+        return XXH3_64bits_withSeed(to, bytes, seed);
+    }
+    if (bytes <= STEP) {
+        copy_own(own, from, bytes);
+        copy_past_cache(to, own, bytes, from + bytes);
+        return XXH3_64bits_withSeed(own, bytes, seed);
     }
     XXH3_state_t state;
     XXH3_INITSTATE(&state); /* reset asks what seed it had */
     XXH3_64bits_reset_withSeed(&state, seed);
     for (size_t at = 0; at < bytes; at += STEP) {
         size_t n = bytes - at < STEP ? bytes - at : STEP;
-        XXH3_64bits_update(&state, from + at, n);
-        copy_past_cache(to + at, from + at, n, from + at + n);
+        copy_own(own, from + at, n);
+        copy_past_cache(to + at, own, n, from + at + n);
+        XXH3_64bits_update(&state, own, n);
     }
     return XXH3_64bits_digest(&state);
 }

@@ -2,6 +2,9 @@
  * reference where dev.h promises bits. */
 #include "fixture.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -189,6 +192,59 @@ static void a_copy_has_the_checksums_of_what_it_copied(void **state)
     free(data);
     free(to);
     free(sums);
+}
+
+struct flips {
+    uint8_t *to;
+    const uint8_t *patterns[2];
+    size_t bytes;
+    atomic_bool stop;
+};
+
+static void *flip(void *arg)
+{
+    struct flips *f = arg;
+    for (unsigned i = 0; !atomic_load(&f->stop); i++)
+        memcpy(f->to, f->patterns[i % 2], f->bytes);
+    return NULL;
+}
+
+/* Another process's memory, which it writes meanwhile, as a lender does when it gives a slot to somebody else. */
+static void a_copy_of_changing_memory_has_the_checksums_of_what_it_copied(void **state)
+{
+    enum { BYTES = 96 << 10 };
+    uint8_t *a = malloc(BYTES), *b = malloc(BYTES), *to = malloc(BYTES);
+    uint64_t sums[BYTES / 1024];
+    int file = memfd_create("changing", 0);
+    assert_true(file >= 0 && ftruncate(file, BYTES) == 0);
+    uint8_t *theirs = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    const uint8_t *from = mmap(NULL, BYTES, PROT_READ, MAP_SHARED, file, 0);
+    assert_true(theirs != MAP_FAILED && from != MAP_FAILED);
+    memset(a, 0x11, BYTES);
+    memset(b, 0xee, BYTES);
+    static struct flips flips; /* a failure leaves the thread behind */
+    flips = (struct flips){.to = theirs, .patterns = {a, b}, .bytes = BYTES};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, flip, &flips), 0);
+    /* each way through copy_checksum: through the caches, a chunk in one step, and in several */
+    const size_t ways[][2] = {{16 << 10, 16 << 10}, {BYTES, 4096}, {BYTES, BYTES / 2}};
+    EACH_TABLE(dev) {
+        bool slow = dev == kvf_dev_cpu_reference() || strstr(dev->name, "plain");
+        for (unsigned i = 0; i < (slow ? 60u : 6000u); i++) {
+            size_t bytes = ways[i % 3][0], chunk = ways[i % 3][1];
+            assert_int_equal(dev->copy_checksum(dev, NULL, to, from, bytes, chunk, 3, sums), KVF_OK);
+            for (size_t c = 0; c < bytes / chunk; c++)
+                assert_int_equal(sums[c], XXH3_64bits_withSeed(to + c * chunk, chunk, 3 + c));
+        }
+    }
+    atomic_store(&flips.stop, true);
+    pthread_join(thread, NULL);
+    munmap(theirs, BYTES);
+    munmap((void *)(uintptr_t)from, BYTES);
+    close(file);
+    free(a);
+    free(b);
+    free(to);
 }
 
 static uint16_t narrow(const struct kvf_dev *dev, enum kvf_dtype dtype, float x)
@@ -669,6 +725,7 @@ int main(void)
         cmocka_unit_test(large_lists_are_copied_exactly),
         cmocka_unit_test(checksums_equal_libxxhash),
         cmocka_unit_test(a_copy_has_the_checksums_of_what_it_copied),
+        cmocka_unit_test(a_copy_of_changing_memory_has_the_checksums_of_what_it_copied),
         cmocka_unit_test(conversion_rounds_to_nearest_even),
         cmocka_unit_test(conversions_agree_bit_for_bit),
         cmocka_unit_test(summaries_match_double),
