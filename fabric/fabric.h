@@ -105,6 +105,8 @@ bool kvf_peer_is_up(const struct kvf_peer *peer);
 /* How its region is read: as the first piece of it that is known; ASK until one is. */
 enum kvf_way kvf_peer_way(const struct kvf_peer *peer);
 uint64_t kvf_peer_region_bytes(const struct kvf_peer *peer);
+/* Largest payload of a call or reply between us: what both sides take. What the peer says is not trusted: it may be 1. */
+size_t kvf_peer_payload_max(const struct kvf_peer *peer);
 
 /* What is known of a peer. */
 struct kvf_peer_about {
@@ -133,7 +135,7 @@ enum kvf_status kvf_fabric_notify(struct kvf_peer *peer, uint16_t type, const vo
  * NULL for smaller ones. A reply that cannot be sent now (ERR_BUSY) is not queued: try again later, or let the peer time out. */
 enum kvf_status kvf_fabric_reply(struct kvf_peer *peer, uint64_t request, enum kvf_status status, const struct iovec *parts,
                                  unsigned n_parts, kvf_done_fn done, void *arg);
-/* Largest payload of a call or reply. */
+/* Largest payload of a call or reply that this side sends or takes; to one peer see kvf_peer_payload_max. */
 size_t kvf_fabric_payload_max(const struct kvf_fabric *fabric);
 
 struct kvf_pull_range {

@@ -71,10 +71,14 @@ enum kvf_way kvf_peer_way(const struct kvf_peer *peer)
     return peer->n_pieces > 0 ? peer->pieces[0].way : KVF_WAY_ASK;
 }
 uint64_t kvf_peer_region_bytes(const struct kvf_peer *peer) { return peer->region_bytes; }
+size_t kvf_peer_payload_max(const struct kvf_peer *peer)
+{
+    size_t ours = peer->fabric->payload_max;
+    return peer->payload_max < ours ? peer->payload_max : ours;
+}
 
 void kvf_peer_about(const struct kvf_peer *peer, struct kvf_peer_about *out)
 {
-    size_t ours = peer->fabric->payload_max;
     struct kvf_peer_about about = {.pieces = peer->n_pieces, .pieces_there = peer->pieces_there, .inflight_bytes = peer->inflight};
     assert(peer->state != KVF_PEER_FREE && peer->n_pieces <= KVF_REGION_PIECES_MAX);
     const struct kvf_transport_ops *ops = peer->fabric->config.transport->ops;
@@ -82,7 +86,7 @@ void kvf_peer_about(const struct kvf_peer *peer, struct kvf_peer_about *out)
     about.why = peer->n_pieces == 0 ? "it lends no memory, as far as it has said: messages only" : "";
     if (peer->n_pieces > 0 && ops->remote_why)
         about.why = ops->remote_why(peer->pieces[0].remote);
-    about.frame_bytes = peer->payload_max < ours ? peer->payload_max : ours;
+    about.frame_bytes = kvf_peer_payload_max(peer);
     for (unsigned i = 0; i < peer->n_pieces; i++)
         about.region_bytes[peer->pieces[i].way] += peer->pieces[i].bytes;
     *out = about;

@@ -36,6 +36,8 @@ struct peer_cost {
     enum probe probe;
     unsigned done;
     uint64_t next_ns, start_ns;
+    uint32_t padding;      /* of a large one */
+    uint8_t question[8];   /* of the one under way */
     uint64_t best[PROBES]; /* ns; 0: not measured */
     uint64_t location;     /* of a block of ours; `bytes` of it */
     uint32_t bytes;
@@ -54,7 +56,7 @@ struct kvf_attend_costs {
     struct kvf_attend_ability own;
     struct peer_cost *peers; /* [peers_max] */
     uint64_t look_ns;        /* when a probe may be due; UINT64_MAX: none is wanted */
-    uint8_t large[KVF_ATTEND_PROBE_BYTES + 16]; /* the question of a large probe */
+    uint8_t zeros[KVF_ATTEND_PROBE_BYTES]; /* the padding of a large probe */
 };
 
 /* ---------------------------------------------------------------- this node's own figures */
@@ -301,9 +303,10 @@ void kvf_attend_cost_seen(struct kvf_core *core, uint16_t peer, uint64_t locatio
 
 /* ---------------------------------------------------------------- probes */
 
-static uint32_t padding_of(const struct kvf_core *core)
+static uint32_t padding_of(const struct kvf_peer *peer)
 {
-    size_t most = kvf_fabric_payload_max(core->fabric) - 64;
+    size_t most = kvf_peer_payload_max(peer);
+    most = most > 128 ? most - 64 : 64;
     return most < KVF_ATTEND_PROBE_BYTES ? (uint32_t)most : KVF_ATTEND_PROBE_BYTES;
 }
 
@@ -311,7 +314,7 @@ static void settle(struct peer_cost *p)
 {
     double small = (double)p->best[PROBE_SMALL], large = (double)p->best[PROBE_LARGE];
     p->rtt_ns = small;
-    p->wire_ns = (large > small ? large - small : 0) / (2.0 * padding_of(p->core));
+    p->wire_ns = (large > small ? large - small : 0) / (2.0 * p->padding);
     if (p->best[PROBE_PULL_LARGE] && p->bytes > 4096) {
         small = (double)p->best[PROBE_PULL_SMALL];
         large = (double)p->best[PROBE_PULL_LARGE];
@@ -355,7 +358,7 @@ static void probe_answered(void *arg, enum kvf_status status, const void *payloa
 {
     struct peer_cost *p = arg;
     struct kvf_reader r = kvf_reader_of(payload, bytes);
-    uint32_t padding = p->probe == PROBE_LARGE ? padding_of(p->core) : 0;
+    uint32_t padding = p->probe == PROBE_LARGE ? p->padding : 0;
     bool good = status == KVF_OK && kvf_attend_wire_ability_read(&r, padding, &p->ability);
     if (status == KVF_OK && !good)
         kvf_count(&p->core->counters.messages_refused, 1);
@@ -371,13 +374,15 @@ static enum kvf_status probe_send(struct peer_cost *p, struct kvf_peer *peer, ui
 {
     struct kvf_attend_costs *costs = p->core->attend_costs;
     if (p->probe <= PROBE_LARGE) {
-        uint32_t padding = p->probe == PROBE_LARGE ? padding_of(p->core) : 0;
-        /* A large one stays ours until it is sent: it is the same for every peer. A small one is copied. */
-        uint8_t small[8], *question = padding ? costs->large : small;
-        struct kvf_writer w = kvf_writer_of(question, padding ? sizeof costs->large : sizeof small);
-        kvf_attend_wire_probe(&w, padding, padding);
-        struct iovec part = {.iov_base = question, .iov_len = kvf_writer_used(&w)};
-        return kvf_fabric_call(peer, KVF_MSG_ATTEND_PROBE, &part, 1, deadline_ns, probe_answered, p);
+        uint32_t padding = p->probe == PROBE_LARGE ? padding_of(peer) : 0;
+        if (padding)
+            p->padding = padding;
+        /* A large one stays ours until it is sent: its padding is the same for every peer. A small one is copied. */
+        struct kvf_writer w = kvf_writer_of(p->question, sizeof p->question);
+        kvf_attend_wire_probe(&w, padding, 0);
+        struct iovec parts[] = {{.iov_base = p->question, .iov_len = kvf_writer_used(&w)},
+                                {.iov_base = costs->zeros, .iov_len = padding}};
+        return kvf_fabric_call(peer, KVF_MSG_ATTEND_PROBE, parts, padding ? 2 : 1, deadline_ns, probe_answered, p);
     }
     if (!p->sink && !(p->sink = malloc(PULL_BYTES_MAX))) /* once for each holder */
         return KVF_ERR_NO_MEMORY;

@@ -104,16 +104,24 @@ void kvf_attend_remote_mode_set(struct kvf_core *core, enum kvf_attend_mode mode
 
 /* ---------------------------------------------------------------- the plan */
 
-static size_t question_most(const struct kvf_core *core)
+/* What goes between us and a peer at most. */
+static size_t frame_most(const struct kvf_core *core, uint16_t peer)
 {
-    size_t most = kvf_fabric_payload_max(core->fabric);
+    const struct kvf_peer *p = core->peers[peer].peer;
+    return p ? kvf_peer_payload_max(p) : kvf_fabric_payload_max(core->fabric);
+}
+
+static size_t question_most(const struct kvf_core *core, uint16_t peer)
+{
+    size_t most = frame_most(core, peer);
     return most < KVF_ATTEND_QUESTION_BYTES ? most : KVF_ATTEND_QUESTION_BYTES;
 }
 
-static size_t answer_most(const struct kvf_core *core)
+static size_t answer_most(const struct kvf_core *core, uint16_t peer)
 {
-    size_t most = kvf_fabric_payload_max(core->fabric), head = 8 + 6 + KVF_BATCH_MAX;
-    return (most < KVF_ATTEND_ANSWER_BYTES ? most : KVF_ATTEND_ANSWER_BYTES) - head;
+    size_t most = frame_most(core, peer), head = 8 + 6 + KVF_BATCH_MAX;
+    most = most < KVF_ATTEND_ANSWER_BYTES ? most : KVF_ATTEND_ANSWER_BYTES;
+    return most > head ? most - head : 0;
 }
 
 static size_t queries_bytes(const struct kvf_attend_shape *s)
@@ -187,15 +195,13 @@ void kvf_attend_remote_plan(struct kvf_attend_plan *plan, struct kvf_sess *sess,
         return;
     size_t most = kvf_attend_wire_head_bytes() + queries_bytes(&plan->shape) +
                   kvf_attend_wire_item_bytes(&plan->shape, UINT64_MAX, KVF_COLD_INT8);
-    if (most > question_most(core) || kvf_attend_part_bytes(&plan->shape) > answer_most(core))
-        return;
     plan->asking = !sess->step_refill;
     for (uint32_t i = 0; i < plan->blocks * heads; i++) {
         uint64_t mask = wants[i].mask;
         if (!mask || wants[i].cached || wants[i].fresh)
             continue;
         const struct kvf_entry *e = entry_at_peer(plan, kvf_sess_block(sess, layer, i % heads, i / heads), mask);
-        if (e)
+        if (e && most <= question_most(core, e->peer) && kvf_attend_part_bytes(&plan->shape) <= answer_most(core, e->peer))
             plan_add(plan, e, mask, i % heads);
     }
     for (unsigned i = 0; i < plan->n_peers; i++) {
@@ -255,8 +261,8 @@ static bool fits(const struct kvf_ask *ask, uint32_t head, uint64_t mask, uint8_
     size_t sets = ask->n_sets + (set_of(ask, head) == ask->n_sets);
     size_t bytes = ask->bytes + kvf_attend_wire_item_bytes(s, mask, format) + sets * queries_bytes(s);
     size_t items = ask->n_items + 1, parts = s->merged ? sets : items, part = kvf_attend_part_bytes(s);
-    return items <= KVF_BATCH_MAX && bytes <= question_most(ask->core) && parts * part <= answer_most(ask->core) &&
-           items * part <= KVF_ATTEND_ANSWER_BYTES;
+    return items <= KVF_BATCH_MAX && bytes <= question_most(ask->core, ask->peer) &&
+           parts * part <= answer_most(ask->core, ask->peer) && items * part <= KVF_ATTEND_ANSWER_BYTES;
 }
 
 /* Queries go behind the items; then it may be sent. */

@@ -390,7 +390,7 @@ static struct job *job_new(struct kvf_attend_serve *s, const struct kvf_node_pee
 }
 
 /* Copied and decoded. false: it is no question. */
-static bool job_fill(struct job *job, const struct kvf_message *message)
+static bool job_fill(struct job *job, const struct kvf_node_peer *from, const struct kvf_message *message)
 {
     struct kvf_attend_question *q = &job->question;
     const struct kvf_dev *dev = job->core->dev;
@@ -400,7 +400,7 @@ static bool job_fill(struct job *job, const struct kvf_message *message)
     struct kvf_reader r = kvf_reader_of(job->message, message->bytes);
     if (!kvf_attend_wire_question_read(&r, q))
         return false;
-    size_t most = kvf_fabric_payload_max(job->core->fabric), part = kvf_attend_part_bytes(&q->shape);
+    size_t most = kvf_peer_payload_max(from->peer), part = kvf_attend_part_bytes(&q->shape);
     most = most < KVF_ATTEND_ANSWER_BYTES ? most : KVF_ATTEND_ANSWER_BYTES;
     if (14 + KVF_BATCH_MAX + (q->shape.merged ? q->n_sets : q->n_items) * part > most)
         return false;
@@ -420,7 +420,7 @@ static void on_attend(struct kvf_core *core, struct kvf_node_peer *from, const s
         refuse(from, message->request, KVF_ERR_BUSY);
         return;
     }
-    if (!job_fill(job, message)) {
+    if (!job_fill(job, from, message)) {
         kvf_count(&core->counters.messages_refused, 1);
         refuse(from, message->request, KVF_ERR_INVALID);
         return;

@@ -177,6 +177,7 @@ static void on_member_up(void *arg, const struct kvf_member *member)
     }
     /* A member that is new to us may be one that etcd lost sight of for a while, and hold what we gave up then. */
     p->reset = !restarted;
+    p->adopt_ns = restarted ? 0 : p->adopt_ns;
     p->untidy = false;
     p->member = *member;
     peer_connect(core, p);
@@ -278,10 +279,10 @@ void kvf_cluster_release(struct kvf_core *core, struct kvf_node_peer *p, enum kv
 }
 
 /* RELEASE_ALL would take blocks that are in use too: it is sent only while none of ours lies there, is on its way or comes from
- * there, and when it holds none of a session that it takes for another's. */
+ * there, and when it holds none of a session that it takes for another's, be that ours now or no more. */
 static void reset_send(struct kvf_core *core, struct kvf_node_peer *p)
 {
-    if (!(p->reset || p->untidy) || p->resetting || kvf_now(core->env) < p->retry_ns)
+    if (!(p->reset || p->untidy) || p->resetting || kvf_now(core->env) < p->retry_ns || kvf_now(core->env) < p->adopt_ns)
         return;
     if (p->borrowed_blocks > 0 || p->streaming_blocks > 0 || kvf_spills_busy_at(core, p) || kvf_moves_inward(core, p) ||
         kvf_moves_adopting(core, 0))

@@ -100,6 +100,7 @@ struct kvf_node_peer {
     uint64_t asked_bytes, ask_retry_ns;       /* of these, asked back; when it may be asked again */
     bool reset;                  /* it may hold blocks of ours that we gave up: RELEASE_ALL goes first */
     bool untidy, resetting;      /* it may hold a few beside those in use: RELEASE_ALL goes when these are no more; it is sent */
+    uint64_t adopt_ns;           /* until then it may hold blocks under our name that moved with a session: no RELEASE_ALL */
     uint64_t retry_ns;           /* DOWN: when to connect anew */
     struct kvf_pace pace;        /* how fast it answers */
     struct kvf_key releases[2][KVF_BATCH_MAX]; /* waiting to be sent: to a lender, to an old home */

@@ -6,6 +6,8 @@
 #include "node/wire.h"
 
 #define KVF_MOVES_MAX 16
+#define KVF_MOVE_ADOPT_NS (30 * KVF_SEC)                 /* so long a new home tries to tell lenders that it is one */
+#define KVF_MOVE_DISOWNED_NS (2 * KVF_MOVE_ADOPT_NS)     /* ... and may first have heard of it from etcd */
 #define KVF_PIECE_HEADER 16 /* session id, checksum of the rest */
 
 /* OUT: WAITING (for blocks of the session that are being copied) -> OFFERING -> SENDING (pieces, one at a time) -> PLACING (etcd's

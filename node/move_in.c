@@ -256,7 +256,7 @@ static void activate(struct kvf_one_move *m)
     kvf_lend_adopt_own(core, m->session);
     m->state = KVF_MOVE_ADOPTING;
     m->retry_ns = 0;
-    m->deadline_ns = kvf_deadline(kvf_now(core->env), RECEIVE_TIMEOUT_NS);
+    m->deadline_ns = kvf_deadline(kvf_now(core->env), KVF_MOVE_ADOPT_NS);
     kvf_core_changed(core);
 }
 

@@ -84,6 +84,8 @@ static void block_depart(struct kvf_sess *s, kvf_handle h)
     if (e->state == KVF_BLOCK_LOST || (e->flags & KVF_FLAG_FETCHED)) {
         kvf_block_remove(core, h);
     } else if (e->tier == KVF_TIER_REMOTE) {
+        if (e->peer != KVF_PEER_NONE) /* the lender has it under our name until ADOPT */
+            core->peers[e->peer].adopt_ns = kvf_deadline(kvf_now(core->env), KVF_MOVE_DISOWNED_NS);
         kvf_block_disown(core, h);
     } else {
         e->flags |= KVF_FLAG_DEPARTED;
@@ -189,9 +191,11 @@ static bool piece_tokens(struct kvf_one_move *m, struct kvf_sess *s, struct kvf_
 {
     if (m->tokens_sent == s->n_tokens)
         return false;
-    uint64_t room = (uint64_t)(w->end - w->at) / 4 - 8, left = s->n_tokens - m->tokens_sent;
+    uint64_t words = (uint64_t)(w->end - w->at) / 4, room = words > 8 ? words - 8 : 0, left = s->n_tokens - m->tokens_sent;
     uint32_t n = (uint32_t)(left < room ? left : room);
     *type = KVF_MSG_MOVE_TOKENS;
+    if (n == 0)
+        return true;
     kvf_write_u32(w, n);
     for (uint32_t i = 0; i < n; i++)
         kvf_write_u32(w, (uint32_t)s->tokens[m->tokens_sent + i]);
@@ -268,6 +272,12 @@ static void call(struct kvf_one_move *m, uint16_t type, size_t bytes)
     m->report.bytes_before_switch += bytes;
 }
 
+/* Bytes of m->piece that the target takes. */
+static size_t piece_bytes(const struct kvf_one_move *m)
+{
+    return kvf_move_peer_there(m) ? kvf_peer_payload_max(m->peer->peer) : kvf_fabric_payload_max(m->core->fabric);
+}
+
 static void offer(struct kvf_one_move *m, struct kvf_sess *s)
 {
     struct kvf_move_offer *o = &m->offer;
@@ -280,8 +290,12 @@ static void offer(struct kvf_one_move *m, struct kvf_sess *s)
     o->blob_bytes = (uint32_t)s->blob_bytes;
     memcpy(o->blob, s->blob, s->blob_bytes);
     lenders_list(m);
-    struct kvf_writer w = kvf_writer_of(m->piece, kvf_fabric_payload_max(m->core->fabric));
+    struct kvf_writer w = kvf_writer_of(m->piece, piece_bytes(m));
     kvf_wire_offer(&w, o);
+    if (w.bad) { /* its messages are smaller than the offer */
+        stay(m, KVF_ERR_UNSUPPORTED);
+        return;
+    }
     m->state = KVF_MOVE_OFFERING;
     call(m, KVF_MSG_MOVE_OFFER, kvf_writer_used(&w));
 }
@@ -291,9 +305,14 @@ static void placed(void *arg, enum kvf_status status, const struct kvf_placement
 static void send_next(struct kvf_one_move *m, struct kvf_sess *s)
 {
     uint8_t *body = m->piece + KVF_PIECE_HEADER;
-    struct kvf_writer w = kvf_writer_of(body, kvf_fabric_payload_max(m->core->fabric) - KVF_PIECE_HEADER);
+    size_t bytes = piece_bytes(m);
+    struct kvf_writer w = kvf_writer_of(body, bytes > KVF_PIECE_HEADER ? bytes - KVF_PIECE_HEADER : 0);
     uint16_t type;
     if (piece_tokens(m, s, &w, &type) || piece_blocks(m, s, &w, &type) || piece_tail(m, s, &w, &type)) {
+        if (w.bad || kvf_writer_used(&w) == 0) { /* not one block or tail fits into a message */
+            stay(m, KVF_ERR_UNSUPPORTED);
+            return;
+        }
         struct kvf_writer head = kvf_writer_of(m->piece, KVF_PIECE_HEADER);
         kvf_write_u64(&head, m->session);
         kvf_write_u64(&head, kvf_hash(body, kvf_writer_used(&w), m->session));

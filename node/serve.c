@@ -194,7 +194,8 @@ static uint32_t slot_bytes_max(const struct kvf_core *core)
 static uint32_t plan(struct serve *s, struct piece *p, unsigned parts_max)
 {
     struct kvf_core *core = s->core;
-    size_t frame = kvf_fabric_payload_max(core->fabric) - HEADER_BYTES;
+    size_t frame = peer_there(s) ? kvf_peer_payload_max(s->peer->peer) : kvf_fabric_payload_max(core->fabric);
+    frame = frame > HEADER_BYTES ? frame - HEADER_BYTES : 0;
     struct room room = {.bytes = frame < PIECE_BYTES ? (uint32_t)frame : PIECE_BYTES,
                         .slot_bytes = slot_bytes_max(core),
                         .runs = KVF_FRAME_PARTS_MAX - 1};
@@ -429,10 +430,15 @@ static void piece_send(struct piece *p)
     bool whole = s->all && s->pieces == 1 && s->frames == 0;
     enum kvf_status st = whole ? answer_whole(s, p) : data_send(s, p);
     p->sent = st == KVF_OK;
-    if (st == KVF_MISS) /* nothing of it came from the disk */
+    if (st == KVF_ERR_INVALID) { /* our own fabric's word, for a frame that is too large: the blocks are here */
+        for (unsigned i = 0; i < p->n; i++)
+            s->statuses[p->parts[i].item] = LATER;
         piece_free(p);
-    else if (st != KVF_OK && st != KVF_ERR_BUSY)
+    } else if (st == KVF_MISS) { /* nothing of it came from the disk */
+        piece_free(p);
+    } else if (st != KVF_OK && st != KVF_ERR_BUSY) {
         piece_taken(p, st);
+    }
 }
 
 /* Every piece has gone. false: the fabric takes no answer now. */

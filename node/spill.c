@@ -367,7 +367,7 @@ static bool put_send(struct job *j, struct put *p)
     struct kvf_core *core = j->core;
     struct kvf_put_item items[KVF_BATCH_MAX];
     struct iovec parts[KVF_FRAME_PARTS_MAX];
-    size_t room = kvf_fabric_payload_max(core->fabric) - sizeof p->header;
+    size_t most = kvf_peer_payload_max(j->lender->peer), room = most > sizeof p->header ? most - sizeof p->header : 0;
     unsigned n = 0, at = j->at;
     uint32_t at_byte = j->at_byte;
     while (at < j->granted && n < KVF_FRAME_PARTS_MAX - 1 && room >= 4096) {

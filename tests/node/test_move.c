@@ -190,6 +190,80 @@ static void a_lender_belongs_to_the_new_home(void **state)
     trio_end(&t);
 }
 
+/* A lender to which the old home owes RELEASE_ALL holds blocks that left with a session in the old home's name until it hears of
+ * ADOPT: that word must not take them. */
+static void what_a_lender_holds_stays_until_it_hears_whose_it_is(void **state)
+{
+    struct trio t = trio_make(128 * KIB, 1024 * KIB, 0, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.a, ID);
+    assert_int_equal(sim_engine_run(engine, s, 1100, 50), KVF_OK);
+    assert_int_equal(blocks_in(s, KVF_TIER_REMOTE), 16);
+    sim_cluster_peer(t.a, t.lender)->reset = true; /* as when it was away for a moment */
+    t.c->single = true;
+    assert_int_equal(kvf_session_move(s, "b", 10 * KVF_SEC, NULL), KVF_OK);
+    kvf_session_close(s);
+    sim_net_path(t.b->transport, t.lender->transport)->held = true;
+    assert_int_equal(sim_cluster_peer(t.lender, t.a)->lent_blocks, 16);
+    for (unsigned i = 0; i < 60; i++)
+        sim_cluster_step(t.c);
+    sim_net_path(t.b->transport, t.lender->transport)->held = false;
+    t.c->single = false;
+    sim_cluster_settle(t.c, 5 * KVF_SEC);
+    assert_int_equal(sim_cluster_peer(t.lender, t.b)->lent_blocks, 16);
+    s = attach(t.b);
+    assert_int_equal(sim_engine_run(engine, s, 1200, 50), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(COUNTED(t.b, blocks_lost), 0);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    sim_cluster_settle(t.c, 70 * KVF_SEC);
+    assert_false(sim_cluster_peer(t.a, t.lender)->reset); /* said in the end */
+    trio_end(&t);
+}
+
+/* RELEASE_ALL frees what waits at an old home too: it is not said while anything of ours does. */
+static void what_waits_at_an_old_home_is_not_released_with_what_it_lends(void **state)
+{
+    struct trio t = trio_make(1024 * KIB, 1024 * KIB, 0, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.a, ID);
+    assert_int_equal(sim_engine_run(engine, s, 1000, 50), KVF_OK);
+    assert_int_equal(kvf_session_move(s, "b", 10 * KVF_SEC, NULL), KVF_OK);
+    kvf_session_close(s);
+    s = attach(t.b);
+    assert_true(blocks_in(s, KVF_TIER_PEER) > 0);
+    sim_cluster_peer(t.b, t.a)->untidy = true;
+    sim_cluster_settle(t.c, 5 * KVF_SEC);
+    assert_false(sim_cluster_peer(t.b, t.a)->untidy); /* said when all was here */
+    assert_int_equal(blocks_in(s, KVF_TIER_PEER), 0);
+    assert_int_equal(sim_engine_run(engine, s, 1100, 50), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(COUNTED(t.b, blocks_lost), 0);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    trio_end(&t);
+}
+
+/* Nodes whose largest messages differ: nothing is sent that the other does not take. */
+static void a_session_moves_among_nodes_with_smaller_messages(void **state)
+{
+    struct trio t = {.c = sim_cluster_create(SEED)};
+    t.a = sim_cluster_add(t.c, &(struct sim_node_config){.name = "a", .dram = 128 * KIB, .ssd = 4096 * KIB});
+    t.b = sim_cluster_add(t.c, &(struct sim_node_config){.name = "b", .dram = 1024 * KIB, .ssd = 4096 * KIB, .frame = 12 * KIB});
+    t.lender = sim_cluster_add(t.c,
+                               &(struct sim_node_config){.name = "lender", .dram = 64 * KIB, .lend = 64 * KIB, .frame = 16 * KIB});
+    sim_cluster_connect(t.c);
+    struct kvf_session *s = session_on(t.a, ID);
+    assert_int_equal(sim_engine_run(engine, s, 1100, 50), KVF_OK);
+    assert_int_equal(blocks_in(s, KVF_TIER_REMOTE), 16);
+    assert_int_equal(kvf_session_move(s, "b", 10 * KVF_SEC, NULL), KVF_OK);
+    kvf_session_close(s);
+    s = attach(t.b);
+    assert_int_equal(sim_engine_run(engine, s, 1200, 5), KVF_OK);
+    assert_same_bits(engine);
+    sim_cluster_settle(t.c, 5 * KVF_SEC);
+    assert_int_equal(COUNTED(t.b, blocks_lost), 0);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    trio_end(&t);
+}
+
 /* Blocks on the old home's SSD are served although its staging is full of its own cache. */
 static void an_old_home_with_full_staging_serves(void **state)
 {
@@ -523,6 +597,9 @@ int main(void)
         cmocka_unit_test(an_empty_tail_and_a_short_session_move),
         cmocka_unit_test(a_session_goes_round_and_comes_back),
         cmocka_unit_test(a_lender_belongs_to_the_new_home),
+        cmocka_unit_test(what_a_lender_holds_stays_until_it_hears_whose_it_is),
+        cmocka_unit_test(what_waits_at_an_old_home_is_not_released_with_what_it_lends),
+        cmocka_unit_test(a_session_moves_among_nodes_with_smaller_messages),
         cmocka_unit_test(an_old_home_with_full_staging_serves),
         cmocka_unit_test(a_block_that_rises_while_it_is_read_is_not_lost),
         cmocka_unit_test(blocks_larger_than_a_message_move),

@@ -23,7 +23,8 @@ struct read {
     size_t bytes;
     uint64_t key, end_ns, order;
 };
-static uint64_t ended; /* reads so far */
+static uint64_t ended;      /* reads so far */
+static size_t reader_frame; /* what hall_make gives readers for their messages; 0: as owners */
 
 static size_t bytes_at(uint64_t key)
 {
@@ -38,7 +39,8 @@ static struct hall hall_make(uint64_t dram)
     static const char *const names[READERS] = {"r0", "r1", "r2"};
     for (unsigned i = 0; i < READERS; i++)
         t.reader[i] = sim_cluster_add(
-            t.c, &(struct sim_node_config){.name = names[i], .dram = 1 << 20, .staging = 1 << 20, .block_max = LARGE});
+            t.c, &(struct sim_node_config){.name = names[i], .dram = 1 << 20, .staging = 1 << 20, .block_max = LARGE,
+                                           .frame = reader_frame});
     sim_cluster_connect(t.c);
     assert_int_equal(kvf_queue_create(&t.owner->node, 16, &t.q), KVF_OK);
     struct store s = {.c = t.c, .n = t.owner, .q = t.q};
@@ -189,6 +191,22 @@ static void large_blocks_come_in_pieces(void **state)
     assert_true(most_bytes < 3 << 20);
     assert_int_equal(COUNTED(t.owner, requests_given_up), 0);
     assert_int_equal(COUNTED(t.reader[0], messages_refused), 0);
+    hall_end(&t);
+}
+
+/* The pieces are as large as the asker's messages, where those are the smaller ones. */
+static void whoever_takes_smaller_messages_gets_smaller_pieces(void **state)
+{
+    reader_frame = 12 * KIB;
+    struct hall t = hall_make(2 << 20);
+    reader_frame = 0;
+    for (unsigned i = 0; i < LARGES; i++) {
+        struct read *r = read_begin(&t, t.reader[0], i, UINT64_MAX, 10 * KVF_SEC);
+        assert_int_equal(wait_for(&t, r), KVF_OK);
+        assert_chunks(r, UINT64_MAX);
+        read_free(r);
+    }
+    assert_int_equal(COUNTED(t.owner, requests_given_up), 0);
     hall_end(&t);
 }
 
@@ -457,6 +475,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(large_blocks_come_in_pieces),
+        cmocka_unit_test(whoever_takes_smaller_messages_gets_smaller_pieces),
         cmocka_unit_test(any_chunks_come_and_no_others),
         cmocka_unit_test(a_piece_is_sent_when_its_read_has_ended),
         cmocka_unit_test(a_small_read_does_not_wait_behind_large_ones),

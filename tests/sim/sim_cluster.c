@@ -138,6 +138,8 @@ static void node_boot(struct sim_node *n)
     }
     if (!config->alone) {
         parts.transport = n->transport = sim_net_add(c->net, config->name, config->way);
+        if (config->frame)
+            sim_net_limits(n->transport, config->frame, 64);
         parts.secret = secret_of_cluster();
         parts.store = n->store = kvf_sim_store_create(c->etcd);
     }

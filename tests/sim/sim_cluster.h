@@ -32,6 +32,7 @@ struct sim_node_config {
     const char *cold;             /* cold.format; NULL: exact */
     bool ram_by_hand;             /* memory in pieces of 2 MiB, and kvf_ram_step makes them ready */
     uint64_t block_max;           /* 0: 64 KiB */
+    size_t frame;                 /* the largest message that it takes and sends; 0: 64 KiB */
     uint64_t blocks_max;          /* entries of the index; 0: 4096 */
     uint64_t keep_dead_ns;        /* how long it keeps dead borrowers' blocks; 0: not at all */
     const char *attend, *attend_parts; /* attend.remote and attend.parts; NULL: as by default */
