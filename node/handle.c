@@ -405,7 +405,8 @@ static enum kvf_status fork_fill(struct kvf_sess *from, struct kvf_sess *to)
             continue;
         memcpy(core->memory + to->tail[i], core->memory + from->tail[i], from->model->block_bytes);
     }
-    memcpy(to->tokens, from->tokens, from->n_tokens * sizeof *to->tokens);
+    if (from->n_tokens) /* one that arrived without any has no room for them yet */
+        memcpy(to->tokens, from->tokens, from->n_tokens * sizeof *to->tokens);
     size_t floats = from->model->summary_floats, chunks = (size_t)from->sealed_blocks * from->model->chunks;
     for (uint32_t i = 0; i < from->model->streams; i++)
         memcpy(to->summaries + i * to->summary_chunks_room * floats, from->summaries + i * from->summary_chunks_room * floats,
