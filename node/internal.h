@@ -700,6 +700,8 @@ void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const s
 void kvf_lend_borrower_gone(struct kvf_core *core, const char *name, uint64_t incarnation);
 /* A session whose blocks lie in our own lent part moved here: they are our own (tier REMOTE, peer NONE), and freed by key. */
 void kvf_lend_adopt_own(struct kvf_core *core, uint64_t session);
+/* One that lay in our own lent part has left us: what its new home does not adopt in 30 s is freed. */
+void kvf_lend_departed(struct kvf_core *core, uint64_t session);
 void kvf_lend_release_own(struct kvf_core *core, struct kvf_key key);
 uint64_t kvf_lend_blocks(const struct kvf_core *core);
 unsigned kvf_lend_poll(struct kvf_core *core);

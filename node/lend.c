@@ -389,6 +389,27 @@ static bool is_own(struct kvf_core *core, const struct kvf_entry *slot)
            e->state != KVF_BLOCK_WRITING && kvf_entry_location(e) == kvf_entry_location(slot);
 }
 
+void kvf_lend_departed(struct kvf_core *core, uint64_t session)
+{
+    uint64_t cursor = 0;
+    for (kvf_handle h; core->lend->index && (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
+        struct kvf_entry *slot = kvf_index_entry(core->lend->index, h);
+        if (slot->key.hi == session && slot->peer == KVF_PEER_NONE)
+            slot->sums = (uint32_t)(kvf_now(core->env) / KVF_SEC);
+    }
+}
+
+/* Slots of sessions that moved away from here, which the new home should have adopted by now. */
+static void departed_free(struct kvf_core *core, uint64_t before_ns)
+{
+    uint64_t cursor = 0;
+    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
+        const struct kvf_entry *slot = kvf_index_entry(core->lend->index, h);
+        if (slot->peer == KVF_PEER_NONE && slot->sums < before_ns / KVF_SEC && !is_own(core, slot))
+            kvf_lend_slot_free(core, h);
+    }
+}
+
 void kvf_lend_adopt_own(struct kvf_core *core, uint64_t session)
 {
     if (!core->lend->index)
@@ -458,7 +479,9 @@ unsigned kvf_lend_poll(struct kvf_core *core)
     uint64_t now = kvf_now(core->env);
     if (now >= lend->next_sweep_ns) {
         lend->next_sweep_ns = kvf_deadline(now, RESERVE_TIMEOUT_NS / 4);
-        free_of(core, KVF_PEER_NONE, true, now > RESERVE_TIMEOUT_NS ? now - RESERVE_TIMEOUT_NS : 0);
+        uint64_t before_ns = now > RESERVE_TIMEOUT_NS ? now - RESERVE_TIMEOUT_NS : 0;
+        free_of(core, KVF_PEER_NONE, true, before_ns);
+        departed_free(core, before_ns);
     }
     for (unsigned i = 0; lend->dead_bytes > 0 && i < KVF_DEAD_MAX; i++)
         if (lend->dead[i].name[0] && now >= lend->dead[i].until_ns)

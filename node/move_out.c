@@ -105,6 +105,7 @@ static void depart(struct kvf_one_move *m, struct kvf_sess *s)
         s->tail[i] = KVF_ARENA_NONE;
     }
     each_block(s, block_depart);
+    kvf_lend_departed(core, s->id);
     if (s->handle) {
         atomic_store(&s->handle->moved, true);
         s->handle = NULL;
