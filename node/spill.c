@@ -33,6 +33,7 @@ struct job {
     struct kvf_core *core;
     enum job_state state;
     struct kvf_node_peer *lender;
+    uint64_t incarnation; /* of the lender */
     unsigned n, granted;
     kvf_handle handles[KVF_BATCH_MAX];
     struct kvf_key keys[KVF_BATCH_MAX];
@@ -276,6 +277,12 @@ static bool puts_busy(const struct job *j)
     return false;
 }
 
+/* Etcd may have dropped the lender between two messages, and its place may be another's by now. */
+static bool lender_there(const struct job *j)
+{
+    return j->lender->up && j->lender->member.incarnation == j->incarnation;
+}
+
 /* The lender is told to forget what was reserved and not stored. */
 static void job_finish(struct job *j)
 {
@@ -286,12 +293,12 @@ static void job_finish(struct job *j)
             continue;
         struct kvf_entry *e = kvf_index_entry(core->index, j->handles[i]);
         bool removed = e->flags & KVF_FLAG_REMOVED;
-        bool good = j->stored[i] && !removed && !j->recalled[i] && j->lender->up;
+        bool good = j->stored[i] && !removed && !j->recalled[i] && lender_there(j);
         if (good && in_use(core, j->handles[i], &j->copies[i])) {
             all = false;
             continue;
         }
-        if (!good && i < j->granted && j->lender->up)
+        if (!good && i < j->granted && lender_there(j))
             kvf_cluster_release(core, j->lender, KVF_TIER_REMOTE, j->keys[i]);
         else if (!good && !(j->answered && i >= j->granted))
             j->lender->reset = true; /* it may hold the slot: told when it is back */
@@ -400,6 +407,8 @@ static bool put_send(struct job *j, struct put *p)
 
 static void job_put(struct job *j)
 {
+    if (!j->failed && !lender_there(j))
+        job_fail(j, KVF_ERR_PEER_LOST);
     for (unsigned i = 0; i < PUTS_MAX && !j->failed && j->at < j->granted; i++)
         if (!j->puts[i].busy && !put_send(j, &j->puts[i]))
             break;
@@ -468,6 +477,7 @@ static bool job_start(struct kvf_core *core, struct job *j, struct kvf_node_peer
     }
     j->state = JOB_RESERVING;
     j->lender = lender;
+    j->incarnation = lender->member.incarnation;
     j->n = n;
     j->granted = j->at = 0;
     j->at_byte = 0;

@@ -47,6 +47,8 @@ static const struct scenario scenarios[] = {
     {"an offer comes twice", {.seed = 38, .steps = 1200}},
     {"a move's outcome is known when its target has dropped it", {.seed = 146, .steps = 2500}},
     {"a lender's lease ends and it comes back", {.seed = 69, .steps = 300}},
+    {"a home that lent to its own session is not told who has it now", {.seed = 1001012, .steps = 6000}},
+    {"etcd drops a lender between two messages of a spill", {.seed = 1001593}},
 };
 
 unsigned scenarios_count(void)
