@@ -242,6 +242,8 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
     struct kvf_sess *sess = kvf_block_session(core, e);
     kvf_count(&core->counters.blocks_lost, 1);
     if (!sess || (e->flags & KVF_FLAG_DEPARTED)) {
+        if (sess && !(e->flags & KVF_FLAG_REMOVED) && --sess->departed_left == 0)
+            core->departed_done = true; /* the new home will not ask for the last one to be freed */
         kvf_block_remove(core, handle);
         return;
     }

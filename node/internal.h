@@ -344,6 +344,7 @@ struct kvf_core {
     unsigned attend_mode;    /* enum kvf_attend_mode */
     bool attend_merged;      /* attend.parts */
     unsigned n_parking;  /* sessions on their way out of DRAM */
+    bool departed_done;  /* some session that departed has nothing left here */
     bool spill_urgent;   /* somebody waits for room */
     bool spill_stuck;    /* ... and there is nowhere to spill to */
 

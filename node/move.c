@@ -87,8 +87,23 @@ bool kvf_moves_inward(const struct kvf_core *core, const struct kvf_node_peer *f
     return false;
 }
 
+static void departed_free(struct kvf_core *core)
+{
+    core->departed_done = false;
+    for (uint32_t b = 0; b < core->session_buckets; b++) {
+        struct kvf_sess *next;
+        for (struct kvf_sess *s = core->sessions[b]; s; s = next) {
+            next = s->next;
+            if (s->state == KVF_SESS_DEPARTED && s->departed_left == 0)
+                kvf_sess_free(s);
+        }
+    }
+}
+
 unsigned kvf_moves_poll(struct kvf_core *core)
 {
+    if (core->departed_done)
+        departed_free(core);
     for (unsigned i = 0; i < KVF_MOVES_MAX && core->moves->active; i++) {
         struct kvf_one_move *m = &core->moves->moves[i];
         if (m->state == KVF_MOVE_FREE)

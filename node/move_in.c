@@ -30,6 +30,8 @@ static void discard(struct kvf_one_move *m)
                 if (handle == KVF_HANDLE_NONE)
                     continue;
                 struct kvf_entry *e = kvf_index_entry(core->index, handle);
+                if (e->flags & KVF_FLAG_REMOVED)
+                    continue; /* of an earlier session of this id: it goes when its pins or its copying end */
                 if (e->state == KVF_BLOCK_READY)
                     kvf_block_disown(core, handle);
                 else

@@ -48,6 +48,8 @@ static const struct scenario scenarios[] = {
     {"a move's outcome is known when its target has dropped it", {.seed = 146, .steps = 2500}},
     {"a lender's lease ends and it comes back", {.seed = 69, .steps = 300}},
     {"a home that lent to its own session is not told who has it now", {.seed = 1001012, .steps = 6000}},
+    {"a session comes while blocks of an earlier one of its id are still read", {.seed = 5000481}},
+    {"what a departed session left here is damaged", {.seed = 5000332, .steps = 800}},
     {"etcd drops a lender between two messages of a spill", {.seed = 1001593}},
 };
 
