@@ -53,11 +53,13 @@ static uint32_t repeats_of(const struct kvf_bench_case *one)
     }
 }
 
-static int by_rate(const void *a, const void *b)
+static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
+
+void kvf_bench_sort(double *values, size_t n) { qsort(values, n, sizeof *values, by_value); }
 
 void kvf_bench_interleave(struct kvf_bench_case *cases, size_t n, double seconds)
 {
@@ -76,7 +78,7 @@ void kvf_bench_interleave(struct kvf_bench_case *cases, size_t n, double seconds
         }
     }
     for (size_t c = 0; c < n; c++)
-        qsort(cases[c].rate, cases[c].rounds, sizeof *cases[c].rate, by_rate);
+        kvf_bench_sort(cases[c].rate, cases[c].rounds);
 }
 
 double kvf_bench_rate(const struct kvf_bench_case *one, double percent)

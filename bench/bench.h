@@ -70,6 +70,9 @@ void kvf_bench_interleave(struct kvf_bench_case *cases, size_t n, double seconds
 /* The rate that `percent` of the rounds reached: 50 is the median, 99 nearly the slowest. */
 double kvf_bench_rate(const struct kvf_bench_case *one, double percent);
 
+/* Smallest first. */
+void kvf_bench_sort(double *values, size_t n);
+
 /* Seconds of a monotonic clock. */
 double kvf_bench_now(void);
 

@@ -153,12 +153,6 @@ static double attend(struct attend_bench *b, enum way way, const struct kvf_atte
     return -1;
 }
 
-static int by_value(const void *x, const void *y)
-{
-    double a = *(const double *)x, b = *(const double *)y;
-    return (a > b) - (a < b);
-}
-
 /* Ways from `first` to `last`, in turns. */
 static bool measure(struct attend_bench *b, enum way first, enum way last, const struct kvf_attend_options *options,
                     struct point *p)
@@ -176,8 +170,8 @@ static bool measure(struct attend_bench *b, enum way first, enum way last, const
         }
     }
     for (unsigned way = first; way <= last; way++) {
-        qsort(us[way], b->rounds, sizeof **us, by_value);
-        qsort(wire[way], b->rounds, sizeof **wire, by_value);
+        kvf_bench_sort(us[way], b->rounds);
+        kvf_bench_sort(wire[way], b->rounds);
         p->us[way] = us[way][b->rounds / 2];
         p->us_p99[way] = us[way][(b->rounds - 1) * 99 / 100];
         p->wire[way] = wire[way][b->rounds / 2];

@@ -50,16 +50,10 @@ static void note(struct series *s, double value)
         s->value[s->n++] = value;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static double median(const struct series *s)
 {
     struct series sorted = *s;
-    qsort(sorted.value, sorted.n, sizeof *sorted.value, by_value);
+    kvf_bench_sort(sorted.value, sorted.n);
     return sorted.n ? sorted.value[sorted.n / 2] : 0;
 }
 

@@ -162,12 +162,6 @@ static bool run_round(struct round *r, double out[N_FIGURES])
     return good;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static bool run_fault(struct kvf_bench *bench, const struct fault *fault, const char *transport, const struct kvf_network *network)
 {
     double values[N_FIGURES][64];
@@ -182,7 +176,7 @@ static bool run_fault(struct kvf_bench *bench, const struct fault *fault, const 
     }
     for (int f = 0; f < N_FIGURES; f++) {
         char name[96];
-        qsort(values[f], rounds, sizeof values[f][0], by_value);
+        kvf_bench_sort(values[f], rounds);
         snprintf(name, sizeof name, "%s, %s: %s", fault->name, transport, figures[f].name);
         kvf_bench_add(bench, &(struct kvf_bench_result){.name = name, .unit = figures[f].unit, .value = values[f][rounds / 2],
                                                         .p50 = values[f][rounds / 2], .p99 = values[f][rounds - 1], .n = rounds});

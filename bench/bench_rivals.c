@@ -43,12 +43,6 @@ static bool fail(const char *what, const char *why)
     return false;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static const uint8_t *object(const struct bench *b, uint32_t bytes, uint64_t i)
 {
     return kvf_fabric_region_page(b->region, i * (bytes / KVF_FABRIC_NODE_PAGE));
@@ -130,7 +124,7 @@ static bool compare(struct bench *b, uint32_t bytes, unsigned batch)
         }
     }
     for (unsigned i = 0; i < READERS; i++)
-        qsort(rates[i], b->rounds, sizeof rates[i][0], by_value);
+        kvf_bench_sort(rates[i], b->rounds);
     rows(b, OURS_TCP, bytes, batch, rates, there);
     rows(b, OURS_AUTO, bytes, batch, rates, there);
     return true;

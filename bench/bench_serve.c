@@ -294,12 +294,6 @@ static void side_close(struct side *s)
 
 /* ------------------------------------------------------------------------------------------------- the bench */
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void measure(struct kvf_bench *bench, struct serve *b, const char *what, unsigned depth, uint64_t mask)
 {
     double rate[2][ROUNDS], p50[2][ROUNDS];
@@ -311,8 +305,8 @@ static void measure(struct kvf_bench *bench, struct serve *b, const char *what, 
     if (b->failed)
         return;
     for (unsigned side = 0; side < 2; side++) {
-        qsort(rate[side], ROUNDS, sizeof(double), by_value);
-        qsort(p50[side], ROUNDS, sizeof(double), by_value);
+        kvf_bench_sort(rate[side], ROUNDS);
+        kvf_bench_sort(p50[side], ROUNDS);
     }
     char name[96];
     snprintf(name, sizeof name, "%s, %u at once", what, depth);

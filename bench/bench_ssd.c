@@ -222,12 +222,6 @@ static double run_fio(struct bench *b, bool write, uint32_t bytes, unsigned dept
     return rate;
 }
 
-static int by_value(const void *x, const void *y)
-{
-    double a = *(const double *)x, b = *(const double *)y;
-    return (a > b) - (a < b);
-}
-
 static bool compare(struct kvf_bench *bench, struct bench *b, bool write, uint32_t bytes, unsigned depth, double slice)
 {
     double tier[ROUNDS], fio[ROUNDS];
@@ -242,8 +236,8 @@ static bool compare(struct kvf_bench *bench, struct bench *b, bool write, uint32
         if (b->wrong)
             return fail("reading and writing", "a request failed or brought wrong bytes");
     }
-    qsort(tier, ROUNDS, sizeof *tier, by_value);
-    qsort(fio, ROUNDS, sizeof *fio, by_value);
+    kvf_bench_sort(tier, ROUNDS);
+    kvf_bench_sort(fio, ROUNDS);
     snprintf(name, sizeof name, "%s %u KiB depth %u", write ? "write" : "read", bytes / 1024, depth);
     double median = tier[ROUNDS / 2], limit = fio[ROUNDS / 2];
     kvf_bench_add(bench, &(struct kvf_bench_result){.name = name, .unit = "MB/s", .value = median, .p50 = median, .p99 = tier[0],
@@ -497,7 +491,7 @@ static bool recovery(struct kvf_bench *bench, struct bench *b)
     unlink(b->area);
     if (!good)
         return false;
-    qsort(rate, ROUNDS, sizeof *rate, by_value);
+    kvf_bench_sort(rate, ROUNDS);
     kvf_bench_add(bench, &(struct kvf_bench_result){.name = "recovery of 4 M records into an index", .unit = "M/s",
                                                     .value = rate[ROUNDS / 2], .p50 = rate[ROUNDS / 2], .p99 = rate[0],
                                                     .n = ROUNDS});

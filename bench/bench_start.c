@@ -147,15 +147,9 @@ static bool node_start(const char *bytes, uint64_t wanted, const char *budget, d
 
 /* ---------------------------------------------------------------- the bench */
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static double median(double *values)
 {
-    qsort(values, ROUNDS, sizeof *values, by_value);
+    kvf_bench_sort(values, ROUNDS);
     return values[ROUNDS / 2];
 }
 

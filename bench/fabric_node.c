@@ -278,12 +278,6 @@ static void turn(struct process *p, uint64_t *busy_ns)
     epoll_wait(p->epoll_fd, events, 4, (int)(ms < 100 ? ms : 100));
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static struct kvf_fabric_answer work(struct process *p)
 {
     const struct kvf_fabric_task *task = &p->task;
@@ -311,7 +305,7 @@ static struct kvf_fabric_answer work(struct process *p)
     double seconds = kvf_bench_now() - start;
     for (uint32_t i = 0; i < task->depth; i++)
         p->wrong |= !right(p, &p->ops[i]);
-    qsort(p->samples, p->n_samples, sizeof *p->samples, by_value);
+    kvf_bench_sort(p->samples, p->n_samples);
     struct kvf_fabric_answer answer = {.good = !p->wrong, .requests = p->done};
     answer.bytes_per_s = (double)p->done * task->bytes * task->ranges / seconds;
     if (p->n_samples > 0) {
