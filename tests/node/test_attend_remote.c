@@ -8,21 +8,6 @@
 #define ID 7
 #define BOUND 2e-4 /* relative, L2: both are within 1e-4 of the exact result (kernels/dev.h) */
 
-static struct sim_engine *large; /* blocks of 16 KiB in chunks of 4 KiB, as a model's are */
-
-static int engines_make(void **state)
-{
-    engine_make(state);
-    large = sim_engine_create(SEED + 9, 64, KVF_F16, 16, 64, 1400);
-    return 0;
-}
-
-static int engines_free(void **state)
-{
-    sim_engine_destroy(large);
-    return engine_free(state);
-}
-
 struct pair {
     struct sim_cluster *c;
     struct sim_node *home, *lender;

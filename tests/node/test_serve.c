@@ -274,11 +274,11 @@ static void a_piece_is_sent_when_its_read_has_ended(void **state)
 static void a_small_read_does_not_wait_behind_large_ones(void **state)
 {
     struct hall t = hall_make(2 << 20);
-    struct read *large[LARGES];
+    struct read *larges[LARGES];
     sim_disk_slow(t.owner->disk, 8);
     for (unsigned same = 0; same < 2; same++) { /* at another node, and at the same */
         for (unsigned i = 0; i < LARGES; i++)
-            large[i] = read_begin(&t, t.reader[0], i, UINT64_MAX, 60 * KVF_SEC);
+            larges[i] = read_begin(&t, t.reader[0], i, UINT64_MAX, 60 * KVF_SEC);
         for (unsigned i = 0; i < 30; i++)
             sim_cluster_step(t.c);
         struct read *small = read_begin(&t, t.reader[same ? 0 : 1], 100, UINT64_MAX, 60 * KVF_SEC);
@@ -287,12 +287,12 @@ static void a_small_read_does_not_wait_behind_large_ones(void **state)
         assert_true(small->order <= ended && ended <= (same + 1) * (LARGES + 1));
         unsigned before = 0;
         for (unsigned i = 0; i < LARGES; i++)
-            before += large[i]->status != KVF_IN_PROGRESS;
+            before += larges[i]->status != KVF_IN_PROGRESS;
         assert_true(before <= 4);
         read_free(small);
         for (unsigned i = 0; i < LARGES; i++) {
-            assert_int_equal(wait_for(&t, large[i]), KVF_OK);
-            read_free(large[i]);
+            assert_int_equal(wait_for(&t, larges[i]), KVF_OK);
+            read_free(larges[i]);
         }
     }
     hall_end(&t);

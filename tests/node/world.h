@@ -31,6 +31,21 @@ static inline int engine_free(void **state)
     return 0;
 }
 
+static struct sim_engine *large; /* blocks of 16 KiB in chunks of 4 KiB, as a model's are */
+
+static inline int engines_make(void **state)
+{
+    engine_make(state);
+    large = sim_engine_create(SEED + 9, 64, KVF_F16, 16, 64, 1400);
+    return 0;
+}
+
+static inline int engines_free(void **state)
+{
+    sim_engine_destroy(large);
+    return engine_free(state);
+}
+
 static inline uint64_t blocks_in(struct kvf_session *s, enum kvf_tier tier)
 {
     struct kvf_session_info info;
