@@ -285,7 +285,7 @@ static void reset_send(struct kvf_core *core, struct kvf_node_peer *p)
     if (!(p->reset || p->untidy) || p->resetting || kvf_now(core->env) < p->retry_ns || kvf_now(core->env) < p->adopt_ns)
         return;
     if (p->borrowed_blocks > 0 || p->streaming_blocks > 0 || kvf_spills_busy_at(core, p) || kvf_moves_inward(core, p) ||
-        kvf_moves_adopting(core, 0))
+        kvf_moves_adopting_at(core, p))
         return;
     if (kvf_fabric_call(p->peer, KVF_MSG_RELEASE_ALL, NULL, 0, kvf_deadline(kvf_now(core->env), CALL_TIMEOUT_NS), reset_done, p) ==
         KVF_OK)

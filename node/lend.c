@@ -1,14 +1,17 @@
 /* The lender's side: slots of our lent DRAM that hold other nodes' blocks. A slot is RESERVED for a borrower and key,
  * written by PUT, and WHOLE once COMMIT has verified it. It is freed by the borrower's release; a reservation that is not
  * committed in time is taken back. A loan stands as long as etcd lists the borrower: after that his blocks are kept for
- * lend.keep_dead, for the node that takes his sessions over, unless their room is wanted before. */
+ * lend.keep_dead, for the node that takes his sessions over, unless their room is wanted before. A sweep finds blocks of sessions
+ * that by etcd are not the borrower's any more, and that nobody released or adopted. */
 #include "node/lend.h"
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define RESERVE_TIMEOUT_NS (30 * KVF_SEC)
-#define LOOK_MAX 4096 /* slots looked at for one that may go, per reservation */
+#define SWEEP_NS (RESERVE_TIMEOUT_NS / 4)
+#define ELSEWHERE_NS (45 * KVF_SEC) /* ADOPT comes within 30 s of the new home's hearing of the move, and that within some */
+#define LOOK_MAX 4096 /* slots looked at for one that may go, per reservation, and in one turn of the sweep */
 
 enum kvf_status kvf_lend_create(struct kvf_core *core)
 {
@@ -65,12 +68,18 @@ static void book(struct kvf_core *core, const struct kvf_entry *e, int sign)
     dead->bytes += bytes;
 }
 
+static uint32_t now_s(const struct kvf_core *core)
+{
+    return (uint32_t)(kvf_now(core->env) / KVF_SEC);
+}
+
 static void slot_pass(struct kvf_core *core, struct kvf_entry *e, uint16_t to)
 {
     assert(e->state != KVF_LENT_RESERVED);
     book(core, e, -1);
     e->peer = to;
     e->state = KVF_LENT_WHOLE; /* the new one was not asked */
+    e->sums = now_s(core);
     book(core, e, +1);
 }
 
@@ -90,18 +99,14 @@ void kvf_lend_slot_free(struct kvf_core *core, kvf_handle h)
     kvf_index_remove(core->lend->index, h);
 }
 
-/* Of one holder, or (KVF_PEER_NONE) of all. */
-static void free_of(struct kvf_core *core, uint16_t peer, bool reserved_only, uint64_t before_ns)
+/* All that a holder has. */
+static void free_of(struct kvf_core *core, uint16_t peer)
 {
     uint64_t cursor = 0;
-    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
-        struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
-        if (peer != KVF_PEER_NONE && e->peer != peer)
-            continue;
-        if (reserved_only && (e->state != KVF_LENT_RESERVED || e->sums >= before_ns / KVF_SEC))
-            continue;
-        kvf_lend_slot_free(core, h);
-    }
+    assert(peer != KVF_PEER_NONE);
+    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;)
+        if (kvf_index_entry(core->lend->index, h)->peer == peer)
+            kvf_lend_slot_free(core, h);
 }
 
 /* ---------------------------------------------------------------- borrowers that are gone */
@@ -109,7 +114,7 @@ static void free_of(struct kvf_core *core, uint16_t peer, bool reserved_only, ui
 static void dead_free(struct kvf_core *core, struct kvf_dead *dead)
 {
     uint64_t blocks = dead->blocks;
-    free_of(core, (uint16_t)(KVF_PEER_DEAD + (unsigned)(dead - core->lend->dead)), false, 0);
+    free_of(core, (uint16_t)(KVF_PEER_DEAD + (unsigned)(dead - core->lend->dead)));
     assert(dead->blocks == 0 && dead->bytes == 0);
     kvf_count(&core->counters.lent_blocks_expired, blocks);
     if (blocks)
@@ -228,7 +233,7 @@ static enum kvf_status reserve_one(struct kvf_core *core, struct kvf_node_peer *
     e->bytes = item->bytes;
     e->peer = p->number;
     e->state = KVF_LENT_RESERVED;
-    e->sums = (uint32_t)(kvf_now(core->env) / KVF_SEC);
+    e->sums = now_s(core);
     book(core, e, +1);
     *offset = kvf_entry_location(e);
     return KVF_OK;
@@ -395,19 +400,72 @@ void kvf_lend_departed(struct kvf_core *core, uint64_t session)
     for (kvf_handle h; core->lend->index && (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
         struct kvf_entry *slot = kvf_index_entry(core->lend->index, h);
         if (slot->key.hi == session && slot->peer == KVF_PEER_NONE)
-            slot->sums = (uint32_t)(kvf_now(core->env) / KVF_SEC);
+            slot->sums = now_s(core);
     }
 }
 
-/* Slots of sessions that moved away from here, which the new home should have adopted by now. */
-static void departed_free(struct kvf_core *core, uint64_t before_ns)
+/* What etcd says of the session whose block a living borrower has in this slot. NULL: nothing, or it is none of a session. */
+static const struct kvf_placement *placement_of(const struct kvf_core *core, const struct kvf_entry *slot)
+{
+    return core->coord && !(slot->key.hi & KVF_OPAQUE_BIT) ? kvf_coord_placement_known(core->coord, slot->key.hi) : NULL;
+}
+
+/* The borrower gave up everything. What he had of sessions that have another home by now was not his to give up: its new home is
+ * about to say so (ADOPT), or it goes with the sweep. */
+static void release_all(struct kvf_core *core, const struct kvf_node_peer *p)
 {
     uint64_t cursor = 0;
     for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
         const struct kvf_entry *slot = kvf_index_entry(core->lend->index, h);
-        if (slot->peer == KVF_PEER_NONE && slot->sums < before_ns / KVF_SEC && !is_own(core, slot))
+        if (slot->peer != p->number)
+            continue;
+        const struct kvf_placement *placement = placement_of(core, slot);
+        if (!placement || strcmp(placement->home, p->member.name) == 0 || slot->state == KVF_LENT_RESERVED)
             kvf_lend_slot_free(core, h);
     }
+}
+
+/* ---------------------------------------------------------------- what nobody will release */
+
+/* Whether a borrower has a block of a session that by etcd is not his: it moved or ended, and its home could not tell us. */
+static bool is_elsewhere(struct kvf_core *core, struct kvf_entry *slot)
+{
+    if (!core->coord || (slot->key.hi & KVF_OPAQUE_BIT) || kvf_lend_is_dead(slot))
+        return false;
+    const struct kvf_placement *placement = placement_of(core, slot);
+    bool his = placement && strcmp(placement->home, core->peers[slot->peer].member.name) == 0;
+    if (his || !core->store_up) /* etcd is away: nothing is concluded */
+        slot->sums = now_s(core);
+    return slot->sums + ELSEWHERE_NS / KVF_SEC < now_s(core);
+}
+
+/* Reservations without COMMIT, our own slots of sessions that moved away and were not adopted, others' of sessions elsewhere. */
+static bool is_forgotten(struct kvf_core *core, struct kvf_entry *slot)
+{
+    bool old = slot->sums + RESERVE_TIMEOUT_NS / KVF_SEC < now_s(core);
+    if (slot->peer == KVF_PEER_NONE)
+        return old && !is_own(core, slot);
+    return slot->state == KVF_LENT_RESERVED ? old : is_elsewhere(core, slot);
+}
+
+/* A part of the index in every turn. true: it goes on. */
+static bool sweep(struct kvf_core *core, uint64_t now)
+{
+    struct kvf_lend *lend = core->lend;
+    for (unsigned looked = 0; now >= lend->next_sweep_ns && looked < LOOK_MAX; looked++) {
+        kvf_handle h = kvf_index_walk(lend->index, &lend->sweep_cursor);
+        if (h == KVF_HANDLE_NONE) {
+            lend->sweep_cursor = 0;
+            lend->next_sweep_ns = kvf_deadline(now, SWEEP_NS);
+            continue;
+        }
+        struct kvf_entry *slot = kvf_index_entry(lend->index, h);
+        if (!is_forgotten(core, slot))
+            continue;
+        kvf_count(&core->counters.lent_blocks_expired, slot->peer != KVF_PEER_NONE && slot->state != KVF_LENT_RESERVED);
+        kvf_lend_slot_free(core, h);
+    }
+    return now >= lend->next_sweep_ns;
 }
 
 void kvf_lend_adopt_own(struct kvf_core *core, uint64_t session)
@@ -463,7 +521,7 @@ void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const s
         on_release(core, from, message->request, r);
         break;
     case KVF_MSG_RELEASE_ALL:
-        free_of(core, from->number, false, 0);
+        release_all(core, from);
         answer(from, message->request, KVF_OK, NULL, 0);
         break;
     default:
@@ -477,14 +535,9 @@ unsigned kvf_lend_poll(struct kvf_core *core)
     if (!lend->index)
         return 0;
     uint64_t now = kvf_now(core->env);
-    if (now >= lend->next_sweep_ns) {
-        lend->next_sweep_ns = kvf_deadline(now, RESERVE_TIMEOUT_NS / 4);
-        uint64_t before_ns = now > RESERVE_TIMEOUT_NS ? now - RESERVE_TIMEOUT_NS : 0;
-        free_of(core, KVF_PEER_NONE, true, before_ns);
-        departed_free(core, before_ns);
-    }
+    bool sweeping = sweep(core, now);
     for (unsigned i = 0; lend->dead_bytes > 0 && i < KVF_DEAD_MAX; i++)
         if (lend->dead[i].name[0] && now >= lend->dead[i].until_ns)
             dead_free(core, &lend->dead[i]);
-    return kvf_reclaim_poll(core);
+    return kvf_reclaim_poll(core) + sweeping;
 }

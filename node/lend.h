@@ -31,8 +31,9 @@ struct kvf_ask {
 };
 
 struct kvf_lend {
-    struct kvf_index *index; /* of slots: location in our region; peer: the borrower; sums: when reserved, in seconds */
-    uint64_t next_sweep_ns;
+    struct kvf_index *index; /* of slots: location in our region; peer: the borrower; sums: when it was reserved or last
+                              * known to be its borrower's, in seconds */
+    uint64_t next_sweep_ns, sweep_cursor;
     struct kvf_dead dead[KVF_DEAD_MAX];
     uint64_t dead_bytes, dead_cursor;
     uint64_t others_bytes;   /* lent to others, also to dead ones */

@@ -73,8 +73,19 @@ bool kvf_moves_adopting(const struct kvf_core *core, uint64_t session)
 {
     for (unsigned i = 0; i < KVF_MOVES_MAX && core->moves->active; i++) {
         const struct kvf_one_move *m = &core->moves->moves[i];
-        if (m->state == KVF_MOVE_ADOPTING && (!session || m->session == session))
+        if (m->state == KVF_MOVE_ADOPTING && m->session == session)
             return true;
+    }
+    return false;
+}
+
+bool kvf_moves_adopting_at(const struct kvf_core *core, const struct kvf_node_peer *lender)
+{
+    for (unsigned i = 0; i < KVF_MOVES_MAX && core->moves->active; i++) {
+        const struct kvf_one_move *m = &core->moves->moves[i];
+        for (unsigned l = 0; m->state == KVF_MOVE_ADOPTING && l < m->offer.n_lenders; l++)
+            if (!m->adopted[l] && m->offer.lenders[l].incarnation == lender->member.incarnation)
+                return true;
     }
     return false;
 }

@@ -7,7 +7,7 @@
 
 #define KVF_MOVES_MAX 16
 #define KVF_MOVE_ADOPT_NS (30 * KVF_SEC)                 /* so long a new home tries to tell lenders that it is one */
-#define KVF_MOVE_DISOWNED_NS (2 * KVF_MOVE_ADOPT_NS)     /* ... and may first have heard of it from etcd */
+#define KVF_MOVE_DISOWNED_NS (5 * KVF_SEC)               /* in this time lenders hear of it from etcd */
 #define KVF_PIECE_HEADER 16 /* session id, checksum of the rest */
 
 /* OUT: WAITING (for blocks of the session that are being copied) -> OFFERING -> SENDING (pieces, one at a time) -> PLACING (etcd's
@@ -65,8 +65,10 @@ struct kvf_one_move *kvf_move_new(struct kvf_core *core, enum kvf_move_state sta
 void kvf_move_free(struct kvf_one_move *m);
 bool kvf_move_peer_there(const struct kvf_one_move *m);
 
-/* Whether lenders still have to hear whose blocks they hold now, of a session that moved here (0: of any). */
+/* Whether lenders still have to hear whose blocks they hold now, of a session that moved here. */
 bool kvf_moves_adopting(const struct kvf_core *core, uint64_t session);
+/* Whether this one has to, of any session. */
+bool kvf_moves_adopting_at(const struct kvf_core *core, const struct kvf_node_peer *lender);
 /* Whether a session is on its way here from this node. */
 bool kvf_moves_inward(const struct kvf_core *core, const struct kvf_node_peer *from);
 

@@ -1,6 +1,8 @@
 /* A session moves while everything around it fails: it has exactly one home, and its bits stay what they are. */
 #include "tests/node/world.h"
 
+#include "node/wire.h"
+
 #define ID 7
 
 struct trio {
@@ -215,8 +217,77 @@ static void what_a_lender_holds_stays_until_it_hears_whose_it_is(void **state)
     assert_same_bits(engine);
     assert_int_equal(COUNTED(t.b, blocks_lost), 0);
     assert_int_equal(kvf_session_drop(s), KVF_OK);
-    sim_cluster_settle(t.c, 70 * KVF_SEC);
-    assert_false(sim_cluster_peer(t.a, t.lender)->reset); /* said in the end */
+    sim_cluster_settle(t.c, 6 * KVF_SEC);
+    assert_false(sim_cluster_peer(t.a, t.lender)->reset); /* said soon: until then nothing goes there, and nothing comes from it */
+    trio_end(&t);
+}
+
+/* Turn by turn, so that the oldest blocks are some of each. */
+static void run_both(struct kvf_session *s, struct kvf_session *other)
+{
+    for (uint64_t tokens = 100; tokens <= 600; tokens += 100) {
+        assert_int_equal(sim_engine_run(engine, s, tokens, 50), KVF_OK);
+        assert_int_equal(sim_engine_run(engine, other, tokens, 50), KVF_OK);
+    }
+}
+
+/* ... nor may it when it comes after a move that the lender knows from etcd alone. What else is the old home's goes with it. */
+static void what_moved_is_not_the_old_homes_to_release(void **state)
+{
+    struct trio t = trio_make(128 * KIB, 1024 * KIB, 0, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.a, ID), *other = session_on(t.a, ID + 1);
+    run_both(s, other);
+    uint64_t there = blocks_in(s, KVF_TIER_REMOTE), others = blocks_in(other, KVF_TIER_REMOTE);
+    assert_true(there > 0 && others > 0);
+    t.c->single = true;
+    assert_int_equal(kvf_session_move(s, "b", 10 * KVF_SEC, NULL), KVF_OK);
+    kvf_session_close(s);
+    sim_net_path(t.b->transport, t.lender->transport)->held = true; /* with ADOPT */
+    sim_cluster_settle(t.c, KVF_SEC);
+    struct kvf_node_peer *a = sim_cluster_peer(t.lender, t.a);
+    assert_int_equal(a->lent_blocks, there + others);
+    kvf_lend_message(t.lender->core, a, &(struct kvf_message){.type = KVF_MSG_RELEASE_ALL});
+    assert_int_equal(a->lent_blocks, there);
+    sim_net_path(t.b->transport, t.lender->transport)->held = false;
+    t.c->single = false;
+    sim_cluster_settle(t.c, 2 * KVF_SEC);
+    assert_int_equal(sim_cluster_peer(t.lender, t.b)->lent_blocks, there);
+    s = attach(t.b);
+    assert_int_equal(sim_engine_run(engine, s, 900, 50), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(COUNTED(t.b, blocks_lost), 0);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    assert_int_equal(kvf_session_drop(other), KVF_OK);
+    trio_end(&t);
+}
+
+/* A lender that nobody could tell whose blocks it holds, and that they are nobody's at last, learns it from etcd. */
+static void what_nobody_releases_does_not_stay(void **state)
+{
+    struct trio t = trio_make(128 * KIB, 1024 * KIB, 0, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.a, ID), *other = session_on(t.a, ID + 1);
+    run_both(s, other);
+    uint64_t there = blocks_in(s, KVF_TIER_REMOTE), others = blocks_in(other, KVF_TIER_REMOTE);
+    assert_true(there > 0 && others > 0);
+    sim_cluster_partition(t.b, t.lender, true);
+    sim_cluster_settle(t.c, 5 * KVF_SEC);
+    assert_int_equal(kvf_session_move(s, "b", 10 * KVF_SEC, NULL), KVF_OK);
+    kvf_session_close(s);
+    s = attach(t.b);
+    assert_int_equal(sim_engine_step(engine, s, 1), KVF_LOST); /* misses what lies at the lender */
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    sim_cluster_partition(t.b, t.lender, false);
+    sim_cluster_settle(t.c, 15 * KVF_SEC);
+    struct kvf_node_peer *a = sim_cluster_peer(t.lender, t.a);
+    assert_int_equal(a->lent_blocks, there + others);
+    kvf_sim_etcd_down(t.c->etcd, true); /* nothing is concluded while it is away */
+    sim_cluster_settle(t.c, 60 * KVF_SEC);
+    assert_int_equal(a->lent_blocks, there + others);
+    kvf_sim_etcd_down(t.c->etcd, false);
+    sim_cluster_settle(t.c, 60 * KVF_SEC);
+    assert_int_equal(a->lent_blocks, others); /* what stands is not touched */
+    assert_int_equal(blocks_in(other, KVF_TIER_REMOTE), others);
+    assert_int_equal(kvf_session_drop(other), KVF_OK);
     trio_end(&t);
 }
 
@@ -598,6 +669,8 @@ int main(void)
         cmocka_unit_test(a_session_goes_round_and_comes_back),
         cmocka_unit_test(a_lender_belongs_to_the_new_home),
         cmocka_unit_test(what_a_lender_holds_stays_until_it_hears_whose_it_is),
+        cmocka_unit_test(what_moved_is_not_the_old_homes_to_release),
+        cmocka_unit_test(what_nobody_releases_does_not_stay),
         cmocka_unit_test(what_waits_at_an_old_home_is_not_released_with_what_it_lends),
         cmocka_unit_test(a_session_moves_among_nodes_with_smaller_messages),
         cmocka_unit_test(an_old_home_with_full_staging_serves),

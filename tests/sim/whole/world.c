@@ -12,6 +12,7 @@
 #define QUIET_NS (1 * KVF_MS)       /* and by ever more when nothing does, */
 #define QUIET_MAX_NS (100 * KVF_MS) /* but never over a heartbeat */
 #define CONNECT_NS (30 * KVF_SEC)
+#define REST_NS (60 * KVF_SEC) /* lenders look for what nobody will release, and have waited 45 s and 7.5 s before they free it */
 #define RESUMES_MAX 20000u /* of a fiber whose node died: every wait of its has a deadline, which is over */
 
 void __real_kvf_core_lock(struct kvf_core *core);
@@ -373,7 +374,7 @@ void world_run(struct world *w)
     world_clients_start(w, PHASE_PROBE);
     world_clients_join(w, 60 * KVF_SEC);
     w->phase = PHASE_REST;
-    world_settle(w, 45 * KVF_SEC);
+    world_settle(w, REST_NS);
     connect(w);
     check_rest(w);
 }
