@@ -74,6 +74,8 @@
     X(lent_blocks_returned, "blocks that borrowers gave back when asked")         \
     X(lent_blocks_revoked, "blocks of borrowers that were taken back by force")   \
     X(lent_blocks_expired, "blocks that nobody claimed and were freed: of dead borrowers, or of sessions that moved or ended")  \
+    X(lend_claims, "times that others' share of lent memory was lowered because own DRAM was short") \
+    X(lend_returns, "times that it was raised again because own DRAM sufficed") \
     X(borrowed_blocks_yielded, "blocks moved away from a lender that asked for its memory") \
     X(borrowed_blocks_dropped, "of these, blocks that became misses for want of another place") \
     X(borrowed_blocks_revoked, "blocks that a lender said it took back by force") \

@@ -6,7 +6,7 @@
  * 4 KiB from a file of its own while a second thread writes or reads as many bytes per second in pieces of 1 MiB, all O_DIRECT. So
  * what the device itself makes of such a load stands beside what the node makes of it. */
 #include "bench/bench.h"
-#include "node/internal.h"
+#include "node/scrub.h"
 
 #include <errno.h>
 #include <fcntl.h>

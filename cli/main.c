@@ -36,7 +36,8 @@ static const struct verb {
     {"lend", "", 2, 2, kvf_cmd_lend, "sets how much a node lends; more is called back",
      "usage: kvf lend NODE BYTES [options]\n\n"
      "From now until it restarts, NODE lends other nodes at most BYTES (0, 512M, 8G; at most its lend.bytes). What they\n"
-     "have beyond that they are asked to move away; what is not moved in time is taken. Ends when NODE has its memory.\n"
+     "have beyond that they are asked to move away; what is not moved in time is taken. Ends when NODE has its memory,\n"
+     "which holds its own blocks then. By itself a node takes memory back while its own is short (lend.reclaim_above).\n"
      "--timeout bounds the time (default here: 5 s).\n\n"
      "examples\n  kvf lend lender1 0\n  kvf lend lender1 8G --timeout 30\n"},
     {"info", "bdctp", 0, 1, kvf_cmd_info, "what this build and this machine can do, and why not",

@@ -4,7 +4,7 @@
  * a pin without the lock wherever the index lets them (tiers/index.h); the rest stands
  * in the node's list of pending requests and is looked at in every poll: a put waits for room in DRAM, a get for its bytes
  * in staging or, where the caller's memory is registered and aligned, for the read that goes straight there. */
-#include "node/internal.h"
+#include "node/dram.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -165,7 +165,7 @@ static enum kvf_status put_begin(struct kvf_core *core, const struct kvf_request
     if (st != KVF_OK) {
         if (sums_at != KVF_SUMS_NONE)
             kvf_sums_free(core->sums, sums_at, chunks);
-        kvf_arena_free(core->dram, *slot, bytes);
+        kvf_dram_free(core, *slot, bytes);
         return KVF_ERR_FULL;
     }
     struct kvf_entry *e = kvf_index_entry(core->index, *handle);

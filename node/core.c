@@ -1,8 +1,11 @@
 /* The core: the node's memory, the books of its blocks, and one turn of every machine. */
 #include "base/hash.h"
+#include "node/claim.h"
+#include "node/dram.h"
 #include "node/internal.h"
 #include "node/reclaim.h"
 #include "node/ram.h"
+#include "node/scrub.h"
 #include <assert.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -179,6 +182,8 @@ void kvf_block_place_as(struct kvf_core *core, kvf_handle handle, enum kvf_tier 
         book(core, e, -1);
         kvf_block_unlist(core, handle);
         kvf_evict_left(core, e, true);
+        if (e->tier == KVF_TIER_DRAM && tier != KVF_TIER_DRAM)
+            kvf_claim_left(core, e);
     }
     assert(!kvf_entry_is_open(e) && kvf_entry_pins(e) == 0);
     kvf_cold_become(core, handle, format, words);
@@ -195,13 +200,32 @@ void kvf_block_place_as(struct kvf_core *core, kvf_handle handle, enum kvf_tier 
         kvf_entry_open(e);
 }
 
+bool kvf_block_shift(struct kvf_core *core, kvf_handle handle, uint64_t to)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    uint64_t from = kvf_entry_location(e);
+    assert(e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM);
+    if (!kvf_entry_close(e, false)) {
+        kvf_entry_open(e);
+        return false;
+    }
+    memcpy(core->memory + to, core->memory + from, (e->bytes + 4095ull) / 4096 * 4096); /* the SSD writes whole pages */
+    kvf_evict_left(core, e, false);
+    kvf_dramlist_shift(core->dram_blocks, e->location4k, (uint32_t)(to / KVF_LOCATION_UNIT));
+    kvf_entry_set_location(e, to);
+    kvf_evict_came(core, e);
+    kvf_entry_open(e);
+    kvf_dram_free(core, from, e->bytes);
+    return true;
+}
+
 void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes,
                             unsigned chunks, struct kvf_key key)
 {
     core->spill_stuck = false;
     switch (tier) {
     case KVF_TIER_DRAM:
-        kvf_arena_free(core->dram, location, bytes);
+        kvf_dram_free(core, location, bytes);
         kvf_core_changed(core);
         break;
     case KVF_TIER_SSD:
@@ -328,7 +352,7 @@ bool kvf_block_reserve(struct kvf_core *core, uint64_t n)
 
 uint64_t kvf_block_memory(struct kvf_core *core, uint32_t bytes)
 {
-    uint64_t at = kvf_arena_alloc(core->dram, bytes);
+    uint64_t at = kvf_dram_alloc(core, bytes);
     if (at == KVF_ARENA_NONE)
         core->spill_urgent = true;
     return at;
@@ -349,7 +373,7 @@ static enum kvf_status tiers_create(struct kvf_core *core, const struct kvf_core
         return st;
     st = kvf_index_create(s->blocks_max, &core->index);
     if (st == KVF_OK)
-        st = kvf_dramlist_create(kvf_arena_planned(core->dram) / KVF_LOCATION_UNIT, &core->dram_blocks);
+        st = kvf_dramlist_create(kvf_dram_units(core), &core->dram_blocks);
     if (st == KVF_OK)
         core->words_excess_max = kvf_cold_excess_max(s->blocks_max);
     if (st == KVF_OK)
@@ -596,6 +620,7 @@ uint64_t kvf_core_next_timer(const struct kvf_core *core)
     next = spill < next ? spill : next;
     next = scrub < next ? scrub : next;
     next = kvf_reclaim_next_timer(core) < next ? kvf_reclaim_next_timer(core) : next;
+    next = kvf_claim_next_timer(core, now) < next ? kvf_claim_next_timer(core, now) : next;
     if (core->fabric && kvf_fabric_next_timer(core->fabric) < next)
         next = kvf_fabric_next_timer(core->fabric);
     if (core->coord && kvf_coord_next_timer(core->coord) < next)
@@ -632,5 +657,6 @@ void kvf_core_check(struct kvf_core *core)
     kvf_evict_check(core);
     kvf_arena_check(core->dram);
     kvf_arena_check(core->staging);
+    assert(!core->lent_own_bytes || core->lent_own_bytes <= kvf_arena_used(core->lent));
     kvf_index_check(core->index);
 }

@@ -6,7 +6,8 @@
  * and drops the opaque blocks that were not read since it last came by. One that is read below DRAM while the policy remembers it
  * comes back. */
 #include "base/hash.h"
-#include "node/internal.h"
+#include "node/claim.h"
+#include "node/dram.h"
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,7 @@ struct kvf_evict {
 
 enum kvf_status kvf_evict_create(struct kvf_core *core)
 {
-    uint64_t slots = kvf_arena_planned(core->dram) / KVF_LOCATION_UNIT, ghosts = slots / BLOCKS_PER_GHOST + GHOSTS_MIN;
+    uint64_t slots = kvf_dram_units(core), ghosts = slots / BLOCKS_PER_GHOST + GHOSTS_MIN;
     int kind = 0;
     core->evict = calloc(1, sizeof *core->evict);
     if (!core->evict || slots >= KVF_POLICY_NONE)
@@ -85,7 +86,7 @@ void kvf_evict_rise(struct kvf_core *core, kvf_handle h, const uint8_t *data)
     if (e->state != KVF_BLOCK_READY || (tier != KVF_TIER_SSD && tier != KVF_TIER_REMOTE) || (e->flags & KVF_FLAG_REMOVED) ||
         !kvf_policy_missed(core->evict->policy, fingerprint(e)))
         return;
-    uint64_t slot = kvf_arena_alloc(core->dram, e->bytes); /* room that is free: nobody waits for this */
+    uint64_t slot = kvf_dram_alloc(core, e->bytes); /* room that is free: nobody waits for this */
     if (slot == KVF_ARENA_NONE)
         return;
     uint8_t *to = core->memory + slot;
@@ -94,7 +95,7 @@ void kvf_evict_rise(struct kvf_core *core, kvf_handle h, const uint8_t *data)
     /* The caller's memory, where the bytes may have been verified, was not ours alone. */
     if (!kvf_block_verify(core->dev, kvf_block_seed_of(core, e), to, e->bytes, kvf_block_chunk_bytes(core, e), UINT64_MAX,
                           kvf_sums_at(core->sums, e->sums))) {
-        kvf_arena_free(core->dram, slot, e->bytes);
+        kvf_dram_free(core, slot, e->bytes);
         return;
     }
     kvf_stage_drop(core, h);
@@ -140,6 +141,8 @@ static uint64_t drop(struct kvf_core *core, kvf_handle h)
     kvf_count(&core->counters.evicted_blocks, 1);
     kvf_count(&core->counters.evicted_bytes, bytes);
     kvf_evict_left(core, e, true);
+    if (e->tier == KVF_TIER_DRAM)
+        kvf_claim_left(core, e);
     kvf_block_remove(core, h);
     return bytes;
 }

@@ -11,9 +11,9 @@
  *     device.c (which chunks lie in the device cache)
  *     pace.c (which peers are slow)   hedge.c (the second copy of a block at a lender)
  *     read.c (bring chunks of one block to a place)   serve.c (reads by key for other nodes)
- *     lend.c (the lender's side)   reclaim.c (the lender wants memory back)   yield.c (the borrower moves blocks away)
+ *     lend.c (the lender's side)   claim.c, reclaim.c (it wants memory back)   yield.c (the borrower moves blocks away)
  *     area.c (the SSD area: open, off, degraded)   scrub.c (blocks on SSD are checked again and again)
- *     ram.c (the memory, made ready in pieces)
+ *     ram.c (the memory, made ready in pieces)   dram.c (where own blocks lie in it)
  *     attend_remote.c, attend_serve.c, attend_cost.c (attention where the bytes lie: asker, holder, whether it pays)
  *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
  */
@@ -129,7 +129,7 @@ struct kvf_sess {
     enum kvf_sess_state state;
     bool parked;
     bool parking; /* its blocks are leaving DRAM */
-    bool rising;  /* resumed: its blocks come back to DRAM */
+    bool rising;  /* resumed, or there is more room: its blocks come back to DRAM */
     struct kvf_sess *next;   /* in the table's bucket */
     struct kvf_sess *parent; /* it shares blocks with this one */
     unsigned forks;          /* living forks */
@@ -283,6 +283,7 @@ struct kvf_core {
     uint64_t memory_bytes;
     struct kvf_arena *dram, *lent, *staging;
     uint64_t lent_at, staging_at; /* offsets of the parts */
+    uint64_t lent_own_bytes;      /* of the lent part, slots that own blocks have (dram.h) */
     struct kvf_index *index;
     struct kvf_sums *sums;
     struct kvf_disk *disk;
@@ -672,27 +673,14 @@ bool kvf_spills_busy_at(const struct kvf_core *core, const struct kvf_node_peer 
 enum kvf_status kvf_rises_create(struct kvf_core *core);
 void kvf_rises_destroy(struct kvf_core *core);
 unsigned kvf_rises_poll(struct kvf_core *core);
+/* There is more DRAM than before: sessions that are not parked bring blocks up, as one that is resumed. */
+void kvf_rises_room(struct kvf_core *core);
 /* The session is parked or leaves: drops the reads of its rising blocks that are still queued. */
 void kvf_rises_cancel(struct kvf_core *core, uint64_t session);
 /* Brings up a block that lies at a lender who wants his memory back, whatever the budget. In DRAM it is the next to go down. false:
  * not now. */
 bool kvf_rise_yield(struct kvf_core *core, kvf_handle handle);
 uint64_t kvf_rises_bytes(const struct kvf_core *core); /* on their way up */
-
-/* scrub.c */
-enum kvf_status kvf_scrub_create(struct kvf_core *core);
-void kvf_scrub_destroy(struct kvf_core *core);
-unsigned kvf_scrub_poll(struct kvf_core *core);
-/* Another rate from now on, and a pass that begins now; for benches. Takes the lock. Nothing where the scrub is off. */
-void kvf_scrub_set_rate(struct kvf_core *core, uint64_t rate);
-uint64_t kvf_scrub_next_timer(const struct kvf_core *core, uint64_t now_ns);
-struct kvf_scrub_progress {
-    uint64_t rate;                    /* bytes per second; 0: off */
-    uint64_t pass_blocks, pass_bytes; /* of the pass under way */
-    uint64_t blocks;                  /* on SSD now */
-    uint64_t passes, since_ns;        /* that ended; how long ago the last one did */
-};
-void kvf_scrub_progress(const struct kvf_core *core, struct kvf_scrub_progress *out);
 
 /* lend.c: the lender's side */
 enum kvf_status kvf_lend_create(struct kvf_core *core);

@@ -20,7 +20,8 @@ enum kvf_status kvf_lend_create(struct kvf_core *core)
         return KVF_ERR_NO_MEMORY;
     if (!core->lent)
         return KVF_OK;
-    core->lend->limit_bytes = kvf_arena_planned(core->lent);
+    core->lend->limit_bytes = core->lend->ordered_bytes = kvf_arena_planned(core->lent);
+    kvf_claim_create(core);
     kvf_reclaim_create(core);
     uint64_t most = kvf_arena_planned(core->lent) / 4096;
     return kvf_index_create(most < core->settings.blocks_max ? most : core->settings.blocks_max, &core->lend->index);
@@ -539,5 +540,5 @@ unsigned kvf_lend_poll(struct kvf_core *core)
     for (unsigned i = 0; lend->dead_bytes > 0 && i < KVF_DEAD_MAX; i++)
         if (lend->dead[i].name[0] && now >= lend->dead[i].until_ns)
             dead_free(core, &lend->dead[i]);
-    return kvf_reclaim_poll(core) + sweeping;
+    return kvf_claim_poll(core) + kvf_reclaim_poll(core) + sweeping;
 }

@@ -2,6 +2,7 @@
 #ifndef KVF_NODE_LEND_H
 #define KVF_NODE_LEND_H
 
+#include "node/claim.h"
 #include "node/reclaim.h"
 #include "node/wire.h"
 
@@ -37,7 +38,11 @@ struct kvf_lend {
     struct kvf_dead dead[KVF_DEAD_MAX];
     uint64_t dead_bytes, dead_cursor;
     uint64_t others_bytes;   /* lent to others, also to dead ones */
-    uint64_t limit_bytes;    /* the most that may be */
+    uint64_t limit_bytes;    /* the most that may be: the least of what was ordered (kvf lend) and what our own claim leaves */
+    uint64_t ordered_bytes;
+    struct kvf_claim claim;
+    uint64_t vacate_unit;    /* dram.c: where in the lent part own blocks are looked for, */
+    uint32_t vacate_bucket;  /* ... and in which bucket sessions whose open blocks lie there */
 
     /* reclaim.c */
     uint64_t start_ns, deadline_ns; /* 0: nothing is wanted back */

@@ -2,6 +2,7 @@
  * The session is FROZEN from the start until the outcome is known, so nothing is appended to what was handed over. Until etcd has
  * changed the placement every failure leaves it here, active; after that it lives at the target whatever becomes of us. */
 #include "base/hash.h"
+#include "node/dram.h"
 #include "node/move.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -101,7 +102,7 @@ static void depart(struct kvf_one_move *m, struct kvf_sess *s)
     memcpy(s->new_home, m->peer_name, sizeof s->new_home);
     for (uint32_t i = 0; i < s->model->streams * KVF_TAIL_BLOCKS; i++) {
         if (s->tail[i] != KVF_ARENA_NONE)
-            kvf_arena_free(core->dram, s->tail[i], s->model->block_bytes);
+            kvf_dram_free(core, s->tail[i], s->model->block_bytes);
         s->tail[i] = KVF_ARENA_NONE;
     }
     each_block(s, block_depart);

@@ -1,5 +1,5 @@
 /* The public face of a node: open, close, models, statistics, and the reactor thread that drives the core. */
-#include "node/internal.h"
+#include "node/dram.h"
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -391,7 +391,7 @@ enum kvf_status kvf_node_stats(struct kvf_node *node, struct kvf_node_stats *out
     struct kvf_cache_stats device;
     if (kvf_device_stats(core, &device))
         s.tier[KVF_TIER_GPU].capacity_bytes = device.capacity_bytes;
-    s.tier[KVF_TIER_DRAM].capacity_bytes = kvf_arena_bytes(core->dram);
+    s.tier[KVF_TIER_DRAM].capacity_bytes = kvf_dram_capacity(core);
     if (core->ssd) {
         struct kvf_ssd_stats ssd;
         kvf_ssd_stats(core->ssd, &ssd);

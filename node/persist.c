@@ -7,7 +7,7 @@
  * A block in DRAM may have a copy on the SSD beside it (ssd4k of its entry): one that was made to persist, or one that rose from
  * there. When it leaves DRAM it goes to a lender as any other and keeps the copy, or back to it, and nothing is written. When the
  * lender is lost, or wants its memory back, the block lies where its copy is. */
-#include "node/internal.h"
+#include "node/dram.h"
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -243,7 +243,7 @@ bool kvf_persist_shed(struct kvf_core *core, kvf_handle handle)
     }
     kvf_persist_copy(core, e, 0);
     kvf_block_place(core, handle, KVF_TIER_SSD, KVF_PEER_NONE, copy);
-    kvf_arena_free(core->dram, slot, e->bytes);
+    kvf_dram_free(core, slot, e->bytes);
     core->spill_stuck = false;
     kvf_core_changed(core);
     return true;

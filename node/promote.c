@@ -2,7 +2,7 @@
  * a lender wants its memory back from passes through DRAM (yield.c).
  * One rise per block: memory first, then a read at low priority, then the checksums, then the block lies in DRAM and the lower copy
  * is released. Readers use the lower copy until then. */
-#include "node/internal.h"
+#include "node/dram.h"
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,7 +119,7 @@ static void rise_end(struct rise *r, enum kvf_status status)
                 e->flags |= KVF_FLAG_SUMMARY;
         }
     } else {
-        kvf_arena_free(core->dram, r->slot, r->bytes);
+        kvf_dram_free(core, r->slot, r->bytes);
         bool rising = e->state == KVF_BLOCK_RISING; /* else it was lost meanwhile, and perhaps refilled */
         if (rising)
             e->state = KVF_BLOCK_READY;
@@ -195,7 +195,7 @@ static bool rise_memory(struct rise *r, const struct kvf_entry *e)
     r->codes_bytes = e->bytes;
     r->codes = kvf_cold_slot(core, e->bytes, true);
     if (r->codes == KVF_ARENA_NONE)
-        kvf_arena_free(core->dram, r->slot, r->bytes);
+        kvf_dram_free(core, r->slot, r->bytes);
     return r->codes != KVF_ARENA_NONE;
 }
 
@@ -216,7 +216,7 @@ static bool rise_start(struct kvf_core *core, kvf_handle h, uint64_t now, bool y
     uint8_t *to = core->memory + (r->codes == KVF_ARENA_NONE ? r->slot : core->staging_at + r->codes);
     if (kvf_read_start(core, h, r->mask, to, kvf_deadline(now, READ_TIMEOUT_NS),
                        KVF_PRIORITY_AHEAD, rise_read, r, &r->read) != KVF_OK) {
-        kvf_arena_free(core->dram, r->slot, r->bytes);
+        kvf_dram_free(core, r->slot, r->bytes);
         codes_free(r);
         return false;
     }
@@ -246,10 +246,17 @@ void kvf_rises_cancel(struct kvf_core *core, uint64_t session)
     }
 }
 
-/* Whether blocks of the session should rise: streaming in (from the old home only), or resumed. */
+/* Whether blocks of the session should rise: streaming in (from the old home only), or wherever they are. */
 static bool wanted(const struct kvf_sess *s)
 {
     return s->state == KVF_SESS_ACTIVE && !s->parked && (s->from_peer > 0 || s->rising);
+}
+
+void kvf_rises_room(struct kvf_core *core)
+{
+    for (uint32_t b = 0; core->n_sessions > 0 && b < core->session_buckets; b++)
+        for (struct kvf_sess *s = core->sessions[b]; s; s = s->next)
+            s->rising |= s->state == KVF_SESS_ACTIVE && !s->parked;
 }
 
 static struct kvf_sess *session_next(struct kvf_core *core)
@@ -269,10 +276,10 @@ static struct kvf_sess *session_next(struct kvf_core *core)
     return NULL;
 }
 
-/* A resumed session takes room that is free; it pushes nothing out. */
+/* A resumed session, and one for which there is more memory than before, takes room that is free; it pushes nothing out. */
 static bool has_free_room(struct kvf_core *core)
 {
-    return kvf_arena_used(core->dram) < kvf_arena_bytes(core->dram) / 4 * 3;
+    return kvf_dram_used(core) < kvf_dram_capacity(core) / 4 * 3;
 }
 
 /* Blocks that were decoded while somebody read them below. */

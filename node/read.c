@@ -4,6 +4,7 @@
  * request per run of adjacent chunks, one pull per batch of ranges at a lender, one READ per batch of keys at an old home, which
  * sends the bytes in pieces as it has them. What is not demand takes at most half of each source's places, so that a demand read
  * always finds one soon. */
+#include "node/claim.h"
 #include "node/read.h"
 #include "node/wire.h"
 #include <assert.h>
@@ -179,6 +180,8 @@ void kvf_read_finish(struct kvf_core *core, struct kvf_read *read, enum kvf_stat
     struct kvf_entry *e = kvf_read_entry(core, read);
     if (status == KVF_OK && e)
         count_bytes(core, read, mask_bytes(read, read->mask));
+    if (status == KVF_OK && e && (read->tier == KVF_TIER_SSD || read->tier == KVF_TIER_REMOTE))
+        kvf_claim_read(core, e, mask_bytes(read, read->mask));
     if (status == KVF_ERR_DEADLINE)
         kvf_count(&core->counters.fetch_deadline, 1);
     read->done(read->arg, read, status);

@@ -2,6 +2,7 @@
  * they have, the slots of dead borrowers are freed, and the others asked (RECLAIM), those who have most first, until enough is
  * promised. A borrower answers when he has moved a batch away. At the deadline what is still missing is taken without him: the
  * slots are free from that moment, he is told (REVOKED), and what he reads, puts or commits there meanwhile does not match. */
+#include "node/dram.h"
 #include "node/lend.h"
 #include <assert.h>
 #include <string.h>
@@ -24,16 +25,20 @@ bool kvf_reclaim_busy(const struct kvf_core *core)
     return core->lend && core->lend->deadline_ns != 0;
 }
 
-enum kvf_status kvf_reclaim_start(struct kvf_core *core, uint64_t limit_bytes, uint64_t deadline_ns)
+/* What others may have has changed. */
+static void limit_set(struct kvf_core *core, uint64_t deadline_ns)
 {
     struct kvf_lend *lend = core->lend;
     uint64_t now = kvf_now(core->env);
-    if (!lend || !lend->index)
-        return KVF_ERR_UNSUPPORTED;
-    uint64_t most = kvf_arena_planned(core->lent);
-    lend->limit_bytes = limit_bytes < most ? limit_bytes : most;
+    uint64_t before = lend->limit_bytes;
+    lend->limit_bytes = lend->ordered_bytes < lend->claim.limit_bytes ? lend->ordered_bytes : lend->claim.limit_bytes;
+    uint64_t stays = kvf_dram_capacity(core) / 8 * 7, used = kvf_dram_used(core);
+    lend->claim.leaving_bytes = lend->limit_bytes > before && used > stays ? used - stays : 0;
+    core->spill_stuck = false; /* what is not in use is ours at once */
+    kvf_rises_room(core);
+    kvf_core_changed(core);
     if (lend->others_bytes <= lend->limit_bytes && !lend->deadline_ns)
-        return KVF_OK;
+        return;
     if (!lend->deadline_ns) {
         lend->start_ns = now;
         lend->revoked = 0;
@@ -43,7 +48,23 @@ enum kvf_status kvf_reclaim_start(struct kvf_core *core, uint64_t limit_bytes, u
     /* Somebody may wait for an earlier end already. */
     deadline_ns = deadline_ns ? deadline_ns : 1;
     lend->deadline_ns = lend->deadline_ns && lend->deadline_ns < deadline_ns ? lend->deadline_ns : deadline_ns;
+}
+
+enum kvf_status kvf_reclaim_start(struct kvf_core *core, uint64_t limit_bytes, uint64_t deadline_ns)
+{
+    struct kvf_lend *lend = core->lend;
+    if (!lend || !lend->index)
+        return KVF_ERR_UNSUPPORTED;
+    uint64_t most = kvf_arena_planned(core->lent);
+    lend->ordered_bytes = limit_bytes < most ? limit_bytes : most;
+    limit_set(core, deadline_ns);
     return KVF_OK;
+}
+
+void kvf_reclaim_claimed(struct kvf_core *core, uint64_t deadline_ns)
+{
+    assert(core->lend->claim.limit_bytes <= kvf_arena_planned(core->lent));
+    limit_set(core, deadline_ns);
 }
 
 enum kvf_status kvf_reclaim_wait(struct kvf_core *core, uint64_t limit_bytes, uint64_t within_ns, struct kvf_reclaim_stats *out)
@@ -287,6 +308,7 @@ static void end(struct kvf_core *core, uint64_t now)
                      (unsigned long long)lend->revoked);
     lend->deadline_ns = 0;
     lend->forcing = 0;
+    kvf_rises_room(core);
     kvf_core_changed(core);
 }
 
@@ -322,6 +344,8 @@ void kvf_reclaim_stats(const struct kvf_core *core, struct kvf_reclaim_stats *ou
     out->limit_bytes = lend->limit_bytes;
     out->others_bytes = lend->others_bytes;
     out->dead_bytes = lend->dead_bytes;
+    out->own_bytes = core->lent_own_bytes;
+    out->claimed_bytes = kvf_arena_planned(core->lent) - lend->claim.limit_bytes;
     out->wanted_bytes = lend->deadline_ns && lend->others_bytes > lend->limit_bytes ? lend->others_bytes - lend->limit_bytes : 0;
     out->revoked = lend->revoked;
 }

@@ -8,6 +8,7 @@
 struct kvf_reclaim_stats {
     uint64_t limit_bytes, others_bytes, dead_bytes; /* others may have, have, of it what dead ones left */
     uint64_t wanted_bytes, asked_bytes;             /* still to come back; of it asked for */
+    uint64_t own_bytes, claimed_bytes;              /* in use by own blocks; kept from others because own DRAM was short */
     uint64_t revoked;                               /* blocks that the last time were taken by force */
 };
 /* From now on others have at most `limit_bytes` of the lent part. What is above it is free by the deadline, with the borrowers'
@@ -15,6 +16,8 @@ struct kvf_reclaim_stats {
  * node lends nothing. */
 enum kvf_status kvf_reclaim_start(struct kvf_core *core, uint64_t limit_bytes, uint64_t deadline_ns);
 bool kvf_reclaim_busy(const struct kvf_core *core);
+/* The same for what our own claim leaves to others, which has just changed. */
+void kvf_reclaim_claimed(struct kvf_core *core, uint64_t deadline_ns);
 /* Starts it and waits for its end. Any thread, without the lock. *out tells how it stands then. ERR_DEADLINE: the
  * reactor is late. */
 enum kvf_status kvf_reclaim_wait(struct kvf_core *core, uint64_t limit_bytes, uint64_t within_ns, struct kvf_reclaim_stats *out);

@@ -1,6 +1,6 @@
 /* Sessions and models: what a home knows of them. Steps are in step.c, moves in move.c. */
 #include "base/hash.h"
-#include "node/internal.h"
+#include "node/dram.h"
 #include "node/wire.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -128,7 +128,7 @@ void kvf_sess_free(struct kvf_sess *s)
     }
     for (uint32_t i = 0; i < s->model->streams * KVF_TAIL_BLOCKS; i++)
         if (s->tail[i] != KVF_ARENA_NONE)
-            kvf_arena_free(core->dram, s->tail[i], s->model->block_bytes);
+            kvf_dram_free(core, s->tail[i], s->model->block_bytes);
     struct kvf_sess **at = &core->sessions[kvf_mix(s->id, 1) % core->session_buckets];
     while (*at != s)
         at = &(*at)->next;

@@ -5,7 +5,8 @@
  * (the lender verifies every block against its checksums) -> FINISHING. To SSD, block by block (struct drop): WRITING -> FINISHING.
  * Readers use the DRAM copy until FINISHING, which closes the block to pins without the lock, finds no pin on it; only then is its
  * memory free. */
-#include "node/internal.h"
+#include "node/claim.h"
+#include "node/dram.h"
 #include "node/wire.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -171,7 +172,7 @@ static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t
         kvf_block_list(core, h); /* place takes it off again */
         uint32_t bytes = e->bytes;
         kvf_block_place_as(core, h, to, peer, location, copy->format, copy->words);
-        kvf_arena_free(core->dram, slot, bytes);
+        kvf_dram_free(core, slot, bytes);
         kvf_count(to == KVF_TIER_SSD ? &core->counters.spill_ssd_blocks : &core->counters.spill_remote_blocks, 1);
         kvf_count(to == KVF_TIER_SSD ? &core->counters.spill_ssd_bytes : &core->counters.spill_remote_bytes, e->bytes);
     }
@@ -662,9 +663,9 @@ static unsigned pick_parking(struct kvf_core *core, uint64_t bytes, kvf_handle *
 /* Bytes that should leave DRAM now: down to 7/8 when above 15/16, or when somebody waits. */
 static uint64_t excess(const struct kvf_core *core)
 {
-    uint64_t capacity = kvf_arena_bytes(core->dram), used = kvf_arena_used(core->dram), going = core->spills->going_bytes;
+    uint64_t capacity = kvf_dram_capacity(core), used = kvf_dram_used(core), going = core->spills->going_bytes;
     uint64_t staying = used > going ? used - going : 0;
-    if (!core->spill_urgent && !core->spills->emptying && staying < capacity / 16 * 15)
+    if (!core->spill_urgent && (kvf_claim_waits(core) || (!core->spills->emptying && staying < capacity / 16 * 15)))
         return 0;
     return staying > capacity / 8 * 7 ? staying - capacity / 8 * 7 : core->spill_urgent && going == 0 ? 1 : 0;
 }
@@ -739,7 +740,7 @@ static bool send_down(struct kvf_core *core, bool only_parking, uint64_t bytes)
     }
     started |= core->spills->shed_bytes > 0;
     if (!started && !any && (full || (!ssd && !only_parking)))
-        started = drop_some(core, bytes < JOB_BYTES ? bytes : JOB_BYTES, full);
+        started = kvf_claim_urge(core) || drop_some(core, bytes < JOB_BYTES ? bytes : JOB_BYTES, full);
     return started || any || !ended || core->cold_wait;
 }
 

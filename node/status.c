@@ -3,8 +3,10 @@
  * The figures are copied under the core's lock into plain structs; the text is made from the copy, without the lock, so
  * that a slow reader of the admin interface never holds up the reactor. Counters and histograms are atomic. */
 #include "node/attend_remote.h"
+#include "node/dram.h"
 #include "node/ram.h"
 #include "node/reclaim.h"
+#include "node/scrub.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -174,8 +176,8 @@ static void copy_tiers(struct kvf_core *core, struct copy *copy)
 
     copy_device(core, copy);
     struct tier_copy *dram = &copy->tier[KVF_TIER_DRAM];
-    dram->capacity_bytes = core->dram ? kvf_arena_bytes(core->dram) : 0;
-    dram->used_bytes = core->dram ? kvf_arena_used(core->dram) : 0;
+    dram->capacity_bytes = core->dram ? kvf_dram_capacity(core) : 0;
+    dram->used_bytes = core->dram ? kvf_dram_used(core) : 0;
     if (core->spill_stuck)
         tier_state(dram, "degraded", "full, and no lower tier has room");
     else
@@ -226,7 +228,7 @@ static bool copy_core(struct kvf_core *core, struct copy *copy)
     copy->going_up = kvf_rises_bytes(core);
     kvf_scrub_progress(core, &copy->scrub);
     copy->lend_capacity = core->lent ? kvf_arena_bytes(core->lent) : 0;
-    copy->lend_used = core->lent ? kvf_arena_used(core->lent) : 0;
+    copy->lend_used = core->lent ? kvf_arena_used(core->lent) - core->lent_own_bytes : 0;
     copy->lend_blocks = core->lend ? kvf_lend_blocks(core) : 0;
     kvf_reclaim_stats(core, &copy->reclaim);
     kvf_serves_stats(core, &copy->serves);
@@ -468,6 +470,8 @@ static json_t *lending_json(const struct copy *copy)
     json_object_set_new(lending, "dead_bytes", number_of(copy->reclaim.dead_bytes));
     json_object_set_new(lending, "wanted_bytes", number_of(copy->reclaim.wanted_bytes));
     json_object_set_new(lending, "asked_bytes", number_of(copy->reclaim.asked_bytes));
+    json_object_set_new(lending, "claimed_bytes", number_of(copy->reclaim.claimed_bytes));
+    json_object_set_new(lending, "own_bytes", number_of(copy->reclaim.own_bytes));
     return lending;
 }
 
@@ -701,6 +705,8 @@ static void write_metrics(FILE *out, const struct kvf_core *core, const struct c
     gauge(out, "lend_limit_bytes", "what others may have of it", copy->reclaim.limit_bytes);
     gauge(out, "lend_dead_bytes", "of what is in use, left by nodes that are gone", copy->reclaim.dead_bytes);
     gauge(out, "lend_wanted_bytes", "of it, to come back", copy->reclaim.wanted_bytes);
+    gauge(out, "lend_claimed_bytes", "kept from others because own DRAM was short", copy->reclaim.claimed_bytes);
+    gauge(out, "lend_own_bytes", "of the memory for other nodes, in use by own blocks", copy->reclaim.own_bytes);
     gauge(out, "etcd_up", "1: etcd answers", copy->etcd_reachable);
     gauge(out, "uptime_seconds", "seconds since the process began", uptime_s());
     movement_gauges(out, copy);

@@ -1,5 +1,5 @@
 /* Steps: append, seal, commit, refill. Attention over what was appended is in attend.c. */
-#include "node/internal.h"
+#include "node/dram.h"
 #include "node/step.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -89,7 +89,7 @@ static void refill_drop(struct kvf_sess *s)
                 struct kvf_entry *e = handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, handle);
                 if (!e || e->state != KVF_BLOCK_WRITING)
                     continue;
-                kvf_arena_free(core->dram, kvf_entry_location(e), e->bytes);
+                kvf_dram_free(core, kvf_entry_location(e), e->bytes);
                 e->state = KVF_BLOCK_LOST;
             }
         }
@@ -107,7 +107,7 @@ void kvf_sess_step_end(struct kvf_sess *s)
         for (uint32_t i = keep; i < KVF_TAIL_BLOCKS; i++) {
             uint64_t *slot = &s->tail[stream * KVF_TAIL_BLOCKS + i];
             if (*slot != KVF_ARENA_NONE)
-                kvf_arena_free(s->core->dram, *slot, s->model->block_bytes);
+                kvf_dram_free(s->core, *slot, s->model->block_bytes);
             *slot = KVF_ARENA_NONE;
         }
     }

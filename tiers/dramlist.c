@@ -109,6 +109,14 @@ void kvf_dramlist_remove(struct kvf_dramlist *l, uint32_t slot)
     l->count--;
 }
 
+void kvf_dramlist_shift(struct kvf_dramlist *l, uint32_t slot, uint32_t to)
+{
+    assert(kvf_dramlist_has(l, slot) && !kvf_dramlist_has(l, to));
+    struct link at = l->links[slot];
+    kvf_dramlist_remove(l, slot);
+    insert(l, to, at.older, at.number);
+}
+
 uint64_t kvf_dramlist_count(const struct kvf_dramlist *l)
 {
     return l->count;

@@ -19,6 +19,8 @@ void kvf_dramlist_push_oldest(struct kvf_dramlist *list, uint32_t slot, kvf_hand
 void kvf_dramlist_remove(struct kvf_dramlist *list, uint32_t slot); /* it is in the list */
 /* Two of the list change places in it. */
 void kvf_dramlist_swap(struct kvf_dramlist *list, uint32_t a, uint32_t b);
+/* The block at a slot of the list begins at another one from now on, which is not in the list; its place in the order stays. */
+void kvf_dramlist_shift(struct kvf_dramlist *list, uint32_t slot, uint32_t to);
 bool kvf_dramlist_has(const struct kvf_dramlist *list, uint32_t slot);
 uint64_t kvf_dramlist_count(const struct kvf_dramlist *list);
 

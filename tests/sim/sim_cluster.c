@@ -63,6 +63,9 @@ static void settings_of(const struct sim_node_config *config, struct kvf_setting
     out->fabric_peers_max = SIM_CLUSTER_NODES;
     out->workers = 1;
     out->lend_keep_dead_ns = config->keep_dead_ns;
+    out->lend_min_bytes = config->lend_min;
+    if (config->no_claims)
+        out->lend_reclaim_above = 0;
     if (config->attend)
         snprintf(out->attend_remote, sizeof out->attend_remote, "%s", config->attend);
     if (config->attend_parts)

@@ -35,6 +35,8 @@ struct sim_node_config {
     size_t frame;                 /* the largest message that it takes and sends; 0: 64 KiB */
     uint64_t blocks_max;          /* entries of the index; 0: 4096 */
     uint64_t keep_dead_ns;        /* how long it keeps dead borrowers' blocks; 0: not at all */
+    uint64_t lend_min;            /* lend.min */
+    bool no_claims;               /* lend.reclaim_above is 0, not its default */
     const char *attend, *attend_parts; /* attend.remote and attend.parts; NULL: as by default */
     bool attend_nobody;           /* attend.serve is 0, not its default */
     uint64_t attend_serve;        /* 0: its default */
