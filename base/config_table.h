@@ -13,8 +13,8 @@ KVF_SETTING(BOOL, borrow, "lend.borrow", "true", 0, 0, "",
 KVF_SETTING(TIME, lend_reclaim_ns, "lend.reclaim_within", "5s", 100000000, 600000000000, "",
     "How long borrowers have to move their blocks when this node wants lent memory back; then it takes it.")
 KVF_SETTING(COUNT, lend_reclaim_above, "lend.reclaim_above", "10", 0, 10000, "",
-    "Percent of dram.bytes: when within 10 s so much of this node's own blocks leaves full DRAM, or is read from below it, lent memory "
-    "comes back and holds them, an eighth of lend.bytes or more at a time. 0: never by itself.")
+    "Percent of dram.bytes: when within 10 s so much of this node's own blocks leaves full DRAM, or is read from below it, lent "
+    "memory comes back and holds them, an eighth of lend.bytes or more at a time. 0: never by itself.")
 KVF_SETTING(SIZE, lend_min_bytes, "lend.min", "0", 0, 1ull << 42, "",
     "What others may keep of lend.bytes however short this node's own DRAM is.")
 KVF_SETTING(TIME, lend_return_ns, "lend.return_after", "60s", 1000000000, 86400000000000, "",

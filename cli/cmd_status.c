@@ -194,6 +194,23 @@ static void print_tiers(const json_t *status)
     kvf_table_destroy(table);
 }
 
+static void print_lending(const json_t *status)
+{
+    const json_t *lending = json_object_get(status, "lending");
+    if (!number_in(lending, "capacity_bytes"))
+        return;
+    printf("\n  lends %s", kvf_table_bytes(number_in(lending, "others_bytes")).s);
+    printf(" of at most %s", kvf_table_bytes(number_in(lending, "limit_bytes")).s);
+    printf(" (lend.bytes %s)", kvf_table_bytes(number_in(lending, "capacity_bytes")).s);
+    if (number_in(lending, "wanted_bytes"))
+        printf("; %s are to come back", kvf_table_bytes(number_in(lending, "wanted_bytes")).s);
+    if (number_in(lending, "claimed_bytes"))
+        printf("; kept back, own DRAM being short: %s", kvf_table_bytes(number_in(lending, "claimed_bytes")).s);
+    if (number_in(lending, "own_bytes"))
+        printf("; own blocks there: %s", kvf_table_bytes(number_in(lending, "own_bytes")).s);
+    putchar('\n');
+}
+
 static void print_peers(const json_t *status)
 {
     json_t *peer, *peers = json_object_get(status, "peers");
@@ -338,6 +355,7 @@ static void print_node(const struct node_status *node)
            (double)number_in(memory, "elapsed_ms") / 1000, text_in(memory, "pages"),
            kvf_table_bytes(number_in(memory, "huge_bytes")).s, text_in(memory, "numa"));
     print_memory(node);
+    print_lending(status);
     print_peers(status);
     print_attend(status);
     print_scrub(status);

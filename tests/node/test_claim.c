@@ -128,8 +128,8 @@ static void others_keep_the_minimum(void **state)
 
 static void switched_off_it_waits_for_the_operator(void **state)
 {
-    struct pair t =
-        pair_make((struct sim_node_config){.dram = 128 * KIB, .lend = 128 * KIB, .no_claims = true, .ssd = 4096 * KIB}, KVF_WAY_ASK);
+    struct pair t = pair_make(
+        (struct sim_node_config){.dram = 128 * KIB, .lend = 128 * KIB, .no_claims = true, .ssd = 4096 * KIB}, KVF_WAY_ASK);
     struct kvf_session *s = session_on(t.lender, 7);
     uint64_t lent = stats_of(t.lender).others_bytes;
     assert_int_equal(sim_engine_run(engine, s, 1300, 50), KVF_OK);
