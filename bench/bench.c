@@ -178,13 +178,19 @@ static void usage(FILE *out)
                  "  --depth N        fabric: pulls under way, 1 to 64; may be repeated (default 1 4 16 64)\n"
                  "  --rounds N       fabric, failure, rivals: 1 to 64 (default 5)\n"
                  "  --peers N        fabric: many to one and one to many instead, with N peers, 2 to 60\n"
+                 "  --serve PORT     fabric: lets another machine measure with this one; [ADDRESS:]PORT, until it is interrupted\n"
+                 "  --peer WHERE     fabric: measures with the machine that serves there, ADDRESS:PORT\n"
+                 "  --interface NAME fabric with --serve or --peer: of this machine, fabric.interface of its nodes (default lo)\n"
+                 "  --secret-file F  fabric with --serve or --peer: the secret of both, which all but loopback needs\n"
                  "  --python FILE    rivals: an interpreter that finds Mooncake's wheel (default python3)\n"
                  "  --help           this text\n"
                  "\nexit codes: 0 done, 1 a result was wrong or could not be written, 2 wrong usage\n"
                  "\nexamples:\n"
                  "  kvf bench kernels\n"
                  "  kvf bench kernels --table avx2 --time 5 --json build/bench-kernels.json\n"
-                 "  kvf bench policy --log build/gpl3.sel --json build/bench-policy.json\n");
+                 "  kvf bench policy --log build/gpl3.sel --json build/bench-policy.json\n"
+                 "  kvf bench fabric --serve 7700 --tls rdma --interface mlx5_0:1 --secret-file /etc/kvfabric/secret\n"
+                 "  kvf bench fabric --peer node-a:7700 --tls rdma --interface mlx5_0:1 --secret-file /etc/kvfabric/secret\n");
 }
 
 static bool parse_number(const char *text, double least, double most, double *out)
@@ -202,6 +208,21 @@ static bool one_of(const char *word, const char *const *words)
     while (*words && strcmp(word, *words))
         words++;
     return *words != NULL;
+}
+
+/* Whether it is one of theirs that takes any word. */
+static bool word_option(struct kvf_bench *bench, const char *name, const char *value)
+{
+    const struct {
+        const char *name, **to;
+    } words[] = {{"--python", &bench->python}, {"--serve", &bench->serve}, {"--peer", &bench->peer},
+                 {"--interface", &bench->interface}, {"--secret-file", &bench->secret_file}};
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (!strcmp(name, words[i].name)) {
+            *words[i].to = value;
+            return true;
+        }
+    return false;
 }
 
 /* Whether it is an option of `fabric` or `rivals`; *good: with a value that it may have. */
@@ -223,8 +244,7 @@ static bool fabric_option(struct kvf_bench *bench, const char *name, const char 
     } else if (!strcmp(name, "--rounds")) {
         *good = parse_number(value, 1, 64, &number);
         bench->rounds = (unsigned)number;
-    } else if (!strcmp(name, "--python")) {
-        bench->python = value;
+    } else if (word_option(bench, name, value)) {
         *good = *value;
     } else if (!strcmp(name, "--peers")) {
         *good = parse_number(value, 2, 60, &number);

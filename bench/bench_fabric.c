@@ -1,8 +1,10 @@
 /* The fabric between real processes, beside what the same machine can do without it: ucx_perftest with the settings that the
- * fabric gives to UCX, iperf3, and memcpy of the same blocks. Every number is a median over rounds in which all take turns. */
+ * fabric gives to UCX, iperf3, and memcpy of the same blocks. Every number is a median over rounds in which all take turns.
+ * The processes are of this machine, or one of them is of another (--serve there, --peer here). */
 #include "base/config.h"
 #include "bench/bench.h"
 #include "bench/fabric_node.h"
+#include "bench/far.h"
 #include "bench/limits.h"
 #include "bench/redis.h"
 #include "base/hash.h"
@@ -15,8 +17,9 @@
 #define ROUNDS_MAX 64u
 #define PULLS 2 /* with and without checks */
 #define COLD_BYTES (256u << 20)
-enum limit { AM, TAG, PUT, LIMITS };
-static const char *const limit_tests[LIMITS] = {"ucp_am_bw", "tag_bw", "ucp_put_bw"};
+#define LIMITS_MAX 3
+/* What ucx_perftest is asked for: messages and writes, which may take the way of our answers; over RDMA we read, and so does it. */
+static const char *const message_tests[] = {"ucp_am_bw", "tag_bw", "ucp_put_bw", NULL}, *const read_tests[] = {"ucp_get", NULL};
 
 /* Values of one thing, round by round. */
 struct series {
@@ -33,6 +36,10 @@ struct bench {
     char ucx[2048]; /* its settings */
     bool mapped;    /* the region is read as shared memory */
     bool perftest, iperf;
+    const char *const *tests; /* ucx_perftest's */
+    struct kvf_far *far;      /* the machine that serves, and where its programs are started; or NULL: this one */
+    struct kvf_far_node server;
+    struct kvf_limits_host host;
     unsigned rounds;
     double slice; /* seconds of one measurement */
     double cold;  /* GB/s of ucx_perftest's messages that no cache holds */
@@ -90,48 +97,72 @@ static bool measure(struct bench *b, struct kvf_fabric_task *task, struct series
     return true;
 }
 
-/* One size at one depth: pulls with and without checks, in turns with the limits. */
+/* What the programs are given; over a network they move about as much as the pulls did. */
+static struct kvf_limits_task limits_task(const struct bench *b, const char *test, uint32_t bytes, uint32_t depth, double pulled)
+{
+    return (struct kvf_limits_task){.host = b->far ? &b->host : NULL, .settings = b->ucx, .test = test, .bytes = bytes,
+                                    .depth = depth, .seconds = b->slice,
+                                    .guess = b->far && pulled > 0 ? pulled * 1e9 : KVF_LIMITS_GUESS};
+}
+
+/* What one size at one depth came to, round by round. */
+struct comparison {
+    struct series pulls[PULLS], copies[PULLS], limits[LIMITS_MAX], iperf;
+};
+
+/* One round: pulls with and without checks, in turns with the limits. */
+static bool compare_round(struct bench *b, uint32_t bytes, uint32_t depth, struct comparison *to)
+{
+    for (unsigned i = 0; i < PULLS; i++) {
+        struct kvf_fabric_task task = {.work = KVF_FABRIC_PULL, .bytes = bytes, .ranges = 1, .depth = depth, .verify = i == 0};
+        if (!measure(b, &task, &to->pulls[i]))
+            return false;
+        task.work = KVF_FABRIC_COPY;
+        if (b->mapped && !measure(b, &task, &to->copies[i]))
+            return false;
+    }
+    double pulled = to->pulls[0].value[to->pulls[0].n - 1];
+    for (unsigned i = 0; b->tests[i] && b->perftest && !b->mapped; i++) {
+        struct kvf_limits_task task = limits_task(b, b->tests[i], bytes, depth, pulled);
+        struct kvf_limits_ucx limit;
+        if (kvf_limits_ucx(&task, &limit))
+            note(&to->limits[i], limit.bytes_per_s / 1e9);
+    }
+    struct kvf_limits_task task = limits_task(b, NULL, bytes, 1, pulled);
+    if (b->iperf && !b->mapped)
+        note(&to->iperf, kvf_limits_iperf(&task) / 1e9);
+    return true;
+}
+
 static bool compare(struct bench *b, uint32_t bytes, uint32_t depth)
 {
-    struct series pulls[PULLS] = {0}, limits[LIMITS] = {0}, iperf = {0}, copies[PULLS] = {0};
+    struct comparison c = {0};
     char name[64], row[96];
-    for (unsigned round = 0; round < b->rounds; round++) {
-        for (unsigned i = 0; i < PULLS; i++) {
-            struct kvf_fabric_task task = {.work = KVF_FABRIC_PULL, .bytes = bytes, .ranges = 1, .depth = depth, .verify = i == 0};
-            if (!measure(b, &task, &pulls[i]))
-                return false;
-            task.work = KVF_FABRIC_COPY;
-            if (b->mapped && !measure(b, &task, &copies[i]))
-                return false;
-        }
-        for (unsigned i = 0; i < LIMITS && b->perftest && !b->mapped; i++) {
-            struct kvf_limits_ucx limit;
-            if (kvf_limits_ucx(b->ucx, limit_tests[i], bytes, depth, b->slice, &limit))
-                note(&limits[i], limit.bytes_per_s / 1e9);
-        }
-        if (b->iperf && !b->mapped)
-            note(&iperf, kvf_limits_iperf(1, bytes, b->slice) / 1e9);
-    }
+    for (unsigned round = 0; round < b->rounds; round++)
+        if (!compare_round(b, bytes, depth, &c))
+            return false;
     snprintf(name, sizeof name, "%s %u KiB depth %u", b->tls, bytes / 1024, depth);
-    enum limit best = AM;
-    for (unsigned i = 0; i < LIMITS; i++) {
-        best = median(&limits[i]) > median(&limits[best]) ? (enum limit)i : best;
-        snprintf(row, sizeof row, "%s: %s", name, limit_tests[i]);
-        add(b, row, "GB/s", &limits[i], NULL, 0);
+    unsigned best = 0;
+    for (unsigned i = 0; b->tests[i]; i++) {
+        best = median(&c.limits[i]) > median(&c.limits[best]) ? i : best;
+        snprintf(row, sizeof row, "%s: %s", name, b->tests[i]);
+        add(b, row, "GB/s", &c.limits[i], NULL, 0);
     }
     if (!b->mapped) {
-        add(b, name, "GB/s", &pulls[0], limit_tests[best], median(&limits[best]));
-        add(b, name, "GB/s", &pulls[0], "iperf3", median(&iperf));
-        add(b, name, "GB/s", &pulls[0], "tag_bw, cold", b->cold);
+        add(b, name, "GB/s", &c.pulls[0], b->tests[best], median(&c.limits[best]));
+        if (b->iperf)
+            add(b, name, "GB/s", &c.pulls[0], "iperf3", median(&c.iperf));
+        if (b->cold > 0)
+            add(b, name, "GB/s", &c.pulls[0], "tag_bw, cold", b->cold);
     } else {
-        add(b, name, "GB/s", &pulls[0], "memcpy+check", median(&copies[0]));
+        add(b, name, "GB/s", &c.pulls[0], "memcpy+check", median(&c.copies[0]));
     }
-    add(b, name, "GB/s", &pulls[0], "unchecked", median(&pulls[1]));
+    add(b, name, "GB/s", &c.pulls[0], "unchecked", median(&c.pulls[1]));
     snprintf(row, sizeof row, "%s unchecked", name);
     if (b->mapped)
-        add(b, row, "GB/s", &pulls[1], "memcpy", median(&copies[1]));
+        add(b, row, "GB/s", &c.pulls[1], "memcpy", median(&c.copies[1]));
     else
-        add(b, row, "GB/s", &pulls[1], limit_tests[best], median(&limits[best]));
+        add(b, row, "GB/s", &c.pulls[1], b->tests[best], median(&c.limits[best]));
     return true;
 }
 
@@ -140,9 +171,11 @@ static bool compare(struct bench *b, uint32_t bytes, uint32_t depth)
 static void cold(struct bench *b)
 {
     struct series s = {0};
-    for (unsigned round = 0; round < b->rounds && b->perftest && !b->mapped; round++) {
+    for (unsigned round = 0; round < b->rounds && b->perftest && !b->mapped && !b->far; round++) {
+        struct kvf_limits_task task = limits_task(b, "tag_bw", COLD_BYTES, 2, 0);
         struct kvf_limits_ucx limit;
-        if (kvf_limits_ucx(b->ucx, "tag_bw", COLD_BYTES, 2, 0.3, &limit))
+        task.seconds = 0.3;
+        if (kvf_limits_ucx(&task, &limit))
             note(&s, limit.bytes_per_s / 1e9);
     }
     b->cold = median(&s);
@@ -163,8 +196,9 @@ static bool alone(struct bench *b)
             return false;
         note(&pull, answer.p50_us);
         for (unsigned i = 0; i < 2 && b->perftest; i++) {
+            struct kvf_limits_task limit_task = limits_task(b, tests[i], task.bytes, 1, answer.bytes_per_s / 1e9);
             struct kvf_limits_ucx limit;
-            if (kvf_limits_ucx(b->ucx, tests[i], task.bytes, 1, b->slice, &limit))
+            if (kvf_limits_ucx(&limit_task, &limit))
                 note(&trip[i], 2 * limit.p50_us);
         }
     }
@@ -246,21 +280,37 @@ static bool chunks(struct bench *b)
 /* ------------------------------------------------------------------------------------------------- many */
 
 
-static bool nodes_start(struct bench *b, unsigned servers, unsigned readers, uint64_t memory_bytes)
+/* The settings of UCX that ucx_perftest gets. Over RDMA it needs ud for its connections, where ours are made by librdmacm; and ud
+ * works over software RoCE only without a test of addresses. */
+static bool limits_settings(struct bench *b)
 {
+    static const char more[] = " UCX_TLS=rc_v,ud_v,self UCX_UD_VERBS_ETH_DGID_CHECK=n";
     struct kvf_log log;
     kvf_log_init(&log, "bench", KVF_LOG_ERROR, stderr);
     struct kvf_transport_config config = {.kind = b->tls, .interface = b->settings.fabric_interface, .peers_max = 8,
                                           .segment_bytes = b->settings.fabric_segment, .log = &log};
+    enum kvf_status st = kvf_transport_ucx_settings(&config, b->ucx, sizeof b->ucx - sizeof more);
+    if (st != KVF_OK)
+        return fail(b->tls, kvf_status_text(st));
+    bool rdma = !strcmp(b->tls, "rdma");
+    b->tests = rdma ? read_tests : message_tests;
+    size_t used = strlen(b->ucx);
+    snprintf(b->ucx + used, sizeof b->ucx - used, "%s", rdma ? more : "");
+    return true;
+}
+
+static bool nodes_start(struct bench *b, unsigned servers, unsigned readers, uint64_t memory_bytes)
+{
     const struct kvf_fabric_nodes_options options = {.transport = b->tls, .interface = b->settings.fabric_interface,
                                                      .segment_bytes = b->settings.fabric_segment,
                                                      .inflight_bytes = b->settings.fabric_inflight,
                                                      .spin_ns = b->settings.reactor_spin_ns, .memory_bytes = memory_bytes,
                                                      .servers = servers, .readers = readers,
+                                                     .outside = b->far || b->bench->serve, .secret_file = b->bench->secret_file,
+                                                     .server = b->far ? &b->server.at : NULL,
                                                      .pin = servers == 1 && readers == 1};
-    enum kvf_status st = kvf_transport_ucx_settings(&config, b->ucx, sizeof b->ucx);
-    if (st != KVF_OK)
-        return fail(b->tls, kvf_status_text(st));
+    if (!limits_settings(b))
+        return false;
     b->nodes = kvf_fabric_nodes_create(b->region, &options);
     return b->nodes != NULL;
 }
@@ -316,13 +366,13 @@ static bool pair_run(struct bench *b, const char *tls, uint64_t memory_bytes)
     const struct kvf_bench *bench = b->bench;
     unsigned n_sizes = bench->n_sizes ? bench->n_sizes : 4, n_depths = bench->n_depths ? bench->n_depths : 4;
     b->tls = tls;
-    b->mapped = !strcmp(tls, "shm") || !strcmp(tls, "auto");
+    b->mapped = !b->far && (!strcmp(tls, "shm") || !strcmp(tls, "auto"));
     b->slice = bench->seconds / (n_sizes * n_depths * b->rounds * 5 * (bench->tls ? 1 : 2));
     b->slice = b->slice < 0.05 ? 0.05 : b->slice;
-    if (!nodes_start(b, 1, 1, memory_bytes))
+    if (!nodes_start(b, b->far ? 0 : 1, 1, memory_bytes))
         return false;
     cold(b);
-    bool good = alone(b) && (b->mapped || chunks(b));
+    bool good = alone(b) && (b->mapped || b->far || chunks(b));
     for (unsigned i = 0; i < n_sizes * n_depths && good; i++) {
         uint32_t bytes = (bench->n_sizes ? bench->sizes : sizes)[i / n_depths];
         uint32_t depth = (bench->n_depths ? bench->depths : depths)[i % n_depths];
@@ -347,38 +397,90 @@ static void describe(struct bench *b, uint64_t memory_bytes)
     json_object_set_new(config, "rounds", json_integer(b->rounds));
     json_object_set_new(config, "ucx_perftest", json_boolean(b->perftest));
     json_object_set_new(config, "iperf3", json_boolean(b->iperf));
-    if (!b->perftest || !b->iperf)
+    if (!b->perftest || !kvf_limits_have("iperf3"))
         fprintf(stderr, "kvf bench fabric: %s is not installed: its limits are not measured\n",
                 b->perftest ? "iperf3" : "ucx_perftest");
+}
+
+/* ------------------------------------------------------------------------------------------------- two machines */
+
+/* --serve: a region for others to measure with, until it is told to end. */
+static bool serve_run(struct bench *b, const struct kvf_secret *secret, uint64_t memory_bytes)
+{
+    struct kvf_far_node node = {.region_bytes = memory_bytes, .seed = b->bench->seed};
+    b->tls = b->bench->tls ? b->bench->tls : "tcp";
+    if (!nodes_start(b, 1, 0, memory_bytes))
+        return false;
+    kvf_fabric_nodes_server(b->nodes, &node.at);
+    snprintf(node.transport, sizeof node.transport, "%s", b->tls);
+    bool good = kvf_far_serve(b->bench->serve, secret, &node, b->ucx);
+    kvf_fabric_nodes_destroy(b->nodes);
+    b->bench->printed = true;
+    return good;
+}
+
+/* Everything that the options ask for, with a region. */
+static bool run(struct bench *b, const struct kvf_secret *secret, uint64_t memory_bytes)
+{
+    struct kvf_bench *bench = b->bench;
+    bool (*one)(struct bench *, const char *, uint64_t) = bench->peers && !b->far ? many_run : pair_run;
+    if (bench->serve)
+        return serve_run(b, secret, memory_bytes);
+    if (b->far)
+        return pair_run(b, b->server.transport, memory_bytes);
+    return ((bench->tls && !strcmp(bench->tls, "shm")) || one(b, bench->tls ? bench->tls : "tcp", memory_bytes)) &&
+           ((bench->tls && strcmp(bench->tls, "shm") != 0) || one(b, "shm", memory_bytes));
+}
+
+/* The secret that proves who we are to another machine; its processes read it for themselves. */
+static bool secret_open(const struct bench *b, struct kvf_secret **secret)
+{
+    char error[256] = "no memory";
+    enum kvf_status st = kvf_secret_create(secret);
+    if (st == KVF_OK && b->bench->secret_file)
+        st = kvf_secret_load(*secret, b->bench->secret_file, error, sizeof error);
+    return st == KVF_OK || fail("the secret", error);
 }
 
 bool kvf_bench_fabric_run(struct kvf_bench *bench)
 {
     struct bench *b = calloc(1, sizeof *b);
+    struct kvf_secret *secret = NULL;
     struct kvf_config *config;
-    if (!b)
-        return fail("starting", "no memory");
-    if (kvf_config_create(&config) != KVF_OK) {
+    if (!b || kvf_config_create(&config) != KVF_OK) {
         free(b);
         return fail("starting", "no memory");
     }
     b->bench = bench;
     b->settings = *kvf_config_settings(config); /* a node's defaults */
     kvf_config_destroy(config);
+    if (bench->interface)
+        snprintf(b->settings.fabric_interface, sizeof b->settings.fabric_interface, "%s", bench->interface);
     b->perftest = kvf_limits_have("ucx_perftest");
-    b->iperf = kvf_limits_have("iperf3");
     b->rounds = bench->rounds ? bench->rounds : 5;
     uint64_t memory_bytes = (uint64_t)((bench->memory_gib > 0 ? bench->memory_gib : 1) * 1024) << 20;
-    describe(b, memory_bytes);
-    b->region = kvf_fabric_region_create(memory_bytes, bench->seed);
-    bool good = b->region != NULL;
-    bool (*run)(struct bench *, const char *, uint64_t) = bench->peers ? many_run : pair_run;
-    if (good && (!bench->tls || strcmp(bench->tls, "shm") != 0))
-        good = run(b, bench->tls ? bench->tls : "tcp", memory_bytes);
-    if (good && (!bench->tls || !strcmp(bench->tls, "shm")))
-        good = run(b, "shm", memory_bytes);
+    bool good = secret_open(b, &secret);
+    if (good && bench->peer) {
+        b->far = kvf_far_open(bench->peer, secret, &b->server);
+        good = b->far && (!bench->tls || !strcmp(bench->tls, b->server.transport) ||
+                          fail(bench->peer, "it was started with another --tls"));
+    }
+    if (b->far) {
+        b->host = kvf_far_host(b->far);
+        memory_bytes = b->server.region_bytes;
+        bench->seed = b->server.seed;
+    }
+    const char *tls = b->far ? b->server.transport : bench->tls;
+    b->iperf = kvf_limits_have("iperf3") && !(tls && !strcmp(tls, "rdma"));
+    if (!bench->serve)
+        describe(b, memory_bytes);
+    b->region = good ? kvf_fabric_region_create(memory_bytes, bench->seed) : NULL;
+    good = b->region && run(b, secret, memory_bytes);
     if (b->region)
         kvf_fabric_region_destroy(b->region);
+    if (b->far)
+        kvf_far_close(b->far);
+    kvf_secret_destroy(secret);
     bench->verified = good;
     free(b);
     return good;

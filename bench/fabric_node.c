@@ -4,7 +4,6 @@
 #include "base/hash.h"
 #include "bench/bench.h"
 #include "bench/limits.h"
-#include "fabric/fabric.h"
 #include "kernels/dev.h"
 #include "tiers/pages.h"
 
@@ -40,10 +39,7 @@ struct kvf_fabric_region {
 /* What the processes of one set tell each other: shared memory. */
 struct board {
     _Atomic unsigned ready, failed;
-    struct {
-        uint8_t address[KVF_ADDRESS_MAX];
-        size_t bytes;
-    } server[KVF_FABRIC_NODES_MAX];
+    struct kvf_fabric_node_address server[KVF_FABRIC_NODES_MAX];
 };
 
 struct kvf_fabric_nodes {
@@ -51,6 +47,7 @@ struct kvf_fabric_nodes {
     struct kvf_fabric_nodes_options options;
     struct board *board;
     char secret[KVF_SECRET_BYTES_MIN + 1]; /* of these processes, so that they may use any device */
+    uint64_t incarnation; /* of the first process; the others follow */
     unsigned n; /* processes; the servers come first */
     pid_t pids[KVF_FABRIC_NODES_MAX];
     int to[KVF_FABRIC_NODES_MAX], from[KVF_FABRIC_NODES_MAX];
@@ -77,7 +74,8 @@ struct process {
     struct kvf_transport *transport;
     struct kvf_region *own;
     struct kvf_fabric *fabric;
-    struct kvf_peer *peers[KVF_FABRIC_NODES_MAX];
+    struct kvf_peer *peers[KVF_FABRIC_NODES_MAX]; /* of a reader: who serves */
+    unsigned n_peers;
     unsigned ups, downs;
     int in, out, epoll_fd;
 
@@ -243,7 +241,7 @@ static void op_pull(struct process *p, struct op *op)
         p->ranges[r] = (struct kvf_pull_range){.offset = op->pages[r] * KVF_FABRIC_NODE_PAGE,
                                                .bytes = p->task.bytes,
                                                .to = op->to + (uint64_t)r * p->task.bytes};
-    struct kvf_peer *peer = p->peers[p->next_peer++ % p->nodes->options.servers];
+    struct kvf_peer *peer = p->peers[p->next_peer++ % p->n_peers];
     op->start_ns = kvf_now(kvf_env_real());
     op->pages_right = 0;
     enum kvf_status st = kvf_fabric_pull_take(peer, p->ranges, p->task.ranges, op->start_ns + PULL_NS,
@@ -318,13 +316,24 @@ static struct kvf_fabric_answer work(struct process *p)
 /* ------------------------------------------------------------------------------------------------- a process: life */
 
 static void on_up(void *arg, struct kvf_peer *peer) { ((struct process *)arg)->ups++; }
-static void on_down(void *arg, struct kvf_peer *peer, enum kvf_status why) { ((struct process *)arg)->downs++; }
+static void on_down(void *arg, struct kvf_peer *peer, enum kvf_status why)
+{
+    struct process *p = arg;
+    p->downs++;
+    if (p->server) /* there may come others */
+        kvf_fabric_peer_remove(p->fabric, peer);
+}
 
 static void on_stranger(void *arg, const char *name, uint64_t incarnation, const void *address, size_t bytes)
 {
     struct process *p = arg;
     struct kvf_peer *peer;
     kvf_fabric_peer_add(p->fabric, name, incarnation, address, bytes, &peer);
+}
+
+static void process_name(const struct kvf_fabric_nodes *nodes, unsigned index, char name[KVF_NODE_NAME_MAX])
+{
+    snprintf(name, KVF_NODE_NAME_MAX, "bench-%llx-%u", (unsigned long long)nodes->incarnation, index);
 }
 
 static enum kvf_status region_offer(struct process *p)
@@ -338,16 +347,31 @@ static enum kvf_status region_offer(struct process *p)
     return st;
 }
 
+/* The secret by which the processes of this set know each other, and those outside. */
+static enum kvf_status secret_take(struct process *p)
+{
+    const struct kvf_fabric_nodes_options *o = &p->nodes->options;
+    const char *why;
+    char error[256];
+    enum kvf_status st = kvf_secret_create(&p->secret);
+    if (st != KVF_OK || (o->outside && !o->secret_file))
+        return st;
+    if (!o->outside)
+        return kvf_secret_set(p->secret, p->nodes->secret, strlen(p->nodes->secret), &why);
+    st = kvf_secret_load(p->secret, o->secret_file, error, sizeof error);
+    if (st != KVF_OK)
+        complain("the secret", error);
+    return st;
+}
+
 static enum kvf_status open_process(struct process *p)
 {
     const struct kvf_fabric_nodes_options *o = &p->nodes->options;
     struct kvf_transport_config tc = {.kind = o->transport, .interface = o->interface, .segment_bytes = o->segment_bytes,
-                                      .peers_max = KVF_FABRIC_NODES_MAX, .secret = true, .log = &p->log};
-    const char *why, *secret = p->nodes->secret;
+                                      .peers_max = KVF_FABRIC_NODES_MAX, .secret = !o->outside || o->secret_file,
+                                      .log = &p->log};
     kvf_log_init(&p->log, p->server ? "server" : "reader", KVF_LOG_ERROR, stderr);
-    enum kvf_status st = kvf_secret_create(&p->secret);
-    if (st == KVF_OK)
-        st = kvf_secret_set(p->secret, secret, strlen(secret), &why);
+    enum kvf_status st = secret_take(p);
     if (st == KVF_OK)
         st = kvf_transport_ucx_create(&tc, &p->transport);
     /* It is there, but not in this process's page tables. */
@@ -360,11 +384,12 @@ static enum kvf_status open_process(struct process *p)
         return st;
     struct kvf_fabric_config config = {
         .env = kvf_env_real(), .transport = p->transport, .secret = p->secret, .log = &p->log, .counters = &p->counters,
-        .incarnation = 1000 + p->index, .region = p->own, .region_base = p->region->base, .region_bytes = p->region->bytes,
+        .incarnation = p->nodes->incarnation + p->index,
+        .region = p->own, .region_base = p->region->base, .region_bytes = p->region->bytes,
         .peers_max = KVF_FABRIC_NODES_MAX, .requests_max = 4096, .inflight_bytes = o->inflight_bytes,
         .heartbeat_ns = 250 * KVF_MS, .dead_ns = 10 * KVF_SEC,
         .handler = {.arg = p, .peer_up = on_up, .peer_down = on_down, .stranger = on_stranger}};
-    snprintf(config.name, sizeof config.name, "bench-%u", p->index);
+    process_name(p->nodes, p->index, config.name);
     st = kvf_fabric_create(&config, &p->fabric);
     if (st == KVF_OK && !p->server) {
         int none;
@@ -381,7 +406,7 @@ static enum kvf_status open_process(struct process *p)
 /* A reader knows all of a server when it knows how to read every piece of its region. */
 static bool met(const struct process *p)
 {
-    for (unsigned i = 0; i < p->nodes->options.servers && !p->server; i++) {
+    for (unsigned i = 0; i < p->n_peers; i++) {
         struct kvf_peer_about about;
         kvf_peer_about(p->peers[i], &about);
         uint64_t known = 0;
@@ -399,22 +424,22 @@ static bool meet(struct process *p)
     struct board *board = p->nodes->board;
     uint64_t busy_ns = 0;
     double end = kvf_bench_now() + MEET_SECONDS;
-    size_t bytes = KVF_ADDRESS_MAX;
     if (p->server) {
-        if (p->transport->ops->address(p->transport, board->server[p->index].address, &bytes) != KVF_OK)
+        struct kvf_fabric_node_address *own = &board->server[p->index];
+        own->bytes = sizeof own->address;
+        own->incarnation = p->nodes->incarnation + p->index;
+        process_name(p->nodes, p->index, own->name);
+        if (p->transport->ops->address(p->transport, own->address, &own->bytes) != KVF_OK)
             return false;
-        board->server[p->index].bytes = bytes;
     }
     atomic_fetch_add(&board->ready, 1);
     while (atomic_load(&board->ready) < o->servers + o->readers && !atomic_load(&board->failed) && kvf_bench_now() < end)
         usleep(500);
-    for (unsigned i = 0; i < o->servers && !p->server; i++) {
-        char name[KVF_NODE_NAME_MAX];
-        snprintf(name, sizeof name, "bench-%u", i);
-        enum kvf_status st =
-            kvf_fabric_peer_add(p->fabric, name, 1000 + i, board->server[i].address, board->server[i].bytes, &p->peers[i]);
-        if (st != KVF_OK)
+    for (unsigned i = 0; i < o->servers + (o->server != NULL) && !p->server; i++) {
+        const struct kvf_fabric_node_address *to = i < o->servers ? &board->server[i] : o->server;
+        if (kvf_fabric_peer_add(p->fabric, to->name, to->incarnation, to->address, to->bytes, &p->peers[i]) != KVF_OK)
             return false;
+        p->n_peers++;
     }
     while (!met(p) && !atomic_load(&board->failed) && p->downs == 0 && kvf_bench_now() < end)
         turn(p, &busy_ns);
@@ -518,7 +543,9 @@ struct kvf_fabric_nodes *kvf_fabric_nodes_create(const struct kvf_fabric_region 
     nodes->region = region;
     nodes->options = *options;
     uint8_t drawn[KVF_SECRET_BYTES_MIN / 2];
-    bool good = kvf_env_secure(kvf_env_real(), drawn, sizeof drawn);
+    bool good = kvf_env_secure(kvf_env_real(), drawn, sizeof drawn) &&
+                kvf_env_secure(kvf_env_real(), &nodes->incarnation, sizeof nodes->incarnation);
+    nodes->incarnation = nodes->incarnation >> 1 | 1; /* never 0, and room for all */
     for (unsigned i = 0; i < sizeof drawn; i++)
         snprintf(nodes->secret + 2 * i, 3, "%02x", drawn[i]);
     nodes->board = mmap(NULL, sizeof *nodes->board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -546,6 +573,11 @@ void kvf_fabric_nodes_destroy(struct kvf_fabric_nodes *nodes)
     if (nodes->board != MAP_FAILED)
         munmap(nodes->board, sizeof *nodes->board);
     free(nodes);
+}
+
+void kvf_fabric_nodes_server(const struct kvf_fabric_nodes *nodes, struct kvf_fabric_node_address *out)
+{
+    *out = nodes->board->server[0];
 }
 
 bool kvf_fabric_nodes_run(struct kvf_fabric_nodes *nodes, const struct kvf_fabric_task *task, struct kvf_fabric_answer *answers)

@@ -7,8 +7,7 @@
 #ifndef KVF_BENCH_FABRIC_NODE_H
 #define KVF_BENCH_FABRIC_NODE_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "fabric/fabric.h"
 
 #define KVF_FABRIC_NODE_PAGE 4096u /* one checksum each; sizes and offsets are multiples of it */
 #define KVF_FABRIC_NODES_MAX 64
@@ -22,18 +21,31 @@ void kvf_fabric_region_destroy(struct kvf_fabric_region *region);
 const uint8_t *kvf_fabric_region_page(const struct kvf_fabric_region *region, uint64_t page);
 uint64_t kvf_fabric_region_pages(const struct kvf_fabric_region *region);
 
+/* Where a serving process is reached. */
+struct kvf_fabric_node_address {
+    char name[KVF_NODE_NAME_MAX];
+    uint64_t incarnation;
+    size_t bytes;
+    uint8_t address[KVF_ADDRESS_MAX];
+};
+
 struct kvf_fabric_nodes_options {
     const char *transport;     /* fabric.transport: tcp, shm, auto, rdma */
     const char *interface;     /* fabric.interface */
     uint64_t segment_bytes, inflight_bytes, spin_ns;
     uint64_t memory_bytes;     /* that each pulling process pulls into */
     unsigned servers, readers;
+    bool outside;              /* there are processes of other sets, which know the secret of secret_file; NULL: there is none */
+    const char *secret_file;
+    const struct kvf_fabric_node_address *server; /* of another set, for the readers beside those of this one; or NULL */
     bool pin;                  /* each to a processor of its own, in turn */
 };
 /* Forks them and waits until every reader has every server as a peer. NULL, with a line on standard error: it did not work. */
 struct kvf_fabric_nodes *kvf_fabric_nodes_create(const struct kvf_fabric_region *region,
                                                  const struct kvf_fabric_nodes_options *options);
 void kvf_fabric_nodes_destroy(struct kvf_fabric_nodes *nodes);
+/* Of the first serving process. */
+void kvf_fabric_nodes_server(const struct kvf_fabric_nodes *nodes, struct kvf_fabric_node_address *out);
 
 enum kvf_fabric_work {
     KVF_FABRIC_PULL,   /* pulls by the fabric */

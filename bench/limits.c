@@ -15,8 +15,8 @@
 #include <jansson.h>
 
 #define ARGS_MAX 24
-#define GUESS 4e9     /* bytes per second: how much to send for about so many seconds */
-#define TRIES 40      /* a client begins before its server listens */
+#define TRIES 80      /* a client begins before its server listens */
+#define ANYWHERE UINT32_MAX
 #define SECONDS_MAX 20 /* a program that takes longer is ended */
 #define OUTPUT_MAX 65536
 
@@ -69,21 +69,22 @@ static pid_t start(char *const *args, const char *settings, int out, unsigned pr
     snprintf(words, sizeof words, "%s", settings);
     for (char *word = strtok_r(words, " ", &save); word; word = strtok_r(NULL, " ", &save))
         putenv(word);
-    kvf_limits_pin(processor);
+    if (processor != ANYWHERE)
+        kvf_limits_pin(processor);
     alarm(SECONDS_MAX); /* it goes on through exec */
     execvp(args[0], args);
     _exit(127);
 }
 
 /* Runs it to its end. Its output into `text`; false: it failed. */
-static bool finish(char *const *args, const char *settings, char *text, size_t size)
+static bool finish(char *const *args, const struct kvf_limits_task *task, char *text, size_t size)
 {
     int ends[2], status = 0;
     size_t used = 0;
     ssize_t n = 1;
     if (pipe2(ends, O_CLOEXEC) != 0)
         return false;
-    pid_t pid = start(args, settings, ends[1], 1);
+    pid_t pid = start(args, task->settings, ends[1], task->host ? ANYWHERE : 1);
     close(ends[1]);
     while (n > 0 && used + 1 < size) {
         n = read(ends[0], text + used, size - 1 - used);
@@ -94,41 +95,65 @@ static bool finish(char *const *args, const char *settings, char *text, size_t s
     return pid > 0 && waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-/* A server, and a client that is tried until the server listens. */
-static bool pair(char *const *server, char *const *client, const char *settings, char *text, size_t size)
+pid_t kvf_limits_start(const char *program, const char *address, unsigned port, const char *settings)
 {
-    bool good = false, ended = false;
-    pid_t pid = start(server, settings, -1, 0);
-    for (unsigned i = 0; i < TRIES && !good && !ended && pid > 0; i++) {
+    char number[16];
+    snprintf(number, sizeof number, "%u", port);
+    char *const perftest[] = {"ucx_perftest", "-p", number, NULL};
+    char *const iperf[] = {"iperf3", "-s", "-1", "-B", (char *)(uintptr_t)address, "-p", number, NULL};
+    return start(strcmp(program, "iperf3") == 0 ? iperf : perftest, settings, -1, 0);
+}
+
+void kvf_limits_stop(pid_t pid)
+{
+    for (unsigned i = 0; i < TRIES; i++) {
+        if (waitpid(pid, NULL, WNOHANG) == pid)
+            return;
+        usleep(2500);
+    }
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
+/* A server, and a client of that command line, without its address and port, which is tried until the server listens. */
+static bool pair(char **client, const struct kvf_limits_task *task, char *text, size_t size)
+{
+    const struct kvf_limits_host *host = task->host;
+    bool good = false;
+    unsigned port = host ? host->start(host->arg, client[0]) : kvf_limits_port(), n = 0;
+    pid_t pid = host || port == 0 ? 0 : kvf_limits_start(client[0], "127.0.0.1", port, task->settings);
+    char number[16];
+    snprintf(number, sizeof number, "%u", port);
+    while (client[n])
+        n++;
+    client[n++] = "-p";
+    client[n++] = number;
+    if (strcmp(client[0], "iperf3") == 0)
+        client[n++] = "-c";
+    client[n++] = (char *)(uintptr_t)(host ? host->address : "127.0.0.1");
+    for (unsigned i = 0; i < TRIES && !good && port > 0 && (host || pid > 0); i++) {
         usleep(25000);
-        ended = waitpid(pid, NULL, WNOHANG) == pid;
-        good = !ended && finish(client, settings, text, size);
+        good = finish(client, task, text, size);
     }
-    for (unsigned i = 0; i < TRIES && good && !ended; i++) {
-        usleep(5000);
-        ended = waitpid(pid, NULL, WNOHANG) == pid;
-    }
-    if (pid > 0 && !ended) {
-        kill(pid, SIGKILL);
-        waitpid(pid, NULL, 0);
-    }
+    if (pid > 0)
+        kvf_limits_stop(pid);
+    if (host && port > 0)
+        host->stop(host->arg);
     return good;
 }
 
-bool kvf_limits_ucx(const char *settings, const char *test, uint32_t bytes, uint32_t depth, double seconds,
-                    struct kvf_limits_ucx *out)
+bool kvf_limits_ucx(const struct kvf_limits_task *task, struct kvf_limits_ucx *out)
 {
-    char port[16], size[16], messages[24], under_way[16], text[OUTPUT_MAX];
-    double n = seconds * GUESS / bytes;
-    snprintf(port, sizeof port, "%u", kvf_limits_port());
-    snprintf(size, sizeof size, "%u", bytes);
-    snprintf(messages, sizeof messages, "%.0f", n < 4 ? 4 : n > 300000 ? 300000 : n);
-    snprintf(under_way, sizeof under_way, "%u", depth);
-    char *server[ARGS_MAX] = {"ucx_perftest", "-p", port, NULL};
-    char *client[ARGS_MAX] = {"ucx_perftest", "127.0.0.1", "-p", port, "-t", (char *)(uintptr_t)test, "-s", size,
-                              "-n", messages, "-w", bytes > 4u << 20 ? "1" : "20", "-O", under_way, "-f", NULL};
+    char size[16], messages[24], under_way[16], warm_up[16], text[OUTPUT_MAX];
+    double n = task->seconds * task->guess / task->bytes, least = 2 * task->depth + 2;
+    snprintf(size, sizeof size, "%u", task->bytes);
+    snprintf(messages, sizeof messages, "%.0f", n < least ? least : n > 300000 ? 300000 : n);
+    snprintf(under_way, sizeof under_way, "%u", task->depth);
+    snprintf(warm_up, sizeof warm_up, "%u", task->bytes > 4u << 20 ? 1 : task->host ? task->depth : 20);
+    char *client[ARGS_MAX] = {"ucx_perftest", "-t", (char *)(uintptr_t)task->test, "-s", size, "-n", messages, "-w", warm_up,
+                              "-O", under_way, "-f", NULL};
     double field[6];
-    if (!pair(server, client, settings, text, sizeof text))
+    if (!pair(client, task, text, sizeof text))
         return false;
     /* The last line: messages, the median, average and overall time of one in microseconds, average and overall MiB/s. */
     char *line = text, *end = text + strlen(text);
@@ -142,17 +167,14 @@ bool kvf_limits_ucx(const char *settings, const char *test, uint32_t bytes, uint
     return field[5] > 0;
 }
 
-double kvf_limits_iperf(unsigned streams, uint32_t bytes, double seconds)
+double kvf_limits_iperf(const struct kvf_limits_task *task)
 {
-    char port[16], size[16], all[24], parallel[16], text[OUTPUT_MAX];
-    snprintf(port, sizeof port, "%u", kvf_limits_port());
-    snprintf(size, sizeof size, "%u", bytes < 1u << 20 ? bytes : 1u << 20); /* it takes no more */
-    snprintf(all, sizeof all, "%.0f", seconds * GUESS);
-    snprintf(parallel, sizeof parallel, "%u", streams);
-    char *server[ARGS_MAX] = {"iperf3", "-s", "-1", "-B", "127.0.0.1", "-p", port, NULL};
-    char *client[ARGS_MAX] = {"iperf3", "-c", "127.0.0.1", "-p", port, "-n", all, "-P", parallel, "-l", size, "-J",
-                              NULL};
-    if (!pair(server, client, "", text, sizeof text))
+    char size[16], all[24], parallel[16], text[OUTPUT_MAX];
+    snprintf(size, sizeof size, "%u", task->bytes < 1u << 20 ? task->bytes : 1u << 20); /* it takes no more */
+    snprintf(all, sizeof all, "%.0f", task->seconds * task->guess);
+    snprintf(parallel, sizeof parallel, "%u", task->depth);
+    char *client[ARGS_MAX] = {"iperf3", "-n", all, "-P", parallel, "-l", size, "-J", NULL};
+    if (!pair(client, task, text, sizeof text))
         return 0;
     json_t *root = json_loads(text, 0, NULL);
     const json_t *sum = json_object_get(json_object_get(root, "end"), "sum_received");

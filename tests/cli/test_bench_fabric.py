@@ -2,6 +2,8 @@
 """kvf bench fabric: pulls between processes over TCP and shared memory are right, and what it writes says so."""
 import json
 import os
+import re
+import subprocess
 import sys
 import tempfile
 
@@ -37,6 +39,30 @@ class FabricTest(Case):
         self.assertGreater(rows["tcp 64 KiB depth 2, 3 to one"]["value"], 0)
         self.assertGreater(rows["tcp 64 KiB depth 2, 3 servers of one"]["value"], 0)
         self.assertLessEqual(rows["tcp 64 KiB depth 2, 3 to one: slowest reader"]["ratio"], 1)
+
+    def test_two_machines(self):
+        """One process serves and another measures with it, who knows the same secret; a third knows another, and learns nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, secret in (("ours", "a" * 32), ("theirs", "b" * 32)):
+                with open(os.path.join(folder, name), "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                    file.write(secret)
+            ours = ("--secret-file", os.path.join(folder, "ours"))
+            server = subprocess.Popen([os.path.join(cluster.BUILD, "kvf"), "bench", "fabric", "--serve", "127.0.0.1:0", "--memory",
+                                       "0.25", "--seed", "7", *ours], env=environment(), stdout=subprocess.PIPE, text=True)
+            try:
+                where = re.search(r"at (\S+);", server.stdout.readline()).group(1)
+                refused = run("kvf", "bench", "fabric", "--peer", where, "--secret-file", os.path.join(folder, "theirs"))
+                self.assert_failed(refused, 1, "another secret")
+                _, rows = self.bench("--peer", where, "--size", "64", "--depth", "4", *ours)
+                self.assertGreater(rows["tcp 64 KiB depth 4"]["value"], 0)
+                self.assert_failed(run("kvf", "bench", "fabric", "--peer", where, "--tls", "shm", *ours), 1, "another --tls")
+                _, rows = self.bench("--peer", where, "--size", "256", "--depth", "2", *ours)
+                self.assertGreater(rows["tcp 256 KiB depth 2"]["value"], 0)
+            finally:
+                server.terminate()
+                server.stdout.close()
+                self.assertEqual(server.wait(20), 0)
+        self.assert_failed(run("kvf", "bench", "fabric", "--serve", "0.0.0.0:0", "--memory", "0.25"), 1, "a secret is needed")
 
     def test_options(self):
         for option, value in (("--size", "3"), ("--depth", "65"), ("--tls", "pigeon"), ("--peers", "1"), ("--rounds", "0")):

@@ -1,0 +1,325 @@
+/* A bench between two machines (far.h). The lines of the door:
+ *
+ *     serving: kvf-bench 1 NONCE               16 bytes in hex
+ *     caller:  ID MAC                          of the secret, over "kvf bench" and the nonce, in hex
+ *     serving: ok NAME INCARNATION TRANSPORT REGION_BYTES SEED ADDRESS
+ *     caller:  start PROGRAM | stop            again and again
+ *     serving: ok PORT       | ok */
+#include "bench/far.h"
+#include "base/env.h"
+#include "bench/limits.h"
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <openssl/crypto.h>
+
+#define LINE_MAX_BYTES (2 * KVF_ADDRESS_MAX + 256)
+#define NONCE_BYTES 16
+#define LABEL "kvf bench"
+#define WAIT_SECONDS 10
+#define HOST_MAX 256
+
+/* One end of the door. */
+struct door {
+    int fd;
+    size_t used; /* bytes in `text` that were read, of a line and what follows it */
+    char text[LINE_MAX_BYTES];
+};
+
+struct kvf_far {
+    struct door door;
+    char host[HOST_MAX];
+};
+
+static volatile sig_atomic_t stopped;
+
+static void on_signal(int number) { stopped = 1; }
+
+static bool fail(const char *what, const char *why)
+{
+    fprintf(stderr, "kvf bench fabric: %s: %s\n", what, why);
+    return false;
+}
+
+/* ------------------------------------------------------------------------------------------------- lines */
+
+static bool say(struct door *d, const char *format, ...)
+{
+    char line[LINE_MAX_BYTES];
+    va_list values;
+    va_start(values, format);
+    int length = vsnprintf(line, sizeof line, format, values);
+    va_end(values);
+    return length > 0 && (size_t)length < sizeof line && send(d->fd, line, (size_t)length, MSG_NOSIGNAL) == length;
+}
+
+/* The next line without its end, in `line`. False: there was none in time, it is too long, or the other is gone. */
+static bool hear(struct door *d, char line[LINE_MAX_BYTES])
+{
+    char *end;
+    while (!(end = memchr(d->text, '\n', d->used))) {
+        ssize_t n = d->used < sizeof d->text ? recv(d->fd, d->text + d->used, sizeof d->text - d->used, 0) : 0;
+        if (n <= 0)
+            return false;
+        d->used += (size_t)n;
+    }
+    size_t length = (size_t)(end - d->text);
+    memcpy(line, d->text, length);
+    line[length] = 0;
+    d->used -= length + 1;
+    memmove(d->text, end + 1, d->used);
+    return true;
+}
+
+static void wait_at_most(int fd, unsigned seconds)
+{
+    struct timeval limit = {.tv_sec = seconds};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+}
+
+static void to_hex(const void *data, size_t bytes, char *text)
+{
+    for (size_t i = 0; i < bytes; i++)
+        snprintf(text + 2 * i, 3, "%02x", ((const uint8_t *)data)[i]);
+}
+
+/* How many bytes the text has; 0: it is not hex, or too much. */
+static size_t from_hex(const char *text, void *data, size_t room)
+{
+    size_t length = strlen(text);
+    if (length % 2 != 0 || length / 2 > room || strspn(text, "0123456789abcdef") != length)
+        return 0;
+    for (size_t i = 0; i < length / 2; i++) {
+        unsigned value = 0;
+        sscanf(text + 2 * i, "%2x", &value);
+        ((uint8_t *)data)[i] = (uint8_t)value;
+    }
+    return length / 2;
+}
+
+/* What proves the secret to whoever drew the nonce. */
+static bool proof_of(const struct kvf_secret *secret, const uint8_t *id, const uint8_t *nonce, uint8_t mac[KVF_SECRET_MAC_BYTES])
+{
+    uint8_t words[sizeof LABEL + NONCE_BYTES];
+    memcpy(words, LABEL, sizeof LABEL);
+    memcpy(words + sizeof LABEL, nonce, NONCE_BYTES);
+    return kvf_secret_mac(secret, id, words, sizeof words, mac);
+}
+
+/* `where` in two: what stands before the last colon, and after it. */
+static bool split(const char *where, char host[HOST_MAX], const char **port)
+{
+    const char *colon = strrchr(where, ':');
+    size_t length = colon ? (size_t)(colon - where) : 0;
+    if (length >= HOST_MAX)
+        return false;
+    memcpy(host, where, length);
+    host[length] = 0;
+    *port = colon ? colon + 1 : where;
+    return **port != 0;
+}
+
+/* ------------------------------------------------------------------------------------------------- serving */
+
+/* Whether the caller knows the secret. */
+static bool proved(struct door *d, const struct kvf_secret *secret)
+{
+    char line[LINE_MAX_BYTES], nonce_text[2 * NONCE_BYTES + 1], id_text[64], mac_text[80];
+    uint8_t nonce[NONCE_BYTES], id[KVF_SECRET_ID_BYTES], mac[KVF_SECRET_MAC_BYTES], right[KVF_SECRET_MAC_BYTES];
+    if (!kvf_env_secure(kvf_env_real(), nonce, sizeof nonce))
+        return false;
+    to_hex(nonce, sizeof nonce, nonce_text);
+    return say(d, "kvf-bench 1 %s\n", nonce_text) && hear(d, line) && sscanf(line, "%63s %79s", id_text, mac_text) == 2 &&
+           from_hex(id_text, id, sizeof id) == sizeof id && from_hex(mac_text, mac, sizeof mac) == sizeof mac &&
+           proof_of(secret, id, nonce, right) && CRYPTO_memcmp(mac, right, sizeof mac) == 0;
+}
+
+/* Starts a server of the program that the line names; what ran before ends. False: the caller is gone. */
+static bool obey(struct door *d, const char *line, const char *address, const char *settings, pid_t *running)
+{
+    char word[16] = "", program[32] = "";
+    unsigned port = 0;
+    sscanf(line, "%15s %31s", word, program);
+    if (*running > 0)
+        kvf_limits_stop(*running);
+    *running = 0;
+    if (strcmp(word, "stop") == 0)
+        return say(d, "ok\n");
+    if (strcmp(word, "start") == 0 && (!strcmp(program, "ucx_perftest") || !strcmp(program, "iperf3")) &&
+        kvf_limits_have(program)) {
+        port = kvf_limits_port();
+        *running = port ? kvf_limits_start(program, address, port, settings) : 0;
+    }
+    return *running > 0 ? say(d, "ok %u\n", port) : say(d, "no\n");
+}
+
+static void receive(int fd, const struct kvf_secret *secret, const struct kvf_far_node *node, const char *address,
+                    const char *settings)
+{
+    struct door d = {.fd = fd};
+    char line[LINE_MAX_BYTES], text[2 * KVF_ADDRESS_MAX + 1];
+    pid_t running = 0;
+    int on = 1;
+    wait_at_most(fd, WAIT_SECONDS);
+    if (!proved(&d, secret)) {
+        fail("a caller", "it does not prove the secret");
+        return;
+    }
+    /* From now on it may be silent for as long as it measures; a machine that is gone is found by the kernel. */
+    wait_at_most(fd, 0);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &(int){WAIT_SECONDS}, sizeof(int));
+    to_hex(node->at.address, node->at.bytes, text);
+    bool good = say(&d, "ok %s %llu %s %llu %llu %s\n", node->at.name, (unsigned long long)node->at.incarnation,
+                    node->transport, (unsigned long long)node->region_bytes, (unsigned long long)node->seed, text);
+    while (good && !stopped && hear(&d, line))
+        good = obey(&d, line, address, settings, &running);
+    if (running > 0)
+        kvf_limits_stop(running);
+}
+
+static int listen_at(const char *host, const char *port)
+{
+    struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *found;
+    int on = 1;
+    if (getaddrinfo(host, port, &hints, &found) != 0)
+        return -1;
+    int fd = socket(found->ai_family, found->ai_socktype | SOCK_CLOEXEC, 0);
+    bool good = fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0 &&
+                bind(fd, found->ai_addr, found->ai_addrlen) == 0 && listen(fd, 4) == 0;
+    freeaddrinfo(found);
+    if (good)
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
+bool kvf_far_serve(const char *where, const struct kvf_secret *secret, const struct kvf_far_node *node, const char *settings)
+{
+    struct sigaction action = {.sa_handler = on_signal};
+    struct sockaddr_in at;
+    socklen_t bytes = sizeof at;
+    char host[HOST_MAX];
+    const char *port;
+    if (!split(where, host, &port))
+        return fail(where, "it is no [ADDRESS:]PORT");
+    if (!*host)
+        snprintf(host, sizeof host, "%s", kvf_secret_present(secret) ? "0.0.0.0" : "127.0.0.1");
+    int fd = listen_at(host, port);
+    if (fd < 0 || getsockname(fd, (struct sockaddr *)&at, &bytes) != 0)
+        return fail(where, "cannot listen there");
+    if (!kvf_secret_present(secret) && ntohl(at.sin_addr.s_addr) >> 24 != 127) {
+        close(fd);
+        return fail(where, "beyond loopback a secret is needed (--secret-file)");
+    }
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    printf("serving at %s:%u; measure with: kvf bench fabric --peer ADDRESS:%u\n", host, ntohs(at.sin_port), ntohs(at.sin_port));
+    fflush(stdout);
+    while (!stopped) {
+        int caller = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+        if (caller < 0)
+            continue;
+        receive(caller, secret, node, host, settings);
+        close(caller);
+    }
+    close(fd);
+    return true;
+}
+
+/* ------------------------------------------------------------------------------------------------- measuring */
+
+static int call(const char *host, const char *port)
+{
+    struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM}, *found;
+    if (getaddrinfo(host, port, &hints, &found) != 0)
+        return -1;
+    int fd = socket(found->ai_family, found->ai_socktype | SOCK_CLOEXEC, 0);
+    if (fd >= 0)
+        wait_at_most(fd, WAIT_SECONDS);
+    if (fd >= 0 && connect(fd, found->ai_addr, found->ai_addrlen) != 0) {
+        close(fd);
+        fd = -1;
+    }
+    freeaddrinfo(found);
+    return fd;
+}
+
+/* Proves the secret, and takes in what the other side has. */
+static bool enter(struct door *d, const struct kvf_secret *secret, struct kvf_far_node *out)
+{
+    char line[LINE_MAX_BYTES], text[2 * KVF_ADDRESS_MAX + 1], id_text[2 * KVF_SECRET_ID_BYTES + 1];
+    char mac_text[2 * KVF_SECRET_MAC_BYTES + 1];
+    uint8_t nonce[NONCE_BYTES], id[KVF_SECRET_ID_BYTES], mac[KVF_SECRET_MAC_BYTES];
+    unsigned long long incarnation, bytes, seed;
+    if (!hear(d, line) || sscanf(line, "kvf-bench 1 %63s", text) != 1 || from_hex(text, nonce, sizeof nonce) != sizeof nonce)
+        return false;
+    kvf_secret_id(secret, id);
+    if (!proof_of(secret, id, nonce, mac))
+        return false;
+    to_hex(id, sizeof id, id_text);
+    to_hex(mac, sizeof mac, mac_text);
+    _Static_assert(KVF_NODE_NAME_MAX == 64 && KVF_ADDRESS_MAX == 1024, "the widths below");
+    if (!say(d, "%s %s\n", id_text, mac_text) || !hear(d, line) ||
+        sscanf(line, "ok %63s %llu %15s %llu %llu %2048s", out->at.name, &incarnation, out->transport, &bytes, &seed, text) != 6)
+        return false;
+    out->at.incarnation = incarnation;
+    out->region_bytes = bytes;
+    out->seed = seed;
+    out->at.bytes = from_hex(text, out->at.address, sizeof out->at.address);
+    return out->at.bytes > 0;
+}
+
+struct kvf_far *kvf_far_open(const char *where, const struct kvf_secret *secret, struct kvf_far_node *out)
+{
+    struct kvf_far *far = calloc(1, sizeof *far);
+    const char *port;
+    if (!far)
+        return NULL;
+    far->door.fd = split(where, far->host, &port) && *far->host ? call(far->host, port) : -1;
+    if (far->door.fd >= 0 && enter(&far->door, secret, out))
+        return far;
+    fail(where, far->door.fd < 0 ? "nobody serves there (kvf bench fabric --serve)" : "it wants another secret (--secret-file)");
+    kvf_far_close(far);
+    return NULL;
+}
+
+void kvf_far_close(struct kvf_far *far)
+{
+    if (far->door.fd >= 0)
+        close(far->door.fd);
+    free(far);
+}
+
+static unsigned far_start(void *arg, const char *program)
+{
+    struct kvf_far *far = arg;
+    char line[LINE_MAX_BYTES];
+    unsigned port = 0;
+    bool good = say(&far->door, "start %s\n", program) && hear(&far->door, line) && sscanf(line, "ok %u", &port) == 1;
+    return good && port < 65536 ? port : 0;
+}
+
+static void far_stop(void *arg)
+{
+    struct kvf_far *far = arg;
+    char line[LINE_MAX_BYTES];
+    if (!say(&far->door, "stop\n") || !hear(&far->door, line))
+        fail(far->host, "it does not answer any more");
+}
+
+struct kvf_limits_host kvf_far_host(struct kvf_far *far)
+{
+    return (struct kvf_limits_host){.address = far->host, .start = far_start, .stop = far_stop, .arg = far};
+}
