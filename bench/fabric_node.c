@@ -2,6 +2,7 @@
  * on tasks until its pipe is closed. */
 #include "bench/fabric_node.h"
 #include "base/hash.h"
+#include "base/spin.h"
 #include "bench/bench.h"
 #include "bench/limits.h"
 #include "kernels/dev.h"
@@ -78,6 +79,7 @@ struct process {
     unsigned n_peers;
     unsigned ups, downs;
     int in, out, epoll_fd;
+    struct kvf_spin spin;
 
     uint8_t *memory;
     uint64_t memory_at; /* where the next request's bytes go */
@@ -261,25 +263,24 @@ static void op_copy(struct process *p, struct op *op)
     p->wrong |= p->task.verify && !right(p, op);
 }
 
-/* One turn of the reactor: as a node's, it polls for a while and then sleeps. */
-static void turn(struct process *p, uint64_t *busy_ns)
+/* One turn of the reactor: as a node's, it polls for a while and then sleeps. False: it slept. */
+static bool turn(struct process *p)
 {
     struct epoll_event events[4];
+    uint64_t start = kvf_now(kvf_env_real());
     unsigned n = kvf_fabric_poll(p->fabric);
     uint64_t now = kvf_now(kvf_env_real());
-    if (n > 0)
-        *busy_ns = now;
-    if (now - *busy_ns < p->nodes->options.spin_ns || !p->transport->ops->arm(p->transport))
-        return;
+    if (!kvf_spin_tired(&p->spin, n, start, now) || !p->transport->ops->arm(p->transport))
+        return true;
     uint64_t next = kvf_fabric_next_timer(p->fabric);
     uint64_t ms = next > now ? (next - now + KVF_MS - 1) / KVF_MS : 0;
     epoll_wait(p->epoll_fd, events, 4, (int)(ms < 100 ? ms : 100));
+    return false;
 }
 
 static struct kvf_fabric_answer work(struct process *p)
 {
     const struct kvf_fabric_task *task = &p->task;
-    uint64_t busy_ns = kvf_now(kvf_env_real());
     double start = kvf_bench_now(), end = start + task->seconds;
     p->random = task->seed + p->index * 7919;
     p->done = p->n_samples = 0;
@@ -296,10 +297,10 @@ static struct kvf_fabric_answer work(struct process *p)
                 op_copy(p, op);
         }
         if (task->work == KVF_FABRIC_PULL)
-            turn(p, &busy_ns);
+            turn(p);
     }
     while (p->outstanding > 0)
-        turn(p, &busy_ns);
+        turn(p);
     double seconds = kvf_bench_now() - start;
     for (uint32_t i = 0; i < task->depth; i++)
         p->wrong |= !right(p, &p->ops[i]);
@@ -422,7 +423,6 @@ static bool meet(struct process *p)
 {
     const struct kvf_fabric_nodes_options *o = &p->nodes->options;
     struct board *board = p->nodes->board;
-    uint64_t busy_ns = 0;
     double end = kvf_bench_now() + MEET_SECONDS;
     if (p->server) {
         struct kvf_fabric_node_address *own = &board->server[p->index];
@@ -442,14 +442,13 @@ static bool meet(struct process *p)
         p->n_peers++;
     }
     while (!met(p) && !atomic_load(&board->failed) && p->downs == 0 && kvf_bench_now() < end)
-        turn(p, &busy_ns);
+        turn(p);
     return met(p);
 }
 
 /* Serves, and works on what it is told, until the pipe is closed. */
 static void serve(struct process *p)
 {
-    uint64_t busy_ns = 0;
     for (;;) {
         ssize_t n = read(p->in, &p->task, sizeof p->task);
         if (n == (ssize_t)sizeof p->task) {
@@ -459,9 +458,8 @@ static void serve(struct process *p)
         } else if (n >= 0 || errno != EAGAIN) {
             return;
         }
-        do
-            turn(p, &busy_ns);
-        while (kvf_now(kvf_env_real()) - busy_ns < p->nodes->options.spin_ns);
+        while (turn(p))
+            continue;
     }
 }
 
@@ -477,6 +475,7 @@ static void run_process(const struct kvf_fabric_nodes *nodes, unsigned index, in
         _exit(1);
     *p = (struct process){.nodes = nodes, .region = nodes->region, .index = index, .server = index < nodes->options.servers,
                           .in = in, .out = out, .epoll_fd = epoll_create1(EPOLL_CLOEXEC)};
+    kvf_spin_init(&p->spin, nodes->options.spin_ns, kvf_now(kvf_env_real()));
     enum kvf_status st = open_process(p);
     if (st != KVF_OK)
         complain("starting a process", kvf_status_text(st));

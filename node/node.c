@@ -1,4 +1,5 @@
 /* The public face of a node: open, close, models, statistics, and the reactor thread that drives the core. */
+#include "base/spin.h"
 #include "node/dram.h"
 #include <errno.h>
 #include <sched.h>
@@ -35,22 +36,21 @@ static void *reactor_run(void *arg)
 {
     struct kvf_node *node = arg;
     struct kvf_core *core = node->core;
-    uint64_t busy_ns = kvf_now(core->env);
+    struct kvf_spin spin;
+    kvf_spin_init(&spin, core->settings.reactor_spin_ns, kvf_now(core->env));
     while (!atomic_load(&node->stop)) {
         uint64_t start = kvf_now(core->env);
         pthread_mutex_lock(&core->lock);
         uint64_t locked = kvf_now(core->env);
         unsigned events = kvf_core_poll(core);
         uint64_t now = kvf_now(core->env), next = kvf_core_next_timer(core);
-        if (events) {
-            busy_ns = now;
+        if (events)
             kvf_latency_add(&core->latencies, KVF_LATENCY_REACTOR_TURN, now - locked);
-        }
         if (now - start > STALL_NS)
             kvf_log_warn(&core->log,
                          "the reactor stalled: %llu ms for the lock, %llu ms in one turn; is the machine overloaded, or the disk?",
                          (unsigned long long)((locked - start) / KVF_MS), (unsigned long long)((now - locked) / KVF_MS));
-        bool tired = now - busy_ns >= core->settings.reactor_spin_ns;
+        bool tired = kvf_spin_tired(&spin, events, start, now);
         bool sleep = tired && (!core->transport || !core->fabric || core->transport->ops->arm(core->transport));
         pthread_mutex_unlock(&core->lock);
         let_others_in(core);

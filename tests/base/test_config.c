@@ -77,7 +77,7 @@ static void defaults_are_those_of_the_table(void **state)
     const struct kvf_settings *s = kvf_config_settings(f->config);
     assert_true(s->dram_bytes == 256ull << 20);
     assert_true(s->fetch_timeout_ns == 10000000000ull);
-    assert_true(s->reactor_spin_ns == 20000);
+    assert_true(s->reactor_spin_ns == 100000);
     assert_true(s->blocks_max == 1000000);
     assert_true(s->borrow);
     assert_string_equal(s->ssd_engine, "auto");
