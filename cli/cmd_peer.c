@@ -63,6 +63,8 @@ static void print_entry(const json_t *entry, const char *name)
            kvf_table_bytes(number_in(bytes, "ask")).s, number_in(peer, "pieces"), number_in(peer, "pieces_ready"));
     printf("  %-12s at most %s each, %s under way of at most %s\n", "frames", kvf_table_bytes(number_in(peer, "frame_bytes")).s,
            kvf_table_bytes(number_in(peer, "inflight_bytes")).s, kvf_table_bytes(number_in(entry, "inflight_max_bytes")).s);
+    if (*text_in(peer, "congestion_control"))
+        printf("  %-12s %s\n", "congestion", text_in(peer, "congestion_control"));
     if (number_in(peer, "rtt_ns"))
         printf("  %-12s a round trip of %.1f us, pulls of %s/s\n", "measured", (double)number_in(peer, "rtt_ns") / 1e3,
                kvf_table_bytes(number_in(peer, "pull_bytes_per_s")).s);

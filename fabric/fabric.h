@@ -114,6 +114,7 @@ struct kvf_peer_about {
     unsigned pieces, pieces_there;   /* known here; ready there, as it last said */
     enum kvf_way way;                /* as kvf_peer_way */
     const char *why;                 /* the reason for it; a constant */
+    char congestion[96];             /* the congestion control of our link to it, and why; empty: nothing to tell */
     size_t frame_bytes;              /* the largest payload between us */
     uint64_t inflight_bytes;         /* asked of it and not yet there */
 };

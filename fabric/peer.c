@@ -86,6 +86,8 @@ void kvf_peer_about(const struct kvf_peer *peer, struct kvf_peer_about *out)
     about.why = peer->n_pieces == 0 ? "it lends no memory, as far as it has said: messages only" : "";
     if (peer->n_pieces > 0 && ops->remote_why)
         about.why = ops->remote_why(peer->pieces[0].remote);
+    if (peer->link && ops->link_describe)
+        ops->link_describe(peer->link, about.congestion, sizeof about.congestion);
     about.frame_bytes = kvf_peer_payload_max(peer);
     for (unsigned i = 0; i < peer->n_pieces; i++)
         about.region_bytes[peer->pieces[i].way] += peer->pieces[i].bytes;

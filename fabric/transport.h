@@ -66,6 +66,8 @@ struct kvf_transport_ops {
      * back by link_user. ERR_BUSY (peers_max), ERR_PEER_UNREACHABLE, ERR_INVALID (not an address). */
     enum kvf_status (*connect)(struct kvf_transport *t, const void *address, size_t bytes, void *user, struct kvf_link **out);
     void *(*link_user)(struct kvf_link *link);
+    /* How its connection was set up, in a few words for people; empty while nothing is known. NULL: there is nothing to tell. */
+    void (*link_describe)(const struct kvf_link *link, char *text, size_t size);
     /* Ends a link, forced. Every send and get outstanding on it completes (with CANCELLED) within later polls and touches
      * no memory after its completion. The link pointer is dead when this returns. */
     void (*disconnect)(struct kvf_transport *t, struct kvf_link *link);

@@ -18,6 +18,7 @@
  *     transport, aborts the process when an endpoint is closed before the peer answered, and (ud_verbs) when a device
  *     reports that a link went down. Such links need no counting, so all use the one worker; the endpoints that peers'
  *     connections make here are kept in a table (doors). The kernel tells a peer's end at once. Messages go by rc as well;
+ *   - what UCX has no setting for is set on its sockets, once they are connected: congestion control (sockets.h);
  *   - memory is registered by a thread beside the one that polls (region_add), so the context is told that threads share it.
  *
  * Ways: mapped when the peer's region can be mapped here (same host, shared memory on); get where RDMA devices are used;
@@ -26,6 +27,7 @@
  */
 #include "fabric/devices.h"
 #include "fabric/share.h"
+#include "fabric/sockets.h"
 
 #include <assert.h>
 #include <netinet/in.h>
@@ -60,6 +62,8 @@ struct kvf_link {
     bool failed, told; /* UCX reported an error; link_down was called */
     bool closed;       /* CLOSING: UCX is done with the endpoint */
     bool close_due;    /* CLOSING: the close waits for the end of progress */
+    bool used, tuned;  /* a send went through: there is a connection; its socket was looked at */
+    struct kvf_sockets_congestion congestion;
     unsigned ops;      /* sends and gets that UCX has */
     struct kvf_remote *remotes_gone; /* destroyed when ops is 0: a get that waits inside UCX still reads its key */
 };
@@ -209,6 +213,7 @@ static void op_over(struct ucx *u, struct op *op, ucs_status_t status)
     if (op->status != KVF_OK && op->status != KVF_CANCELLED)
         link_fail(op->link); /* UCX's error callback may come later; nothing is posted meanwhile */
     op->link->ops--;
+    op->link->used |= status == UCS_OK;
     link_release(op->link);
     op->link = NULL;
     *u->due_last = op;
@@ -461,6 +466,16 @@ static enum kvf_status ucx_connect(struct kvf_transport *t, const void *address,
 }
 
 static void *ucx_link_user(struct kvf_link *link) { return link->user; }
+
+static void ucx_link_describe(const struct kvf_link *link, char *text, size_t size)
+{
+    const struct kvf_sockets_congestion *c = &link->congestion;
+    bool changed = strcmp(c->used, c->system) != 0;
+    if (!c->used[0])
+        snprintf(text, size, "%s", link->own_worker ? c->why ? c->why : "not connected yet" : "RDMA");
+    else
+        snprintf(text, size, "%s%s%s: %s", c->used, changed ? " instead of " : "", changed ? c->system : "", c->why);
+}
 
 static void on_closed(void *request, ucs_status_t status, void *user_data)
 {
@@ -771,6 +786,14 @@ static unsigned progress(ucp_worker_h worker)
     return n;
 }
 
+/* Once, when UCX has connected it. */
+static void link_tune(struct kvf_link *link)
+{
+    link->tuned = true;
+    if (link->own_worker && link->state == LINK_OPEN)
+        kvf_sockets_congestion(link->event_fd, &link->congestion);
+}
+
 static unsigned ucx_poll(struct kvf_transport *t)
 {
     struct ucx *u = ucx_of(t);
@@ -792,6 +815,8 @@ static unsigned ucx_poll(struct kvf_transport *t)
         }
         if (u->links[i].state == LINK_CLOSED)
             link_worker_close(u, &u->links[i]);
+        else if (u->links[i].used && !u->links[i].tuned)
+            link_tune(&u->links[i]);
     }
     n += drain_due(u);
     n += tell_downs(u);
@@ -1065,6 +1090,7 @@ static const struct kvf_transport_ops ucx_ops = {
     .payload_max = ucx_payload_max,
     .connect = ucx_connect,
     .link_user = ucx_link_user,
+    .link_describe = ucx_link_describe,
     .disconnect = ucx_disconnect,
     .send = ucx_send,
     .region_create = ucx_region_create,

@@ -197,9 +197,11 @@ class ClusterTest(Case):
         self.assertGreaterEqual(peer["region_bytes"]["mapped"], 8 << 20)
         self.assertGreater(peer["frame_bytes"], 4096)
         self.assertIn("UCX_TLS=", entry["ucx_settings"])
+        self.assertTrue(peer["congestion_control"].startswith("reno"), peer["congestion_control"])
         done = self.cluster.kvf("info", "-p", "one")
         self.assert_done(done)
         self.assertIn("two to one\n", done.stdout)
+        self.assertIn("congestion   reno", done.stdout)
         self.assertIn("same host", done.stdout)
         # two lends nothing: there is no memory to be reached.
         done = self.cluster.kvf("info", "-p", "two")

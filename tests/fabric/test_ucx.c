@@ -15,6 +15,14 @@ static void *serve(void *arg)
     return NULL;
 }
 
+/* Both nodes have one address: their connection is not paced, whatever the system's congestion control does. */
+static void assert_not_paced(const struct kvf_peer *peer)
+{
+    struct kvf_peer_about about;
+    kvf_peer_about(peer, &about);
+    assert_int_equal(strncmp(about.congestion, "reno", 4), 0);
+}
+
 static void threads_pull(const char *kind, enum kvf_way way)
 {
     static struct server s;
@@ -30,6 +38,7 @@ static void threads_pull(const char *kind, enum kvf_way way)
     pull_and_check(&n, peer, 1 << 20, 8);
     call_and_check(&n, peer, 100, 1);
     call_and_check(&n, peer, kvf_fabric_payload_max(n.fabric), 64);
+    assert_not_paced(peer);
     atomic_store(&s.stop, true);
     pthread_join(thread, NULL);
     node_close(&n);
