@@ -92,6 +92,8 @@ KVF_SETTING(SIZE, fabric_segment, "fabric.segment", "256k", 8192, 4 << 20, "",
     "TCP segment of UCX. Its own default of 8k costs a factor of three.")
 KVF_SETTING(SIZE, fabric_inflight, "fabric.inflight", "16M", 65536, 1ull << 32, "",
     "Bytes that are asked of one peer and not yet arrived, at most.")
+KVF_SETTING(COUNT, fabric_requests, "fabric.requests", "4096", 64, 65536, "",
+    "Calls and reads under way to all peers, at most. Each keeps about 10 KiB of memory from the start on.")
 KVF_SETTING(COUNT, fabric_peers_max, "fabric.peers_max", "64", 1, 4096, "",
     "Peers that this node speaks with.")
 KVF_SETTING(TIME, fabric_heartbeat_ns, "fabric.heartbeat", "250ms", 10000000, 60000000000, "",

@@ -334,7 +334,7 @@ static enum kvf_status fabric_start(struct kvf_core *core)
         .region_base = core->memory,
         .region_bytes = core->region ? core->lent_at + kvf_arena_planned(core->lent) : 0,
         .peers_max = (unsigned)s->fabric_peers_max,
-        .requests_max = 4096,
+        .requests_max = (unsigned)s->fabric_requests,
         .inflight_bytes = s->fabric_inflight,
         .heartbeat_ns = s->fabric_heartbeat_ns,
         .dead_ns = s->fabric_dead_ns,
