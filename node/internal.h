@@ -131,6 +131,7 @@ struct kvf_sess {
     bool parking; /* its blocks are leaving DRAM */
     bool rising;  /* resumed, or there is more room: its blocks come back to DRAM */
     struct kvf_sess *next;   /* in the table's bucket */
+    struct kvf_sess *before, *after; /* in the list of all, for what looks at each of them in every poll */
     struct kvf_sess *parent; /* it shares blocks with this one */
     unsigned forks;          /* living forks */
     char new_home[64];       /* DEPARTED */
@@ -315,6 +316,7 @@ struct kvf_core {
     unsigned n_models;
     struct kvf_sess **sessions; /* hash table of `session_buckets` */
     uint32_t session_buckets;
+    struct kvf_sess *sessions_all; /* the same, the newest first */
     uint64_t n_sessions;
 
     struct kvf_reads *reads;

@@ -264,16 +264,13 @@ static struct kvf_sess *session_next(struct kvf_core *core)
     struct kvf_sess *s = kvf_sess_find(core, core->rise->session);
     if (s && wanted(s))
         return s;
-    for (uint32_t b = 0; b < core->session_buckets; b++) {
-        for (s = core->sessions[b]; s; s = s->next) {
-            if (!wanted(s))
-                continue;
-            core->rise->session = s->id;
-            core->rise->at = 0;
-            return s;
-        }
+    for (s = core->sessions_all; s && !wanted(s);)
+        s = s->after;
+    if (s) {
+        core->rise->session = s->id;
+        core->rise->at = 0;
     }
-    return NULL;
+    return s;
 }
 
 /* A resumed session, and one for which there is more memory than before, takes room that is free; it pushes nothing out. */

@@ -279,7 +279,7 @@ void kvf_ram_start(struct kvf_core *core)
     if (core->ram_by_hand)
         return;
     if (ram->ended) {
-        ram->huge_bytes = core->memory_bytes < SMALL_BYTES ? 0 : kvf_pages_huge_bytes(core->memory, core->memory_bytes);
+        ram->huge_bytes = sum(ram->ready) < SMALL_BYTES ? 0 : kvf_pages_huge_bytes(core->memory, core->memory_bytes);
         return;
     }
     kvf_log_info(&core->log, "memory: serving with %.1f of %.1f MiB, the rest follows", (double)sum(ram->ready) / (1 << 20),

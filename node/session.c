@@ -92,6 +92,10 @@ enum kvf_status kvf_sess_new(struct kvf_core *core, struct kvf_model *model, uin
     struct kvf_sess **bucket = &core->sessions[kvf_mix(id, 1) % core->session_buckets];
     s->next = *bucket;
     *bucket = s;
+    s->after = core->sessions_all;
+    if (s->after)
+        s->after->before = s;
+    core->sessions_all = s;
     core->n_sessions++;
     *out = s;
     return KVF_OK;
@@ -133,6 +137,9 @@ void kvf_sess_free(struct kvf_sess *s)
     while (*at != s)
         at = &(*at)->next;
     *at = s->next;
+    *(s->before ? &s->before->after : &core->sessions_all) = s->after;
+    if (s->after)
+        s->after->before = s->before;
     core->n_sessions--;
     if (s->parent)
         s->parent->forks--;

@@ -611,13 +611,11 @@ static unsigned pick(struct kvf_core *core, bool departed, bool shed, uint64_t b
 static struct kvf_sess *parking_next(struct kvf_core *core, uint64_t id, bool *round)
 {
     struct kvf_sess *next = NULL, *lowest = NULL;
-    for (uint32_t b = 0; b < core->session_buckets; b++) {
-        for (struct kvf_sess *s = core->sessions[b]; s; s = s->next) {
-            if (!s->parking)
-                continue;
-            lowest = !lowest || s->id < lowest->id ? s : lowest;
-            next = s->id > id && (!next || s->id < next->id) ? s : next;
-        }
+    for (struct kvf_sess *s = core->sessions_all; s; s = s->after) {
+        if (!s->parking)
+            continue;
+        lowest = !lowest || s->id < lowest->id ? s : lowest;
+        next = s->id > id && (!next || s->id < next->id) ? s : next;
     }
     *round = next == NULL;
     return next ? next : lowest;
