@@ -34,6 +34,7 @@ struct sim_node_config {
     uint64_t block_max;           /* 0: 64 KiB */
     size_t frame;                 /* the largest message that it takes and sends; 0: 64 KiB */
     uint64_t blocks_max;          /* entries of the index; 0: 4096 */
+    uint64_t peers_max;           /* 0: SIM_CLUSTER_NODES */
     uint64_t keep_dead_ns;        /* how long it keeps dead borrowers' blocks; 0: not at all */
     uint64_t lend_min;            /* lend.min */
     bool no_claims;               /* lend.reclaim_above is 0, not its default */

@@ -175,10 +175,10 @@ void sim_disk_kill(struct sim_disk *d, uint64_t seed)
     d->dead = true;
 }
 
-/* The event fd is readable while something may complete at the next poll. */
+/* The event fd, where one was asked for, is readable while something may complete at the next poll. */
 static void signal_ready(struct sim_disk *d)
 {
-    if (!d->signalled)
+    if (!d->signalled && d->event_fd >= 0)
         (void)!write(d->event_fd, &(uint64_t){1}, sizeof(uint64_t));
     d->signalled = true;
 }
@@ -326,7 +326,7 @@ static unsigned sim_poll(struct kvf_disk *disk)
     struct sim_disk *d = (struct sim_disk *)disk;
     uint64_t signals;
     unsigned handled = 0, before = d->count;
-    if (d->signalled)
+    if (d->signalled && d->event_fd >= 0)
         (void)!read(d->event_fd, &signals, sizeof signals);
     d->signalled = false;
     /* Only what was there at the start: what callbacks submit completes at a later poll. */
@@ -354,7 +354,10 @@ static unsigned sim_poll(struct kvf_disk *disk)
 
 static int sim_event_fd(struct kvf_disk *disk)
 {
-    return ((struct sim_disk *)disk)->event_fd;
+    struct sim_disk *d = (struct sim_disk *)disk;
+    if (d->event_fd < 0)
+        d->event_fd = eventfd(d->signalled, EFD_CLOEXEC | EFD_NONBLOCK);
+    return d->event_fd;
 }
 
 static void sim_register_memory(struct kvf_disk *disk, void *base, size_t bytes)
@@ -377,7 +380,8 @@ static void sim_close(struct kvf_disk *disk)
     d->closing = true;
     while (d->count)
         sim_poll(disk);
-    close(d->event_fd);
+    if (d->event_fd >= 0)
+        close(d->event_fd);
     free(d->pending);
     free(d);
 }
@@ -401,11 +405,8 @@ enum kvf_status sim_disk_create(struct sim_media *media, unsigned depth, struct 
     d->media = media;
     d->depth = depth;
     d->pending = calloc(depth, sizeof *d->pending);
-    d->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (!d->pending || d->event_fd < 0) {
-        if (d->event_fd >= 0)
-            close(d->event_fd);
-        free(d->pending);
+    d->event_fd = -1;
+    if (!d->pending) {
         free(d);
         return KVF_ERR_NO_MEMORY;
     }

@@ -24,11 +24,21 @@ static float value_of(uint64_t seed, uint64_t a, uint64_t b)
     return (float)(int32_t)(uint32_t)(kvf_mix(kvf_mix(seed, a), b) >> 16) * (1.0f / 2147483648.0f);
 }
 
-static void rows_fill(const struct sim_engine *e, char what, uint32_t layer, uint64_t first, uint32_t n, uint32_t width, float *out)
+/* Rows of all positions of all layers: what two steps put at a position is the same. */
+static float *rows_make(const struct sim_engine *e, char what, uint32_t width)
 {
-    for (uint32_t t = 0; t < n; t++)
-        for (uint32_t i = 0; i < width; i++)
-            out[(size_t)t * width + i] = value_of(e->seed ^ (uint64_t)what << 56 ^ (uint64_t)layer << 48, first + t, i);
+    float *rows = malloc((size_t)LAYERS * e->tokens_max * width * sizeof *rows), *out = rows;
+    demand(rows != NULL, "memory");
+    for (uint64_t l = 0; l < LAYERS; l++)
+        for (uint32_t t = 0; t < e->tokens_max; t++)
+            for (uint32_t i = 0; i < width; i++)
+                *out++ = value_of(e->seed ^ (uint64_t)what << 56 ^ l << 48, t, i);
+    return rows;
+}
+
+static const float *rows_at(const struct sim_engine *e, const float *rows, uint32_t layer, uint64_t first, uint32_t width)
+{
+    return rows + ((size_t)layer * e->tokens_max + first) * width;
 }
 
 int32_t sim_engine_token(const struct sim_engine *e, uint64_t position)
@@ -63,14 +73,13 @@ static enum kvf_status layers_run(struct sim_engine *e, struct kvf_session *s, u
     const struct kvf_model_desc *d = &e->desc;
     size_t width = (size_t)d->q_heads * d->dim_v;
     for (uint32_t l = 0; l < d->layers; l++) {
-        rows_fill(e, 'k', l, first, n, d->kv_heads * d->dim_k, e->k);
-        rows_fill(e, 'v', l, first, n, d->kv_heads * d->dim_v, e->v);
-        rows_fill(e, 'q', l, first, n, d->q_heads * d->dim_k, e->q);
+        const float *k = rows_at(e, e->k, l, first, d->kv_heads * d->dim_k);
+        const float *v = rows_at(e, e->v, l, first, d->kv_heads * d->dim_v);
         calls(e, "step_append");
-        enum kvf_status st = called(e, kvf_step_append(s, l, e->k, e->v));
+        enum kvf_status st = called(e, kvf_step_append(s, l, k, v));
         if (st == KVF_OK) {
             calls(e, "step_attend");
-            st = called(e, kvf_step_attend(s, l, e->q, e->out, e->options));
+            st = called(e, kvf_step_attend(s, l, rows_at(e, e->q, l, first, d->q_heads * d->dim_k), e->out, e->options));
         }
         if (st != KVF_OK)
             return st;
@@ -188,14 +197,10 @@ static void reference_build(struct sim_engine *e)
     e->error2 = e->norm2 = 0;
 }
 
-static void rows_alloc(struct sim_engine *e)
+static void out_alloc(struct sim_engine *e)
 {
-    size_t row = (size_t)KVF_STEP_TOKENS_MAX * Q_HEADS * e->desc.dim_k;
-    e->k = calloc(row, sizeof(float));
-    e->v = calloc(row, sizeof(float));
-    e->q = calloc(row, sizeof(float));
-    e->out = calloc(row, sizeof(float));
-    demand(e->k && e->v && e->q && e->out, "memory");
+    e->out = malloc((size_t)KVF_STEP_TOKENS_MAX * Q_HEADS * e->desc.dim_v * sizeof *e->out);
+    demand(e->out != NULL, "memory");
 }
 
 struct sim_engine *sim_engine_clone(const struct sim_engine *engine)
@@ -206,8 +211,11 @@ struct sim_engine *sim_engine_clone(const struct sim_engine *engine)
     e->seed = engine->seed;
     e->tokens_max = engine->tokens_max;
     e->reference = engine->reference;
+    e->k = engine->k;
+    e->v = engine->v;
+    e->q = engine->q;
     e->clone = true;
-    rows_alloc(e);
+    out_alloc(e);
     return e;
 }
 
@@ -230,18 +238,22 @@ struct sim_engine *sim_engine_create(uint64_t seed, uint32_t dim, enum kvf_dtype
     e->tokens_max = tokens_max;
     e->reference = calloc((size_t)LAYERS * tokens_max * Q_HEADS * dim, sizeof(float));
     demand(e->reference != NULL, "memory");
-    rows_alloc(e);
+    e->k = rows_make(e, 'k', KV_HEADS * dim);
+    e->v = rows_make(e, 'v', KV_HEADS * dim);
+    e->q = rows_make(e, 'q', Q_HEADS * dim);
+    out_alloc(e);
     reference_build(e);
     return e;
 }
 
 void sim_engine_destroy(struct sim_engine *e)
 {
-    if (!e->clone)
+    if (!e->clone) {
         free(e->reference);
-    free(e->k);
-    free(e->v);
-    free(e->q);
+        free(e->k);
+        free(e->v);
+        free(e->q);
+    }
     free(e->out);
     free(e);
 }

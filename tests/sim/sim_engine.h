@@ -9,9 +9,10 @@ struct sim_engine {
     struct kvf_model_desc desc;
     uint64_t seed;
     uint32_t tokens_max;
-    bool clone;        /* the reference is another's */
+    bool clone;        /* the reference and the rows are another's */
     float *reference;  /* [layers][tokens_max][q_heads * dim_v] */
-    float *k, *v, *q, *out; /* of one step */
+    float *k, *v, *q;  /* [layers][tokens_max][heads * dim] */
+    float *out;        /* of one step */
     uint64_t compared;  /* rows that were compared, */
     uint64_t different; /* ... and differed */
     double error2, norm2; /* of what was compared: the squares of the differences, and of the twin's numbers */

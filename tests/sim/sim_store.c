@@ -107,6 +107,21 @@ static void free_kv(struct kvf_store_kv *kv)
     free((char *)kv->value);
 }
 
+/* Room for eight values is large, and most have one. */
+static struct kvf_store_txn *copy_txn(const struct kvf_store_txn *txn)
+{
+    struct kvf_store_txn *copy = malloc(sizeof *copy);
+    if (!copy)
+        abort();
+    copy->n_compare = txn->n_compare;
+    copy->n_put = txn->n_put;
+    copy->n_read = txn->n_read;
+    memcpy(copy->compare, txn->compare, txn->n_compare * sizeof *txn->compare);
+    memcpy(copy->put, txn->put, txn->n_put * sizeof *txn->put);
+    memcpy(copy->read, txn->read, txn->n_read * sizeof *txn->read);
+    return copy;
+}
+
 /* ---------------------------------------------------------------------------------------------------- the data */
 
 static struct item **place_of(struct kvf_sim_etcd *etcd, const char *key)
@@ -390,10 +405,8 @@ static enum kvf_status sim_range(struct kvf_store *store, const char *prefix, kv
 static enum kvf_status sim_txn(struct kvf_store *store, const struct kvf_store_txn *txn, kvf_store_fn done, void *arg)
 {
     struct request *request = submit(store, TXN, done, arg);
-    if (request) {
-        request->txn = get_memory(sizeof *txn);
-        *request->txn = *txn;
-    }
+    if (request)
+        request->txn = copy_txn(txn);
     return request ? KVF_OK : KVF_ERR_BUSY;
 }
 

@@ -35,18 +35,21 @@ bool check_connected(const struct world *w)
     return true;
 }
 
-/* What etcd holds of a session. False: nothing. */
-static bool placed(struct world *w, uint64_t id, struct kvf_placement *out)
+/* What etcd holds of a record's session; NULL: nothing. It is read again when anything in etcd has changed. */
+static const struct kvf_placement *placed(struct world *w, unsigned record)
 {
+    uint64_t id = w->records[record].id, revision = kvf_sim_etcd_revision(w->cluster->etcd);
+    struct placed *p = &w->placed[record];
     char key[KVF_STORE_KEY_MAX];
+    if (p->id == id && p->revision == revision)
+        return p->there ? &p->placement : NULL;
     if (!kvf_records_session_key(PREFIX, id, key))
         world_violated(w, "a key for session %llu", (unsigned long long)id);
     const struct kvf_store_kv *kv = kvf_sim_etcd_get(w->cluster->etcd, key);
-    if (!kv)
-        return false;
-    if (!kvf_records_decode_placement(id, kv->value, out))
+    *p = (struct placed){.id = id, .revision = revision, .there = kv != NULL};
+    if (kv && !kvf_records_decode_placement(id, kv->value, &p->placement))
         world_violated(w, "session %llu: a record in etcd that cannot be read: %s", (unsigned long long)id, kv->value);
-    return true;
+    return kv ? &p->placement : NULL;
 }
 
 /* A session takes steps at one node, and that is the one that etcd names, by the epoch. */
@@ -58,17 +61,17 @@ static void check_homes(struct world *w)
         for (unsigned k = 0; id && k < w->n; k++) {
             const struct world_node *n = &w->nodes[k];
             const struct kvf_sess *s = n->sim->dead ? NULL : kvf_sess_find(n->sim->core, id);
-            struct kvf_placement p;
             if (!s || s->state != KVF_SESS_ACTIVE)
                 continue;
             if (home)
                 world_violated(w, "session %llu has two homes: %s and %s", (unsigned long long)id, home->name, n->name);
             home = n;
-            if (!placed(w, id, &p))
+            const struct kvf_placement *p = placed(w, i);
+            if (!p)
                 world_violated(w, "session %llu takes steps at %s, and etcd knows nothing of it", (unsigned long long)id, n->name);
-            if (strcmp(p.home, n->name) != 0 || p.epoch != s->epoch)
+            if (strcmp(p->home, n->name) != 0 || p->epoch != s->epoch)
                 world_violated(w, "session %llu takes steps at %s with epoch %llu, and etcd says %s, %llu", (unsigned long long)id,
-                               n->name, (unsigned long long)s->epoch, p.home, (unsigned long long)p.epoch);
+                               n->name, (unsigned long long)s->epoch, p->home, (unsigned long long)p->epoch);
         }
     }
 }
@@ -179,14 +182,14 @@ static void check_directory(struct world *w)
 {
     for (unsigned i = 0; i < WORLD_SESSIONS; i++) {
         const struct record *r = &w->records[i];
-        struct kvf_placement p;
         if (!r->id || r->homeless)
             continue;
         if (check_home(w, r->id))
             world_violated(w, "session %llu was not dropped at rest", (unsigned long long)r->id);
-        if (placed(w, r->id, &p))
-            world_violated(w, "session %llu: etcd says %s, epoch %llu, and nobody has it", (unsigned long long)r->id, p.home,
-                           (unsigned long long)p.epoch);
+        const struct kvf_placement *p = placed(w, i);
+        if (p)
+            world_violated(w, "session %llu: etcd says %s, epoch %llu, and nobody has it", (unsigned long long)r->id, p->home,
+                           (unsigned long long)p->epoch);
         world_violated(w, "session %llu is nowhere", (unsigned long long)r->id);
     }
 }

@@ -20,18 +20,24 @@ struct batch {
 
 static void bytes_of(unsigned key, uint64_t version, uint64_t offset, uint64_t length, uint8_t *out)
 {
-    for (uint64_t i = 0; i < length; i++) {
-        uint64_t at = offset + i, word = kvf_mix(kvf_mix(key + 1, version), at / 8);
-        out[i] = (uint8_t)(word >> at % 8 * 8);
+    uint64_t seed = kvf_mix(key + 1, version);
+    for (uint64_t at = offset, end = offset + length; at < end;) {
+        uint64_t word = kvf_mix(seed, at / 8) >> at % 8 * 8, n = 8 - at % 8 < end - at ? 8 - at % 8 : end - at;
+        memcpy(out, &word, n);
+        out += n;
+        at += n;
     }
 }
 
 static bool is_version(unsigned key, uint64_t version, uint64_t offset, uint64_t length, const uint8_t *data)
 {
-    for (uint64_t i = 0; i < length; i++) {
-        uint64_t at = offset + i, word = kvf_mix(kvf_mix(key + 1, version), at / 8);
-        if (data[i] != (uint8_t)(word >> at % 8 * 8))
+    uint64_t seed = kvf_mix(key + 1, version);
+    for (uint64_t at = offset, end = offset + length; at < end;) {
+        uint64_t word = kvf_mix(seed, at / 8) >> at % 8 * 8, n = 8 - at % 8 < end - at ? 8 - at % 8 : end - at;
+        if (memcmp(data, &word, n) != 0)
             return false;
+        data += n;
+        at += n;
     }
     return true;
 }

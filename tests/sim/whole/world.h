@@ -99,6 +99,13 @@ struct record {
     unsigned parent_forks;   /* forks of it that were made here; for choosing only */
 };
 
+/* What etcd held of a record's session, when it stood at that revision. */
+struct placed {
+    uint64_t id, revision;
+    bool there;
+    struct kvf_placement placement;
+};
+
 /* An opaque key on one node. A version is the bytes of one put; moments count the beginnings and ends of requests. */
 struct version {
     uint64_t begin, end; /* may be read from begin on, until end; end 0: it never was there */
@@ -165,6 +172,7 @@ struct world {
     struct sim_net_watch watch;
 
     struct record records[WORLD_SESSIONS];
+    struct placed placed[WORLD_SESSIONS];
     uint64_t probes;    /* clients that are done with the phase */
     unsigned ids;       /* session ids that were drawn */
     struct sim_engine *const *engines;
