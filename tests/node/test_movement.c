@@ -1,4 +1,5 @@
 /* Movement in the background: the scrub over a simulated disk, and the budgets, on a clock in hand. */
+#include "node/scrub.h"
 #include "tests/node/world.h"
 
 #define BLOCK (64 * KIB)
