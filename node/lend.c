@@ -11,7 +11,8 @@
 #define RESERVE_TIMEOUT_NS (30 * KVF_SEC)
 #define SWEEP_NS (RESERVE_TIMEOUT_NS / 4)
 #define ELSEWHERE_NS (45 * KVF_SEC) /* ADOPT comes within 30 s of the new home's hearing of the move, and that within some */
-#define LOOK_MAX 4096 /* slots looked at for one that may go, per reservation, and in one turn of the sweep */
+#define LOOK_MAX 4096 /* slots looked at for one that may go, per reservation */
+#define SWEEP_MAX 1024 /* slots looked at in one turn of the sweep, under the lock */
 
 enum kvf_status kvf_lend_create(struct kvf_core *core)
 {
@@ -429,31 +430,31 @@ static void release_all(struct kvf_core *core, const struct kvf_node_peer *p)
 /* ---------------------------------------------------------------- what nobody will release */
 
 /* Whether a borrower has a block of a session that by etcd is not his: it moved or ended, and its home could not tell us. */
-static bool is_elsewhere(struct kvf_core *core, struct kvf_entry *slot)
+static bool is_elsewhere(struct kvf_core *core, struct kvf_entry *slot, uint32_t seconds)
 {
     if (!core->coord || (slot->key.hi & KVF_OPAQUE_BIT) || kvf_lend_is_dead(slot))
         return false;
     const struct kvf_placement *placement = placement_of(core, slot);
     bool his = placement && strcmp(placement->home, core->peers[slot->peer].member.name) == 0;
     if (his || !core->store_up) /* etcd is away: nothing is concluded */
-        slot->sums = now_s(core);
-    return slot->sums + ELSEWHERE_NS / KVF_SEC < now_s(core);
+        slot->sums = seconds;
+    return slot->sums + ELSEWHERE_NS / KVF_SEC < seconds;
 }
 
 /* Reservations without COMMIT, our own slots of sessions that moved away and were not adopted, others' of sessions elsewhere. */
-static bool is_forgotten(struct kvf_core *core, struct kvf_entry *slot)
+static bool is_forgotten(struct kvf_core *core, struct kvf_entry *slot, uint32_t seconds)
 {
-    bool old = slot->sums + RESERVE_TIMEOUT_NS / KVF_SEC < now_s(core);
+    bool old = slot->sums + RESERVE_TIMEOUT_NS / KVF_SEC < seconds;
     if (slot->peer == KVF_PEER_NONE)
         return old && !is_own(core, slot);
-    return slot->state == KVF_LENT_RESERVED ? old : is_elsewhere(core, slot);
+    return slot->state == KVF_LENT_RESERVED ? old : is_elsewhere(core, slot, seconds);
 }
 
 /* A part of the index in every turn. true: it goes on. */
 static bool sweep(struct kvf_core *core, uint64_t now)
 {
     struct kvf_lend *lend = core->lend;
-    for (unsigned looked = 0; now >= lend->next_sweep_ns && looked < LOOK_MAX; looked++) {
+    for (unsigned looked = 0; now >= lend->next_sweep_ns && looked < SWEEP_MAX; looked++) {
         kvf_handle h = kvf_index_walk(lend->index, &lend->sweep_cursor);
         if (h == KVF_HANDLE_NONE) {
             lend->sweep_cursor = 0;
@@ -461,7 +462,7 @@ static bool sweep(struct kvf_core *core, uint64_t now)
             continue;
         }
         struct kvf_entry *slot = kvf_index_entry(lend->index, h);
-        if (!is_forgotten(core, slot))
+        if (!is_forgotten(core, slot, (uint32_t)(now / KVF_SEC)))
             continue;
         kvf_count(&core->counters.lent_blocks_expired, slot->peer != KVF_PEER_NONE && slot->state != KVF_LENT_RESERVED);
         kvf_lend_slot_free(core, h);

@@ -2,6 +2,8 @@
 #include "node/scrub.h"
 #include "tests/node/world.h"
 
+#include "node/scrub.h"
+
 #define BLOCK (64 * KIB)
 #define BLOCKS 24u
 
