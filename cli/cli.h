@@ -21,6 +21,7 @@ int kvf_cmd_status(struct kvf_cli *cli);
 int kvf_cmd_sessions(struct kvf_cli *cli);
 int kvf_cmd_move(struct kvf_cli *cli);
 int kvf_cmd_lend(struct kvf_cli *cli);
+int kvf_cmd_drain(struct kvf_cli *cli);
 int kvf_cmd_info(struct kvf_cli *cli);
 int kvf_cmd_peer(struct kvf_cli *cli); /* info -p */
 

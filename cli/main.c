@@ -40,6 +40,15 @@ static const struct verb {
      "which holds its own blocks then. By itself a node takes memory back while its own is short (lend.reclaim_above).\n"
      "--timeout bounds the time (default here: 5 s).\n\n"
      "examples\n  kvf lend lender1 0\n  kvf lend lender1 8G --timeout 30\n"},
+    {"drain", "e", 1, 1, kvf_cmd_drain, "prepares a node to be stopped",
+     "usage: kvf drain NODE [-e] [options]\n\n"
+     "NODE takes on nothing more of others, until it restarts: it lends nothing and no session is moved to it. What others\n"
+     "have in its memory they are asked to move away; what is not moved in time is taken. Shows how far it is, and ends when\n"
+     "NODE has nothing of others any more, also no block of a session that moved away and is still fetched from here.\n"
+     "Sessions that have their home at NODE are counted; kvf move moves them.\n"
+     "--timeout bounds the time (default here: 60 s).\n\n"
+     "  -e  ends it: NODE lends and takes sessions as before\n\n"
+     "examples\n  kvf drain lender1\n  kvf drain lender1 --json --timeout 300\n  kvf drain lender1 -e\n"},
     {"info", "bdctp", 0, 1, kvf_cmd_info, "what this build and this machine can do, and why not",
      "usage: kvf info [-b] [-d] [-c] [-t] [options]\n"
      "       kvf info -p NODE [options]\n\n"
@@ -205,7 +214,7 @@ static int configure(struct kvf_cli *cli, const struct options *options)
 static int run_verb(struct kvf_cli *cli, const struct verb *verb, struct options *options, int argc, char **argv)
 {
     cli->verb = verb->name;
-    cli->timeout_ns = verb->run == kvf_cmd_move ? 30 * KVF_SEC : TIMEOUT_DEFAULT_NS;
+    cli->timeout_ns = verb->run == kvf_cmd_move ? 30 * KVF_SEC : verb->run == kvf_cmd_drain ? 60 * KVF_SEC : TIMEOUT_DEFAULT_NS;
     optind = 0; /* glibc: start anew, and permute */
     int code = take_options(cli, options, verb, argc, argv);
     if (code >= 0)

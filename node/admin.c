@@ -9,10 +9,13 @@
  *   POST /v1/move       {"session": "7" or "0x7", "node": "b", "timeout_ms": 30000}
  *                       -> {"status":"OK","stop_ns":..,"bytes_before_switch":..,"bytes_after_switch":..,"epoch":..}
  *   POST /v1/lend       {"bytes": 1048576, "within_ms": 5000}: others may have no more of lent memory; answers when that is so
+ *   POST /v1/drain      {"on": true, "within_ms": 60000}: nothing more of others is taken on, and what there is goes; answers at
+ *                       once: /v1/status tells how far it is. {"on": false} ends it
  *                       -> {"status":"OK","limit_bytes":..,"lent_bytes":..,"revoked_blocks":..}
  * Errors: HTTP 4xx or 5xx with {"error":"ERR_NOT_FOUND","message":"one sentence"}. */
 #include "node/internal.h"
 #include "node/peers.h"
+#include "node/drain.h"
 #include "node/reclaim.h"
 
 #include <errno.h>
@@ -242,12 +245,45 @@ static enum MHD_Result serve_lend(struct kvf_admin *admin, struct MHD_Connection
                                  "revoked_blocks", (json_int_t)stats.revoked));
 }
 
+/* ---------------------------------------------------------------- drain */
+
+static const char *parse_drain(const struct kvf_core *core, const json_t *root, bool *on, uint64_t *within_ns)
+{
+    const char *key;
+    json_t *value, *within = json_object_get(root, "within_ms");
+    if (!json_is_object(root))
+        return "the body is not a JSON object";
+    json_object_foreach((json_t *)root, key, value) {
+        if (strcmp(key, "on") && strcmp(key, "within_ms"))
+            return "the body has a key other than on, within_ms";
+    }
+    if (!json_is_boolean(json_object_get(root, "on")))
+        return "on is not true or false";
+    *on = json_is_true(json_object_get(root, "on"));
+    json_int_t ms = json_integer_value(within); /* 0 for what is no integer */
+    if (within && (ms < 1 || ms > MOVE_MS_MAX))
+        return "within_ms is not 1..600000";
+    *within_ns = within ? (uint64_t)ms * KVF_MS : core->settings.lend_reclaim_ns;
+    return NULL;
+}
+
+static enum MHD_Result serve_drain(struct kvf_admin *admin, struct MHD_Connection *connection, const json_t *root)
+{
+    bool on = false;
+    uint64_t within_ns = 0;
+    const char *wrong = parse_drain(admin->node->core, root, &on, &within_ns);
+    if (wrong)
+        return answer_error(connection, MHD_HTTP_BAD_REQUEST, KVF_ERR_INVALID, wrong);
+    kvf_drain_set(admin->node->core, on, within_ns);
+    return answer_json(connection, MHD_HTTP_OK, json_pack("{s:s, s:b}", "status", kvf_status_name(KVF_OK), "draining", on));
+}
+
 /* ---------------------------------------------------------------- requests */
 
 static const struct order {
     const char *path;
     enum MHD_Result (*serve)(struct kvf_admin *admin, struct MHD_Connection *connection, const json_t *root);
-} orders[] = {{"/v1/move", serve_move}, {"/v1/lend", serve_lend}};
+} orders[] = {{"/v1/move", serve_move}, {"/v1/lend", serve_lend}, {"/v1/drain", serve_drain}};
 
 static enum MHD_Result serve_order(struct kvf_admin *admin, struct MHD_Connection *connection, const struct request *request,
                                    const struct order *order)
@@ -318,7 +354,7 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
         return answer(connection, MHD_HTTP_OK, pages[i].type, NULL, pages[i].text(admin->node->core));
     }
     return answer_error(connection, MHD_HTTP_NOT_FOUND, KVF_ERR_NOT_FOUND,
-                        "paths: /v1/status, /v1/sessions, /v1/peers, /v1/move, /v1/lend, /metrics, /healthz");
+                        "paths: /v1/status, /v1/sessions, /v1/peers, /v1/move, /v1/lend, /v1/drain, /metrics, /healthz");
 }
 
 static void on_end(void *arg, struct MHD_Connection *connection, void **state, enum MHD_RequestTerminationCode code)

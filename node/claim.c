@@ -80,7 +80,7 @@ static bool claim(struct kvf_core *core, uint64_t bytes, uint64_t now)
     kvf_count(&core->counters.lend_claims, 1);
     kvf_log_info(&core->log, "own DRAM is short: others may have %llu MiB of %llu lent MiB",
                  (unsigned long long)(c->limit_bytes >> 20), (unsigned long long)(kvf_arena_planned(core->lent) >> 20));
-    kvf_reclaim_claimed(core, kvf_deadline(now, core->settings.lend_reclaim_ns));
+    kvf_reclaim_limit(core, kvf_deadline(now, core->settings.lend_reclaim_ns));
     return true;
 }
 
@@ -102,7 +102,7 @@ static void give_back(struct kvf_core *core, uint64_t now)
     kvf_count(&core->counters.lend_returns, 1);
     kvf_log_info(&core->log, "own DRAM suffices: others may have %llu MiB of %llu lent MiB again",
                  (unsigned long long)(c->limit_bytes >> 20), (unsigned long long)(all >> 20));
-    kvf_reclaim_claimed(core, now);
+    kvf_reclaim_limit(core, now);
 }
 
 unsigned kvf_claim_poll(struct kvf_core *core)

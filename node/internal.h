@@ -13,7 +13,7 @@
  *     read.c (bring chunks of one block to a place)   serve.c (reads by key for other nodes)
  *     lend.c (the lender's side)   claim.c, reclaim.c (it wants memory back)   yield.c (the borrower moves blocks away)
  *     area.c (the SSD area: open, off, degraded)   scrub.c (blocks on SSD are checked again and again)
- *     ram.c (the memory, made ready in pieces)   dram.c (where own blocks lie in it)
+ *     ram.c (the memory, made ready in pieces)   dram.c (where own blocks lie in it)   drain.c (nothing more of others)
  *     attend_remote.c, attend_serve.c, attend_cost.c (attention where the bytes lie: asker, holder, whether it pays)
  *     cluster.c (members, peers, placement)   core.c (memory, blocks, poll)   wire.c (message payloads)
  */
@@ -346,6 +346,7 @@ struct kvf_core {
     struct kvf_attend_costs *attend_costs;
     unsigned attend_mode;    /* enum kvf_attend_mode */
     bool attend_merged;      /* attend.parts */
+    bool draining;       /* nothing of others is taken on any more (drain.c) */
     unsigned n_parking;  /* sessions on their way out of DRAM */
     bool departed_done;  /* some session that departed has nothing left here */
     bool spill_urgent;   /* somebody waits for room */

@@ -72,7 +72,7 @@ static enum kvf_status on_offer(struct kvf_core *core, struct kvf_node_peer *fro
         return KVF_ERR_INVALID;
     }
     bool untold = from->reset || from->resetting; /* RELEASE_ALL must go first */
-    enum kvf_status st = untold ? KVF_ERR_BUSY : kvf_model_add(core, &offer.desc, &model);
+    enum kvf_status st = untold || core->draining ? KVF_ERR_BUSY : kvf_model_add(core, &offer.desc, &model);
     if (st == KVF_OK && model->fingerprint != offer.fingerprint)
         st = KVF_ERR_MODEL;
     struct kvf_one_move *old = kvf_move_find(core, offer.session);

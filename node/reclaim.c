@@ -25,13 +25,15 @@ bool kvf_reclaim_busy(const struct kvf_core *core)
     return core->lend && core->lend->deadline_ns != 0;
 }
 
-/* What others may have has changed. */
-static void limit_set(struct kvf_core *core, uint64_t deadline_ns)
+void kvf_reclaim_limit(struct kvf_core *core, uint64_t deadline_ns)
 {
     struct kvf_lend *lend = core->lend;
     uint64_t now = kvf_now(core->env);
-    uint64_t before = lend->limit_bytes;
-    lend->limit_bytes = lend->ordered_bytes < lend->claim.limit_bytes ? lend->ordered_bytes : lend->claim.limit_bytes;
+    if (!lend || !lend->index)
+        return;
+    uint64_t before = lend->limit_bytes, claimed = lend->claim.limit_bytes;
+    lend->limit_bytes = core->draining ? 0 : lend->ordered_bytes < claimed ? lend->ordered_bytes : claimed;
+    assert(lend->limit_bytes <= kvf_arena_planned(core->lent));
     uint64_t stays = kvf_dram_capacity(core) / 8 * 7, used = kvf_dram_used(core);
     lend->claim.leaving_bytes = lend->limit_bytes > before && used > stays ? used - stays : 0;
     core->spill_stuck = false; /* what is not in use is ours at once */
@@ -57,14 +59,8 @@ enum kvf_status kvf_reclaim_start(struct kvf_core *core, uint64_t limit_bytes, u
         return KVF_ERR_UNSUPPORTED;
     uint64_t most = kvf_arena_planned(core->lent);
     lend->ordered_bytes = limit_bytes < most ? limit_bytes : most;
-    limit_set(core, deadline_ns);
+    kvf_reclaim_limit(core, deadline_ns);
     return KVF_OK;
-}
-
-void kvf_reclaim_claimed(struct kvf_core *core, uint64_t deadline_ns)
-{
-    assert(core->lend->claim.limit_bytes <= kvf_arena_planned(core->lent));
-    limit_set(core, deadline_ns);
 }
 
 enum kvf_status kvf_reclaim_wait(struct kvf_core *core, uint64_t limit_bytes, uint64_t within_ns, struct kvf_reclaim_stats *out)
@@ -315,10 +311,12 @@ static void end(struct kvf_core *core, uint64_t now)
 unsigned kvf_reclaim_poll(struct kvf_core *core)
 {
     struct kvf_lend *lend = core->lend;
-    if (!lend->deadline_ns)
+    if (!lend->deadline_ns && lend->others_bytes <= lend->limit_bytes)
         return 0;
     uint64_t now = kvf_now(core->env);
     unsigned events = 1;
+    if (!lend->deadline_ns) /* what was ours, by a session that moved here, is a borrower's: it has moved on */
+        kvf_reclaim_limit(core, kvf_deadline(now, core->settings.lend_reclaim_ns));
     if (lend->others_bytes > lend->limit_bytes && now >= lend->deadline_ns)
         force(core);
     else if (lend->others_bytes > lend->limit_bytes)

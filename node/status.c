@@ -3,6 +3,7 @@
  * The figures are copied under the core's lock into plain structs; the text is made from the copy, without the lock, so
  * that a slow reader of the admin interface never holds up the reactor. Counters and histograms are atomic. */
 #include "node/attend_remote.h"
+#include "node/drain.h"
 #include "node/dram.h"
 #include "node/ram.h"
 #include "node/reclaim.h"
@@ -59,6 +60,7 @@ struct copy {
     struct kvf_serves_stats serves;
     uint64_t reads_queued, going_down, going_up;
     struct kvf_scrub_progress scrub;
+    struct kvf_drain_stats drain;
 };
 
 static const char *way_name(enum kvf_way way)
@@ -231,6 +233,7 @@ static bool copy_core(struct kvf_core *core, struct copy *copy)
     copy->lend_used = core->lent ? kvf_arena_used(core->lent) - core->lent_own_bytes : 0;
     copy->lend_blocks = core->lend ? kvf_lend_blocks(core) : 0;
     kvf_reclaim_stats(core, &copy->reclaim);
+    kvf_drain_stats(core, &copy->drain);
     kvf_serves_stats(core, &copy->serves);
     copy->etcd_configured = core->store != NULL;
     copy->etcd_reachable = core->store && core->store_up;
@@ -475,6 +478,19 @@ static json_t *lending_json(const struct copy *copy)
     return lending;
 }
 
+static json_t *drain_json(const struct kvf_drain_stats *d)
+{
+    json_t *drain = json_object();
+    json_object_set_new(drain, "draining", json_boolean(d->draining));
+    json_object_set_new(drain, "empty", json_boolean(d->empty));
+    json_object_set_new(drain, "lent_bytes", number_of(d->lent_bytes));
+    json_object_set_new(drain, "departed_sessions", number_of(d->departed_sessions));
+    json_object_set_new(drain, "departed_blocks", number_of(d->departed_blocks));
+    json_object_set_new(drain, "incoming_sessions", number_of(d->incoming_sessions));
+    json_object_set_new(drain, "home_sessions", number_of(d->home_sessions));
+    return drain;
+}
+
 char *kvf_status_json(struct kvf_core *core)
 {
     struct copy copy;
@@ -492,6 +508,7 @@ char *kvf_status_json(struct kvf_core *core)
     json_object_set_new(root, "memory", memory_json(&copy.ram));
     json_object_set_new(root, "sessions", number_of(copy.n_sessions));
     json_object_set_new(root, "lending", lending_json(&copy));
+    json_object_set_new(root, "drain", drain_json(&copy.drain));
     json_object_set_new(root, "peers", peers_json(&copy));
     json_object_set_new(etcd, "configured", json_boolean(copy.etcd_configured));
     json_object_set_new(etcd, "reachable", json_boolean(copy.etcd_reachable));
@@ -705,6 +722,7 @@ static void write_metrics(FILE *out, const struct kvf_core *core, const struct c
     gauge(out, "lend_limit_bytes", "what others may have of it", copy->reclaim.limit_bytes);
     gauge(out, "lend_dead_bytes", "of what is in use, left by nodes that are gone", copy->reclaim.dead_bytes);
     gauge(out, "lend_wanted_bytes", "of it, to come back", copy->reclaim.wanted_bytes);
+    gauge(out, "draining", "whether this node takes on nothing more of others", copy->drain.draining);
     gauge(out, "lend_claimed_bytes", "kept from others because own DRAM was short", copy->reclaim.claimed_bytes);
     gauge(out, "lend_own_bytes", "of the memory for other nodes, in use by own blocks", copy->reclaim.own_bytes);
     gauge(out, "etcd_up", "1: etcd answers", copy->etcd_reachable);

@@ -145,6 +145,18 @@ class AdminTest(Case):
             lending = json.loads(self.request("GET", "/v1/status")[1])["lending"]
             self.assertEqual((lending["limit_bytes"], lending["wanted_bytes"]), (stands, 0))
 
+    def test_a_node_is_drained(self):
+        for body in ("[]", "{}", '{"on":1}', '{"on":"true"}', '{"on":true,"within_ms":0}', '{"on":true,"within_ms":600001}',
+                     '{"on":true,"more":1}'):
+            code, text, _ = self.request("POST", "/v1/drain", body)
+            self.assertEqual((code, json.loads(text)["error"]), (400, "ERR_INVALID"), body)
+        for on in (True, False):
+            code, text, _ = self.request("POST", "/v1/drain", json.dumps({"on": on, "within_ms": 100}))
+            self.assertEqual((code, json.loads(text)), (200, {"status": "OK", "draining": on}))
+            status = json.loads(self.request("GET", "/v1/status")[1])
+            self.assertEqual((status["drain"]["draining"], status["drain"]["empty"]), (on, on))
+            self.assertEqual(status["lending"]["limit_bytes"], 0 if on else 4 << 20)
+
     def test_a_body_beyond_the_limit_is_refused(self):
         self.assertEqual(self.move(b" " * (64 * 1024 + 1))[0], 413)
         self.assertEqual(self.move(b" " * (4 << 20))[0], 413)

@@ -261,6 +261,27 @@ class ClusterTest(Case):
         self.assert_done(done)
         self.assertEqual(json.loads(done.stdout)["limit_bytes"], 8 << 20)
 
+    def test_a_node_is_drained(self):
+        kvf = self.cluster.kvf
+        self.assert_failed(kvf("drain", "nobody"), 1, "nobody", "ERR_NOT_FOUND")
+        for node in ("one", "two"):  # also one that lends nothing
+            done = kvf("drain", node, "--json")
+            self.assert_done(done)
+            answer = json.loads(done.stdout)
+            self.assertEqual((answer["schema"], answer["node"], answer["draining"], answer["empty"], answer["lent_bytes"]),
+                             ("kvf-drain/1", node, True, True, 0))
+            done = kvf("drain", node)
+            self.assert_done(done)
+            self.assertIn(f"node {node} has nothing of others", done.stdout)
+            done = kvf("status", node, "--json")
+            self.assertTrue(json.loads(done.stdout)["nodes"][0]["status"]["drain"]["draining"])
+            done = kvf("drain", node, "-e", "--json")
+            self.assert_done(done)
+            self.assertFalse(json.loads(done.stdout)["draining"])
+            self.assertIn("as before", kvf("drain", node, "-e").stdout)
+        lending = [n for n in json.loads(kvf("status", "--json").stdout)["nodes"] if n["name"] == "one"][0]["status"]["lending"]
+        self.assertEqual(lending["limit_bytes"], 8 << 20)
+
     def test_moves_that_cannot_be(self):
         kvf = self.cluster.kvf
         self.assert_failed(kvf("move", "7", "two"), 1, "session 7", "ERR_NOT_FOUND")
