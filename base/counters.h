@@ -22,6 +22,8 @@
     X(dram_bytes_read, "bytes read in place in DRAM")                             \
     X(remote_chunks_read, "chunks read from lenders' DRAM")                       \
     X(remote_bytes_read, "bytes read from lenders' DRAM")                         \
+    X(view_chunks_read, "of these, chunks used where they lay, in memory mapped from a lender") \
+    X(views_changed, "times that such memory was written meanwhile, or its neighbour was: copied and checked instead") \
     X(ssd_chunks_read, "chunks read from SSD")                                    \
     X(ssd_bytes_read, "bytes read from SSD")                                      \
     X(peer_chunks_read, "chunks read from a session's earlier home")              \

@@ -162,6 +162,35 @@ typedef void (*kvf_take_fn)(void *arg, unsigned range, uint32_t at, void *to, co
 enum kvf_status kvf_fabric_pull_take(struct kvf_peer *peer, const struct kvf_pull_range *ranges, unsigned n, uint64_t deadline_ns,
                                      kvf_take_fn take, kvf_done_fn done, void *arg);
 
+/* A range of a peer's memory that is mapped here, to be used where it lies. Its owner may look at `data` and `bytes`. */
+struct kvf_view {
+    const uint8_t *data; /* NULL: not open */
+    size_t bytes;
+    /* the fabric's */
+    struct kvf_remote *remote;
+    const struct kvf_marks *marks;
+    uint64_t offset, seen;
+};
+
+/* Opens a view of bytes [offset, offset + bytes) of the peer's region, without a copy and without a message. From now until close
+ * `data` may be read, by any thread, whatever becomes of the peer: also when it dies, goes DOWN or is removed; each read sees some
+ * byte, never a fault. But the peer may write there, so nothing that was made of the bytes counts before kvf_view_same or close has
+ * said afterwards that it did not: then all reads since the open saw the same bytes. Whether these are the bytes that are wanted
+ * only their checksum tells, which may be tested before or after they are used, on the view itself. `view` is the caller's memory;
+ * close it soon, and before the transport is destroyed. Never waits, nothing is allocated, no callback.
+ * ERR_UNSUPPORTED (the range is not mapped here as a whole: pull it), ERR_BUSY (it is being written), ERR_PEER_LOST (not UP),
+ * ERR_PEER_REFUSED (outside the region). */
+enum kvf_status kvf_fabric_view_open(struct kvf_peer *peer, uint64_t offset, size_t bytes, struct kvf_view *view);
+/* Whether nothing was written there since the open: if not, discard what was made of it, and read again or pull. A write of a
+ * neighbour may be taken for one. Any thread, as often as wanted. */
+bool kvf_view_same(const struct kvf_view *view);
+/* Ends the view: `data` must not be read any more. OK, or ERR_STALE: it was written under you, discard. The fabric's threads. */
+enum kvf_status kvf_fabric_view_close(struct kvf_fabric *fabric, struct kvf_view *view);
+
+/* Writes into our own region so that peers who read it in place notice: nothing that is there may be overwritten in another way.
+ * The range is inside it, and ready. The fabric's threads. */
+void kvf_fabric_region_write(struct kvf_fabric *fabric, uint64_t offset, const void *from, size_t bytes);
+
 /* Ends what was asked for with this `arg`, without its callback: nothing writes to its memory any more, and the answer that still
  * comes is dropped. False: there is no such request, it has ended and calls back in the next poll, or the transport is using its
  * memory. */

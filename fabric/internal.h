@@ -7,6 +7,7 @@
  *     pull.c     reading a peer's memory
  *     serve.c    answering the peers that ask for ours
  *     region.c   pieces of regions: ours and the peers'
+ *     view.c     a peer's mapped memory used in place
  *
  * A request lives in a slot of a table made at start. Its id on the wire is (generation, index): the generation changes
  * when the request ends, so what arrives late finds nothing. `held` counts operations in which the transport still uses
@@ -17,6 +18,7 @@
 
 #include "fabric/auth.h"
 #include "fabric/fabric.h"
+#include "fabric/marks.h"
 #include "fabric/wire.h"
 
 #include <assert.h>
@@ -321,6 +323,8 @@ void kvf_region_timer(struct kvf_peer *peer, uint64_t now_ns);
 void kvf_region_asked(struct kvf_peer *peer, const struct kvf_wire_header *header);
 void kvf_region_told(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
 void kvf_region_forget(struct kvf_peer *peer);
+/* The piece that holds the range whole, or NULL. */
+const struct kvf_peer_piece *kvf_region_piece_of(const struct kvf_peer *peer, uint64_t offset, uint64_t bytes);
 /* The way of a pull: that of the pieces which hold its ranges, or to ask. Sets the parts' pieces. */
 enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_request_slot *slot);
 

@@ -118,15 +118,14 @@ void kvf_region_forget(struct kvf_peer *peer)
     peer->n_pieces = peer->pieces_there = peer->pieces_told = 0;
 }
 
-/* The piece that holds the range whole, or -1. */
-static int piece_of(const struct kvf_peer *peer, uint64_t offset, uint64_t bytes)
+const struct kvf_peer_piece *kvf_region_piece_of(const struct kvf_peer *peer, uint64_t offset, uint64_t bytes)
 {
     for (unsigned i = 0; i < peer->n_pieces; i++) {
         const struct kvf_peer_piece *piece = &peer->pieces[i];
         if (offset >= piece->offset && offset - piece->offset < piece->bytes)
-            return bytes <= piece->bytes - (offset - piece->offset) ? (int)i : -1;
+            return bytes <= piece->bytes - (offset - piece->offset) ? piece : NULL;
     }
-    return -1;
+    return NULL;
 }
 
 enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_request_slot *slot)
@@ -134,11 +133,11 @@ enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_request_slot
     enum kvf_way way = KVF_WAY_ASK;
     for (unsigned i = 0; i < slot->n_parts; i++) {
         struct kvf_pull_part *part = kvf_pull_part(slot, i);
-        int piece = piece_of(peer, part->offset, part->bytes);
-        if (piece < 0 || (i > 0 && peer->pieces[piece].way != way))
+        const struct kvf_peer_piece *piece = kvf_region_piece_of(peer, part->offset, part->bytes);
+        if (!piece || (i > 0 && piece->way != way))
             return KVF_WAY_ASK;
-        way = peer->pieces[piece].way;
-        part->piece = (uint16_t)piece;
+        way = piece->way;
+        part->piece = (uint16_t)(piece - peer->pieces);
     }
     return way;
 }

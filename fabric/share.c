@@ -53,6 +53,19 @@ const void *kvf_share_map(const uint8_t token[KVF_SHARE_TOKEN_BYTES], size_t byt
     return memory == MAP_FAILED ? NULL : memory;
 }
 
+void *kvf_share_create(size_t bytes, int *out)
+{
+    void *memory = MAP_FAILED;
+    int fd = memfd_create("kvf-share", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    assert(bytes > 0 && bytes % 4096 == 0);
+    if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0 && fcntl(fd, F_ADD_SEALS, SEALS) == 0)
+        memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (memory == MAP_FAILED && fd >= 0)
+        close(fd);
+    *out = fd;
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
 void kvf_share_unmap(const void *memory, size_t bytes)
 {
     if (memory)

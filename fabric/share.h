@@ -17,4 +17,7 @@ enum kvf_status kvf_share_token(int fd, uint8_t token[KVF_SHARE_TOKEN_BYTES]);
  * memory for us when its owner ends. */
 const void *kvf_share_map(const uint8_t token[KVF_SHARE_TOKEN_BYTES], size_t bytes);
 void kvf_share_unmap(const void *memory, size_t bytes);
+
+/* A sealed memfd of so many bytes, all zero and there, mapped for its owner. NULL: no memory. Unmap it, and close *fd. */
+void *kvf_share_create(size_t bytes, int *fd);
 #endif

@@ -17,6 +17,7 @@ struct kvf_transport; /* one per node */
 struct kvf_link;      /* our way to one peer; one direction: the peer makes its own to us */
 struct kvf_region;    /* memory of ours that peers may read */
 struct kvf_remote;    /* a peer's region as seen by us */
+struct kvf_marks;     /* marks.h */
 
 #define KVF_ADDRESS_MAX 1024 /* bytes of a transport address */
 #define KVF_REGION_KEY_MAX 256
@@ -88,6 +89,9 @@ struct kvf_transport_ops {
     /* Pieces that were added, and the n-th of them. Any thread. */
     unsigned (*region_pieces)(struct kvf_region *region);
     const struct kvf_region_piece *(*region_piece)(struct kvf_region *region, unsigned n);
+    /* What tells peers that have the region mapped of writes to it (offsets in the region); it lives as long as the region does for
+     * us, and as long as somebody has it mapped for others. NULL: no peer maps it. */
+    struct kvf_marks *(*region_marks)(struct kvf_region *region);
     void (*region_destroy)(struct kvf_transport *t, struct kvf_region *region);
 
     /* Registers memory of ours that only we read and write, so that no transfer has to. *out may be NULL: nothing to do here.
@@ -100,6 +104,12 @@ struct kvf_transport_ops {
                               uint64_t bytes, struct kvf_remote **out, enum kvf_way *way);
     /* WAY_MAPPED: where the piece lies in our memory. Else NULL. */
     const void *(*remote_mapped)(struct kvf_remote *remote);
+    /* WAY_MAPPED: the marks of the whole region; NULL: it has none, so nothing may be read in place. */
+    const struct kvf_marks *(*remote_marks)(struct kvf_remote *remote);
+    /* WAY_MAPPED: mapping and marks stay where they are, also after remote_destroy, disconnect and the peer's death, until as many
+     * releases. Before the transport's destroy. */
+    void (*remote_hold)(struct kvf_remote *remote);
+    void (*remote_release)(struct kvf_transport *t, struct kvf_remote *remote);
     /* Why it is read the way that import told: a sentence's end, for people. NULL: this transport has no reasons. */
     const char *(*remote_why)(const struct kvf_remote *remote);
     void (*remote_destroy)(struct kvf_transport *t, struct kvf_remote *remote);

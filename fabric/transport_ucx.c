@@ -26,6 +26,7 @@
  * that its owner died: that is for the link, for heartbeats, and for the checksums of what was read.
  */
 #include "fabric/devices.h"
+#include "fabric/marks.h"
 #include "fabric/share.h"
 #include "fabric/sockets.h"
 
@@ -84,12 +85,17 @@ struct kvf_region {
     _Atomic unsigned n; /* pieces before it are whole and change no more */
     struct kvf_region_piece pieces[KVF_REGION_PIECES_MAX];
     ucp_mem_h memh[KVF_REGION_PIECES_MAX];
+    struct kvf_marks *marks; /* NULL: no shared memory */
+    int marks_fd;
 };
 
 struct kvf_remote {
     struct kvf_link *link;
     ucp_rkey_h rkey; /* NULL: asking is the only way */
     const void *mapped;
+    const struct kvf_marks *marks; /* of the region; mapped */
+    unsigned holds;
+    bool destroyed; /* freed with the last hold */
     const char *why; /* this way and no better one */
     uint64_t base, bytes;
     struct kvf_remote *next;
@@ -182,7 +188,12 @@ static void remote_free(struct kvf_remote *remote)
 {
     if (remote->rkey)
         ucp_rkey_destroy(remote->rkey);
+    remote->rkey = NULL;
+    remote->destroyed = true;
+    if (remote->holds > 0)
+        return;
     kvf_share_unmap(remote->mapped, remote->bytes);
+    kvf_share_unmap(remote->marks, sizeof *remote->marks);
     free(remote);
 }
 
@@ -610,6 +621,9 @@ static void ucx_region_destroy(struct kvf_transport *t, struct kvf_region *regio
         if (region->memh[i])
             ucp_mem_unmap(ucx_of(t)->context, region->memh[i]);
     }
+    kvf_share_unmap(region->marks, sizeof *region->marks);
+    if (region->marks)
+        close(region->marks_fd);
     free(region);
 }
 
@@ -622,6 +636,8 @@ static enum kvf_status ucx_region_create(struct kvf_transport *t, void *base, si
         return KVF_ERR_NO_MEMORY;
     region->base = base;
     region->bytes = bytes;
+    if (ucx_of(t)->choice.shm)
+        region->marks = kvf_share_create(sizeof *region->marks, &region->marks_fd);
     *out = region;
     return KVF_OK;
 }
@@ -650,7 +666,8 @@ static enum kvf_status pack(struct ucx *u, ucp_mem_h memh, struct kvf_region_pie
     return fits ? KVF_OK : KVF_ERR_UNSUPPORTED;
 }
 
-/* A key: one byte that says whether a token of shared memory follows; the token; what UCX packed, when RDMA is used. */
+/* A key: one byte that says whether tokens of shared memory follow; those of the piece and of the region's marks; what UCX packed,
+ * when RDMA is used. */
 static enum kvf_status ucx_region_add(struct kvf_transport *t, struct kvf_region *region, uint64_t offset, size_t bytes, int fd)
 {
     struct ucx *u = ucx_of(t);
@@ -661,9 +678,10 @@ static enum kvf_status ucx_region_add(struct kvf_transport *t, struct kvf_region
         return KVF_ERR_INVALID;
     struct kvf_region_piece *piece = &region->pieces[n];
     *piece = (struct kvf_region_piece){.offset = offset, .bytes = bytes, .key_bytes = 1};
-    if (u->choice.shm && fd >= 0 && kvf_share_token(fd, piece->key + 1) == KVF_OK) {
+    if (region->marks && fd >= 0 && kvf_share_token(fd, piece->key + 1) == KVF_OK &&
+        kvf_share_token(region->marks_fd, piece->key + 1 + KVF_SHARE_TOKEN_BYTES) == KVF_OK) {
         piece->key[0] = 1;
-        piece->key_bytes += KVF_SHARE_TOKEN_BYTES;
+        piece->key_bytes += 2 * KVF_SHARE_TOKEN_BYTES;
     }
     if (u->choice.rdma) {
         enum kvf_status st = pin(u, region->base + offset, bytes, &region->memh[n]);
@@ -679,6 +697,7 @@ static enum kvf_status ucx_region_add(struct kvf_transport *t, struct kvf_region
 static unsigned ucx_region_pieces(struct kvf_region *region) { return atomic_load(&region->n); }
 
 static const struct kvf_region_piece *ucx_region_piece(struct kvf_region *region, unsigned n) { return &region->pieces[n]; }
+static struct kvf_marks *ucx_region_marks(struct kvf_region *region) { return region->marks; }
 
 static enum kvf_status ucx_memory_register(struct kvf_transport *t, void *base, size_t bytes, void **out)
 {
@@ -715,7 +734,7 @@ static enum kvf_status ucx_import(struct kvf_transport *t, struct kvf_link *link
     const uint8_t *at = key;
     if (link->state != LINK_OPEN || link->failed)
         return KVF_ERR_PEER_LOST;
-    size_t token = key_bytes > 0 && at[0] == 1 ? KVF_SHARE_TOKEN_BYTES : 0;
+    size_t token = key_bytes > 0 && at[0] == 1 ? 2 * KVF_SHARE_TOKEN_BYTES : 0;
     if (key_bytes < 1 + token || key_bytes > KVF_REGION_KEY_MAX || at[0] > 1)
         return KVF_ERR_INVALID;
     struct kvf_remote *remote = calloc(1, sizeof *remote);
@@ -728,6 +747,7 @@ static enum kvf_status ucx_import(struct kvf_transport *t, struct kvf_link *link
         remote->mapped = kvf_share_map(at + 1, bytes);
     if (remote->mapped) {
         *way = KVF_WAY_MAPPED;
+        remote->marks = kvf_share_map(at + 1 + KVF_SHARE_TOKEN_BYTES, sizeof *remote->marks);
     } else if (u->choice.rdma && key_bytes > 1 + token) {
         /* As for addresses: UCX is not told the length. */
         uint8_t padded[KVF_REGION_KEY_MAX + 64] = {0};
@@ -746,6 +766,16 @@ static enum kvf_status ucx_import(struct kvf_transport *t, struct kvf_link *link
 }
 
 static const void *ucx_remote_mapped(struct kvf_remote *remote) { return remote->mapped; }
+static const struct kvf_marks *ucx_remote_marks(struct kvf_remote *remote) { return remote->marks; }
+static void ucx_remote_hold(struct kvf_remote *remote) { remote->holds++; }
+
+static void ucx_remote_release(struct kvf_transport *t, struct kvf_remote *remote)
+{
+    assert(remote->holds > 0);
+    if (--remote->holds == 0 && remote->destroyed)
+        remote_free(remote);
+}
+
 static const char *ucx_remote_why(const struct kvf_remote *remote) { return remote->why; }
 
 static void ucx_remote_destroy(struct kvf_transport *t, struct kvf_remote *remote)
@@ -1097,11 +1127,15 @@ static const struct kvf_transport_ops ucx_ops = {
     .region_add = ucx_region_add,
     .region_pieces = ucx_region_pieces,
     .region_piece = ucx_region_piece,
+    .region_marks = ucx_region_marks,
     .memory_register = ucx_memory_register,
     .memory_unregister = ucx_memory_unregister,
     .region_destroy = ucx_region_destroy,
     .import = ucx_import,
     .remote_mapped = ucx_remote_mapped,
+    .remote_marks = ucx_remote_marks,
+    .remote_hold = ucx_remote_hold,
+    .remote_release = ucx_remote_release,
     .remote_why = ucx_remote_why,
     .remote_destroy = ucx_remote_destroy,
     .get = ucx_get,

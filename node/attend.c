@@ -2,9 +2,11 @@
  *
  * Blocks are taken in rising order, all heads of one block index together. A *wave* is a run of block indices whose bytes are all
  * here; its heads and slices of query rows are computed by the workers, each row merging block after block, so that the result has
- * the same bits whatever came from where and whenever. While a wave is computed the reactor brings the next blocks, and behind them
- * those of the next layers. Bytes from below DRAM are verified by the thread that is about to use them. Blocks at another node may
- * be attended there instead (attend_remote.h): then their partial results come, and are merged in their place. */
+ * the same bits whatever came from where and whenever. While a wave is computed the reactor brings the next blocks, and behind
+ * them those of the next layers. Bytes from below DRAM are verified by the thread that is about to use them. Blocks in a lender's
+ * memory that is mapped here are used where they lie, and verified behind that: what was computed from one is merged only if its
+ * bytes match and its lender did not write there since the view was opened; else a private copy decides. Blocks at another node
+ * may be attended there instead (attend_remote.h): then their partial results come, and are merged in their place. */
 #include "node/attend_remote.h"
 #include <assert.h>
 #include <math.h>
@@ -19,6 +21,7 @@ struct kvf_scratch {
     uint32_t wants_room;
     float *q, *out, *lse;   /* [kv_heads][rows][dim_k], [..][dim_v], [..]: the running results */
     uint8_t *cold;          /* a block decoded from 8 bits an element, [workers][block_bytes]; NULL: none was met yet */
+    uint8_t *copies;        /* of blocks that changed where they lay, [workers][block_bytes]; NULL: no lender could be mapped */
     float *part, *part_lse; /* one partial result, [workers][SLICE_ROWS][..] */
     uint32_t rows_room;
     float *scores;          /* [chunks_room], unless the device cache wants them */
@@ -58,6 +61,7 @@ void kvf_sess_scratch_free(struct kvf_sess *s)
     free(x->part);
     free(x->part_lse);
     free(x->cold);
+    free(x->copies);
     free(x->scores);
     free(x->thresholds);
     free(x->picked);
@@ -93,12 +97,11 @@ static enum kvf_status scratch_room(struct attend *a)
         x->wants_room = room;
         x->chunks_room = chunks;
     }
-    if (a->model->cold && !x->cold) {
-        size_t most = (size_t)kvf_workers_count(a->core->workers) * a->model->block_bytes;
-        x->cold = aligned_alloc(64, (most + 63) / 64 * 64);
-        if (!x->cold)
-            return KVF_ERR_NO_MEMORY;
-    }
+    size_t blocks = ((size_t)kvf_workers_count(a->core->workers) * a->model->block_bytes + 63) / 64 * 64;
+    if (a->model->cold && !x->cold && !(x->cold = aligned_alloc(64, blocks)))
+        return KVF_ERR_NO_MEMORY;
+    if (a->core->transport && !x->copies && !(x->copies = aligned_alloc(64, blocks)))
+        return KVF_ERR_NO_MEMORY;
     if (a->rows > x->rows_room) {
         size_t rows = (size_t)a->heads * a->rows, part = (size_t)kvf_workers_count(a->core->workers) * SLICE_ROWS;
         if (!grow(&x->q, rows * d->dim_k * sizeof(float)) || !grow(&x->out, rows * d->dim_v * sizeof(float)) ||
@@ -212,6 +215,15 @@ static uint64_t need(const struct kvf_want *w)
     return w->mask & ~w->cached;
 }
 
+static void count_view(struct attend *a, const struct kvf_want *w)
+{
+    struct kvf_counters *n = &a->core->counters;
+    uint64_t chunks = (uint64_t)__builtin_popcountll(need(w));
+    kvf_count(&n->view_chunks_read, chunks);
+    kvf_count(&n->remote_chunks_read, chunks);
+    kvf_count(&n->remote_bytes_read, chunks * (a->core->stages[w->stage].bytes / a->model->chunks));
+}
+
 /* Finds one block and asks for it. false: not now, for want of staging room as a rule. */
 static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status *st)
 {
@@ -247,6 +259,8 @@ static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status
         return asked == KVF_OK;
     w->sums = kvf_sums_at(core->sums, e->sums);
     w->stage = kvf_stage_get(core, w->handle, need(w), a->deadline_ns);
+    if (w->stage != KVF_STAGE_NONE && core->stages[w->stage].view.data)
+        count_view(a, w);
     return w->stage != KVF_STAGE_NONE;
 }
 
@@ -379,6 +393,11 @@ static enum kvf_status wave_wait(struct attend *a, uint32_t from)
 
 /* ---------------------------------------------------------------- computing (without the lock) */
 
+static bool is_view(const struct attend *a, const struct kvf_want *w)
+{
+    return w->stage != KVF_STAGE_NONE && a->core->stages[w->stage].view.data;
+}
+
 static bool verify(struct attend *a, struct kvf_want *w)
 {
     struct kvf_stage *s = &a->core->stages[w->stage];
@@ -392,15 +411,30 @@ static bool verify(struct attend *a, struct kvf_want *w)
     return true;
 }
 
-/* The bytes that attention reads of a block: where they lie, or decoded for this worker. */
-static const uint8_t *exact_bytes(struct attend *a, const struct kvf_want *w, unsigned worker)
+/* The chunks of a view that are needed, as they are now, for this worker; NULL: they do not match. */
+static const uint8_t *copied(struct attend *a, const struct kvf_want *w, unsigned worker)
+{
+    const struct kvf_stage *s = &a->core->stages[w->stage];
+    uint32_t chunk = s->bytes / a->model->chunks;
+    uint8_t *copy = a->scratch->copies + (size_t)worker * a->model->block_bytes;
+    assert(s->view.data && s->bytes <= a->model->block_bytes);
+    for (uint64_t left = need(w); left; left &= left - 1) {
+        size_t at = (size_t)__builtin_ctzll(left) * chunk;
+        memcpy(copy + at, w->data + at, chunk);
+    }
+    kvf_count(&a->core->counters.views_changed, 1);
+    return kvf_block_verify(a->core->dev, s->seed, copy, s->bytes, chunk, need(w), w->sums) ? copy : NULL;
+}
+
+/* The bytes that attention reads of a block at `from`: these, or decoded for this worker. */
+static const uint8_t *exact_bytes(struct attend *a, const struct kvf_want *w, const uint8_t *from, unsigned worker)
 {
     const struct kvf_model *m = a->model;
     const struct kvf_stage *s = w->stage == KVF_STAGE_NONE ? NULL : &a->core->stages[w->stage];
     if (!s || s->format == KVF_COLD_EXACT)
-        return w->data;
+        return from;
     uint8_t *block = a->scratch->cold + (size_t)worker * m->block_bytes;
-    kvf_cold_decode(a->core, m, (enum kvf_cold_format)s->format, need(w), w->data, w->sums, block);
+    kvf_cold_decode(a->core, m, (enum kvf_cold_format)s->format, need(w), from, w->sums, block);
     kvf_count(&a->core->counters.cold_chunks_decoded, (uint64_t)__builtin_popcountll(need(w)));
     return block;
 }
@@ -433,13 +467,15 @@ static void block_there(struct attend *a, uint32_t block, uint32_t head)
     memcpy(lse, part + rows * dim, rows * sizeof *lse);
 }
 
-/* Rows [from, to) of one head over one block: a partial result, merged into the running one. */
-static void block_rows(struct attend *a, uint32_t block, uint32_t head, uint32_t from, uint32_t to, unsigned worker)
+/* Rows [from, to) of one head over one block, whose bytes are at `bytes`: a partial result, merged into the running one. False: the
+ * bytes lie at the block's lender, and were not the block's all the while. */
+static bool block_rows(struct attend *a, uint32_t block, uint32_t head, uint32_t from, uint32_t to, unsigned worker,
+                       const uint8_t *bytes)
 {
     const struct kvf_model_desc *d = &a->model->desc;
     struct kvf_scratch *x = a->scratch;
     struct kvf_want *w = want_at(a, block, head);
-    const uint8_t *data = exact_bytes(a, w, worker);
+    const uint8_t *data = exact_bytes(a, w, bytes, worker);
     const void *chunks[64];
     uint32_t visible[SLICE_ROWS], n_chunks = 0, n = to - from;
     const uint32_t *place = w->places;
@@ -478,8 +514,11 @@ static void block_rows(struct attend *a, uint32_t block, uint32_t head, uint32_t
     enum kvf_status st = a->core->dev->attend(a->core->dev, NULL, &args);
     assert(st == KVF_OK);
     (void)st;
+    if (is_view(a, w) && bytes == w->data && !(verify(a, w) && kvf_view_same(&a->core->stages[w->stage].view)))
+        return false;
     if (block > 0)
         merge_rows(a, n, out, lse, part, part_lse);
+    return true;
 }
 
 /* One head's slice of rows over the wave. */
@@ -496,12 +535,16 @@ static void compute_item(void *arg, unsigned item, unsigned worker)
             block_there(a, b, head);
             continue;
         }
-        if (w->stage != KVF_STAGE_NONE && !verify(a, w)) {
+        bool good = w->stage == KVF_STAGE_NONE || is_view(a, w) || verify(a, w);
+        if (good && !block_rows(a, b, head, from, to, worker, w->data)) {
+            const uint8_t *copy = copied(a, w, worker);
+            good = copy && block_rows(a, b, head, from, to, worker, copy);
+        }
+        if (!good) {
             atomic_store(&w->bad, true); /* several slices may say so: all of them say the same */
             atomic_store(&a->bad, true);
             return;
         }
-        block_rows(a, b, head, from, to, worker);
     }
 }
 

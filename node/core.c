@@ -469,6 +469,7 @@ enum kvf_status kvf_core_create(const struct kvf_settings *settings, const struc
     core->disk = parts->disk;
     core->ram_by_hand = parts->ram_by_hand;
     core->wake_fd = -1;
+    core->in_place = true;
     name_choose(core);
     kvf_log_init(&core->log, core->name, level_of(settings->log_level), parts->log);
     core->cold_format = kvf_cold_format_named(settings->cold_format);

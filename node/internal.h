@@ -205,12 +205,14 @@ struct kvf_read {
 };
 
 /* ---------------------------------------------------------------- staging (staging.c)
- * Cold blocks on their way to attention, and a small cache of them: one slot of memory per block, filled chunk by chunk.
+ * Cold blocks on their way to attention, and a small cache of them: one slot of memory per block, filled chunk by chunk. A block in
+ * a lender's memory that is mapped here is not brought: its stage is a view of it, all of which is `have`, as long as it is pinned.
  * Bit c of the masks is chunk c. have and failed are written by the reactor and read by waiting threads; verified and
  * corrupt are written by the thread that checks. */
 struct kvf_stage {
     kvf_handle handle;          /* KVF_HANDLE_NONE: free */
-    uint8_t *slot;
+    const uint8_t *slot;        /* of staging, or the view's */
+    struct kvf_view view;       /* open, or data is NULL. Nothing made of its bytes counts before kvf_view_same says so */
     uint32_t bytes;
     uint64_t inflight;          /* chunks asked for */
     _Atomic uint64_t have;      /* chunks whose bytes are here */
@@ -328,6 +330,7 @@ struct kvf_core {
     uint32_t *stage_table;         /* hash table by entry handle: stages, linked by their `chain` */
     uint32_t stage_buckets;
     struct kvf_list stage_free, stage_lru, stage_ahead;
+    bool in_place;          /* lenders' memory that is mapped here is read where it lies; benches set it */
     uint32_t stage_orphans; /* stages whose block is gone that an attend still has pinned */
 
     struct kvf_device *device; /* NULL: gpu.bytes is 0 */
@@ -585,10 +588,13 @@ bool kvf_stage_pinned(const struct kvf_core *core, kvf_handle handle);
 /* Whether these chunks of the block are in its stage, or on their way there. */
 bool kvf_stage_has(const struct kvf_core *core, kvf_handle handle, uint64_t mask);
 bool kvf_stage_busy(const struct kvf_core *core, kvf_handle handle); /* pinned, or being read into */
+/* Whether attention reads the block where it lies at its lender: that slot is not to be given back yet. The reactor is woken when
+ * the last one has read a block that is RISING. */
+bool kvf_stage_viewed(const struct kvf_core *core, kvf_handle handle);
 /* Forgets a block's stage (its entry is removed or lost). */
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle);
 /* The block lies elsewhere by now, and what is still read where it lay, or was not compared, may be another's: such a stage goes,
- * unless it is pinned. */
+ * unless it is pinned and no view. */
 void kvf_stage_moved(struct kvf_core *core, kvf_handle handle);
 
 /* device.c: the device cache (gpu.bytes). What attend asks of it is in step.h. */

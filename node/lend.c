@@ -262,14 +262,14 @@ static void on_reserve(struct kvf_core *core, struct kvf_node_peer *p, uint64_t 
     answer(p, request, granted ? KVF_OK : st, payload, granted ? kvf_writer_used(&w) : 0);
 }
 
-/* Bytes go only into slots that this borrower has reserved and not yet committed. NULL: refused. */
-static uint8_t *put_place(struct kvf_core *core, const struct kvf_node_peer *p, const struct kvf_put_item *item)
+/* Bytes go only into slots that this borrower has reserved and not yet committed. KVF_ARENA_NONE: refused. */
+static uint64_t put_place(struct kvf_core *core, const struct kvf_node_peer *p, const struct kvf_put_item *item)
 {
     kvf_handle h = kvf_index_find(core->lend->index, item->key);
     struct kvf_entry *e = h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->lend->index, h);
     if (!e || e->peer != p->number || e->state != KVF_LENT_RESERVED || item->at > e->bytes || item->bytes > e->bytes - item->at)
-        return NULL;
-    return core->memory + kvf_entry_location(e) + item->at;
+        return KVF_ARENA_NONE;
+    return kvf_entry_location(e) + item->at;
 }
 
 static void on_put(struct kvf_core *core, struct kvf_node_peer *p, uint64_t request, struct kvf_reader r)
@@ -278,9 +278,9 @@ static void on_put(struct kvf_core *core, struct kvf_node_peer *p, uint64_t requ
     unsigned n = 0;
     enum kvf_status st = kvf_wire_put_read(&r, items, &n) ? KVF_OK : KVF_ERR_INVALID;
     for (unsigned i = 0; i < n && st == KVF_OK; i++) {
-        uint8_t *to = put_place(core, p, &items[i]);
-        if (to)
-            memcpy(to, kvf_read_bytes(&r, items[i].bytes), items[i].bytes);
+        uint64_t to = put_place(core, p, &items[i]);
+        if (to != KVF_ARENA_NONE) /* whoever reads in place what lay here before is to notice */
+            kvf_fabric_region_write(core->fabric, to, kvf_read_bytes(&r, items[i].bytes), items[i].bytes);
         else
             st = KVF_ERR_INVALID;
     }

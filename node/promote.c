@@ -24,7 +24,8 @@ struct rise {
     struct kvf_read *read; /* under way, or NULL */
     bool arrived;       /* its read has ended, with this status: a poll checks it */
     enum kvf_status status;
-    bool decoded;       /* it waits in its slot until nobody reads the codes */
+    bool decoded;       /* ... in its slot */
+    bool whole;         /* its bytes are right: it waits until nobody needs the lower copy as it is */
     bool yields;        /* its lender wants the memory back: in DRAM it is the next to go down */
     uint64_t mask;
     uint64_t verified;  /* of it, when it came */
@@ -156,6 +157,14 @@ static void rise_read(void *arg, struct kvf_read *read, enum kvf_status status)
     r->verified = read->verified;
 }
 
+/* Whether nobody reads the lower copy in a way that forbids to leave it: in another format, or where it lies at its lender, who
+ * would give the slot away. */
+static bool may_end(const struct rise *r)
+{
+    bool format = !r->decoded || kvf_cold_may_change(r->core, r->handle, KVF_COLD_EXACT);
+    return format && !kvf_stage_viewed(r->core, r->handle);
+}
+
 static void rise_check(struct rise *r)
 {
     struct kvf_core *core = r->core;
@@ -166,16 +175,16 @@ static void rise_check(struct rise *r)
     const uint8_t *codes = core->memory + core->staging_at + r->codes;
     if (here && !verified(r, r->codes == KVF_ARENA_NONE ? core->memory + r->slot : codes))
         status = KVF_ERR_CORRUPT;
-    if (here && status == KVF_OK && r->codes != KVF_ARENA_NONE) {
+    r->whole = here && status == KVF_OK;
+    if (r->whole && r->codes != KVF_ARENA_NONE) {
         kvf_cold_decode(core, core->models[kvf_entry_model(e)], kvf_cold_format_of(e), r->mask, codes,
                         kvf_sums_at(core->sums, e->sums), core->memory + r->slot);
         kvf_count(&core->counters.cold_chunks_decoded, kvf_entry_chunks(e));
         codes_free(r);
         r->decoded = true;
-        if (!kvf_cold_may_change(core, r->handle, KVF_COLD_EXACT))
-            return; /* the poll ends it */
     }
-    rise_end(r, status);
+    if (!r->whole || may_end(r)) /* else the poll ends it */
+        rise_end(r, status);
 }
 
 /* Memory for the block as it arrives and as it will lie. false: none now. */
@@ -184,7 +193,7 @@ static bool rise_memory(struct rise *r, const struct kvf_entry *e)
     struct kvf_core *core = r->core;
     enum kvf_cold_format format = kvf_cold_format_of(e);
     r->codes = KVF_ARENA_NONE;
-    r->decoded = r->arrived = false;
+    r->decoded = r->arrived = r->whole = false;
     bool opaque = kvf_entry_model(e) == KVF_ENTRY_OPAQUE;
     r->bytes = opaque ? e->bytes : kvf_cold_bytes(core->models[kvf_entry_model(e)], KVF_COLD_EXACT);
     r->slot = kvf_block_memory(core, r->bytes);
@@ -279,12 +288,12 @@ static bool has_free_room(struct kvf_core *core)
     return kvf_dram_used(core) < kvf_dram_capacity(core) / 4 * 3;
 }
 
-/* Blocks that were decoded while somebody read them below. */
-static void decoded_end(struct kvf_core *core)
+/* Blocks that came while somebody read them below. */
+static void whole_end(struct kvf_core *core)
 {
     for (unsigned i = 0; i < RISES_MAX && core->rise->active; i++) {
         struct rise *r = &core->rise->rises[i];
-        if (r->busy && r->decoded && kvf_cold_may_change(core, r->handle, KVF_COLD_EXACT))
+        if (r->busy && r->whole && may_end(r))
             rise_end(r, KVF_OK);
     }
 }
@@ -309,7 +318,7 @@ unsigned kvf_rises_poll(struct kvf_core *core)
 {
     struct kvf_rise *rise = core->rise;
     unsigned events = arrived_check(core);
-    decoded_end(core);
+    whole_end(core);
     if (core->n_sessions == 0 || core->reads_queued || rise->active == RISES_MAX)
         return events;
     uint64_t now = kvf_now(core->env);

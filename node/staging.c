@@ -1,4 +1,5 @@
-/* Staging: memory for cold blocks on their way to attention, and what is left of it as a cache, least recently used out first. */
+/* Staging: memory for cold blocks on their way to attention, and what is left of it as a cache, least recently used out first; and
+ * views of those that need not come. */
 #include "node/internal.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -85,7 +86,13 @@ static void stage_free(struct kvf_core *core, uint32_t n)
 {
     struct kvf_stage *s = &core->stages[n];
     assert(at_rest(s));
-    kvf_arena_free(core->staging, (uint64_t)(s->slot - core->memory) - core->staging_at, s->bytes);
+    if (s->view.data) {
+        kvf_fabric_view_close(core->fabric, &s->view);
+        if (!s->orphan && kvf_index_entry(core->index, s->handle)->state == KVF_BLOCK_RISING)
+            kvf_core_wake(core);
+    } else {
+        kvf_arena_free(core->staging, (uint64_t)(s->slot - core->memory) - core->staging_at, s->bytes);
+    }
     if (!s->orphan)
         forget(core, s->handle);
     s->handle = KVF_HANDLE_NONE;
@@ -100,7 +107,7 @@ static void settle(struct kvf_core *core, uint32_t n)
     struct kvf_stage *s = &core->stages[n];
     if (!at_rest(s))
         return;
-    if (s->orphan || atomic_load(&s->have) == 0)
+    if (s->orphan || s->view.data || atomic_load(&s->have) == 0)
         stage_free(core, n);
     else
         list_push(core, &core->stage_lru, n);
@@ -154,7 +161,8 @@ static void ask(struct kvf_core *core, struct kvf_stage *s, uint64_t mask, uint6
     uint64_t chunks = lacking(core, s, mask);
     if (chunks == 0)
         return;
-    enum kvf_status st = kvf_read_start(core, s->handle, chunks, s->slot, deadline_ns, KVF_PRIORITY_DEMAND, read_done, s, NULL);
+    enum kvf_status st = kvf_read_start(core, s->handle, chunks, (uint8_t *)(uintptr_t)s->slot, deadline_ns, KVF_PRIORITY_DEMAND,
+                                        read_done, s, NULL);
     if (st == KVF_OK)
         s->inflight |= chunks;
     else
@@ -175,24 +183,50 @@ uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch)
     }
 }
 
+/* The lender of a block whose memory is mapped here, or NULL. */
+static struct kvf_peer *mapped_lender(const struct kvf_core *core, const struct kvf_entry *e)
+{
+    const struct kvf_node_peer *p = e->tier == KVF_TIER_REMOTE && e->peer != KVF_PEER_NONE ? &core->peers[e->peer] : NULL;
+    return core->in_place && p && p->up && kvf_peer_way(p->peer) == KVF_WAY_MAPPED ? p->peer : NULL;
+}
+
+/* Where the block is to be used: in its lender's memory, or in a slot of staging. false: no room. */
+static bool place_new(struct kvf_core *core, const struct kvf_entry *e, struct kvf_stage *s, bool prefetch)
+{
+    struct kvf_peer *lender = mapped_lender(core, e);
+    s->view.data = NULL;
+    if (lender && kvf_fabric_view_open(lender, kvf_entry_location(e), e->bytes, &s->view) == KVF_OK) {
+        s->slot = s->view.data;
+        return true;
+    }
+    uint64_t at = kvf_stage_memory(core, e->bytes, prefetch);
+    s->slot = at == KVF_ARENA_NONE ? NULL : core->memory + core->staging_at + at;
+    return at != KVF_ARENA_NONE;
+}
+
 static uint32_t stage_new(struct kvf_core *core, kvf_handle handle, bool prefetch)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    uint64_t at = kvf_stage_memory(core, e->bytes, prefetch);
-    uint32_t n = core->stage_free.head;
-    if (at == KVF_ARENA_NONE || n == KVF_STAGE_NONE) {
-        if (at != KVF_ARENA_NONE)
-            kvf_arena_free(core->staging, at, e->bytes);
+    struct kvf_stage made = {.handle = KVF_HANDLE_NONE};
+    if (!place_new(core, e, &made, prefetch))
+        return KVF_STAGE_NONE;
+    uint32_t n = core->stage_free.head; /* making room may have freed some */
+    if (n == KVF_STAGE_NONE) {
+        if (made.view.data)
+            kvf_fabric_view_close(core->fabric, &made.view);
+        else
+            kvf_arena_free(core->staging, (uint64_t)(made.slot - core->memory) - core->staging_at, e->bytes);
         return KVF_STAGE_NONE;
     }
     struct kvf_stage *s = &core->stages[n];
     core->stage_free.head = s->next;
     core->stage_free.count--;
     s->handle = handle;
-    s->slot = core->memory + core->staging_at + at;
+    s->slot = made.slot;
+    s->view = made.view;
     s->bytes = e->bytes;
     s->inflight = 0;
-    atomic_store(&s->have, 0);
+    atomic_store(&s->have, s->view.data ? UINT64_MAX : 0);
     atomic_store(&s->verified, 0);
     atomic_store(&s->status, KVF_OK);
     s->pins = 0;
@@ -233,6 +267,8 @@ bool kvf_stage_ahead(struct kvf_core *core, kvf_handle handle, uint64_t mask, ui
 {
     uint32_t n = *place_of(core, handle);
     bool fresh = n == KVF_STAGE_NONE;
+    if (fresh && mapped_lender(core, kvf_index_entry(core->index, handle)))
+        return true; /* it is here already */
     if (fresh)
         n = stage_new(core, handle, true);
     if (n == KVF_STAGE_NONE)
@@ -243,7 +279,8 @@ bool kvf_stage_ahead(struct kvf_core *core, kvf_handle handle, uint64_t mask, ui
         return true;
     if (!fresh && at_rest(s))
         list_remove(core, &core->stage_lru, n);
-    enum kvf_status st = kvf_read_start(core, handle, chunks, s->slot, deadline_ns, KVF_PRIORITY_AHEAD, read_done, s, &s->ahead);
+    enum kvf_status st = kvf_read_start(core, handle, chunks, (uint8_t *)(uintptr_t)s->slot, deadline_ns, KVF_PRIORITY_AHEAD,
+                                        read_done, s, &s->ahead);
     if (st != KVF_OK) {
         s->ahead = NULL;
         settle(core, n);
@@ -315,6 +352,12 @@ bool kvf_stage_busy(const struct kvf_core *core, kvf_handle handle)
     return n != KVF_STAGE_NONE && !at_rest(&core->stages[n]);
 }
 
+bool kvf_stage_viewed(const struct kvf_core *core, kvf_handle handle)
+{
+    uint32_t n = *place_of(core, handle);
+    return n != KVF_STAGE_NONE && core->stages[n].view.data;
+}
+
 void kvf_stage_drop(struct kvf_core *core, kvf_handle handle)
 {
     uint32_t n = *place_of(core, handle);
@@ -335,6 +378,8 @@ void kvf_stage_moved(struct kvf_core *core, kvf_handle handle)
 {
     uint32_t n = *place_of(core, handle);
     const struct kvf_stage *s = n == KVF_STAGE_NONE ? NULL : &core->stages[n];
-    if (s && s->pins == 0 && (s->inflight || (atomic_load(&s->have) & ~atomic_load(&s->verified))))
+    if (s && s->view.data)
+        kvf_stage_drop(core, handle);
+    else if (s && s->pins == 0 && (s->inflight || (atomic_load(&s->have) & ~atomic_load(&s->verified))))
         kvf_stage_drop(core, handle);
 }

@@ -30,7 +30,13 @@
 #define ECHO 32  /* a message whose payload comes back */
 #define COUNT 33 /* answered by a u64: the payloads of SINK so far that were not whole */
 #define SINK 34  /* a message of sink_fill's bytes, of which nothing comes back but the status */
+#define REWRITE 35 /* a struct rewrite; answered by the status alone when it is done */
 #define SEED 20240613ull
+
+/* Words over a range of the receiver's region, all of them the same: `first`, then the next number, `rounds` times. */
+struct rewrite {
+    uint64_t offset, bytes, first, rounds;
+};
 
 static char program[4096];
 static size_t segment_bytes = 256 << 10;
@@ -106,9 +112,28 @@ static inline void on_down(void *arg, struct kvf_peer *peer, enum kvf_status why
 
 static inline void echo_done(void *arg, enum kvf_status status) { free(arg); }
 
+static inline void rewrite_region(struct node *n, const struct rewrite *what)
+{
+    uint64_t *words = malloc(what->bytes);
+    assert_non_null(words);
+    for (uint64_t round = 0; round < what->rounds; round++) {
+        for (uint64_t i = 0; i < what->bytes / sizeof *words; i++)
+            words[i] = what->first + round;
+        kvf_fabric_region_write(n->fabric, what->offset, words, what->bytes);
+    }
+    free(words);
+}
+
 static inline void on_message(void *arg, struct kvf_peer *peer, const struct kvf_message *m)
 {
     struct node *n = arg;
+    if (m->type == REWRITE) {
+        struct rewrite what;
+        memcpy(&what, m->payload, sizeof what);
+        rewrite_region(n, &what);
+        kvf_fabric_reply(peer, m->request, KVF_OK, NULL, 0, NULL, NULL);
+        return;
+    }
     if (m->type == SINK)
         n->broken += !matches(SEED, 0, m->payload, m->bytes);
     if (m->type == SINK || m->type == COUNT) {

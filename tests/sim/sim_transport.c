@@ -1,5 +1,6 @@
 /* The in-process network of sim_transport.h. Everything that waits is in lists in order of (time, sequence number). */
 #include "tests/sim/sim_transport.h"
+#include "fabric/marks.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -27,15 +28,19 @@ struct kvf_region {
     bool gone;
     unsigned n;
     struct kvf_region_piece pieces[KVF_REGION_PIECES_MAX];
+    struct kvf_marks marks;
     uint8_t *memory[KVF_REGION_PIECES_MAX]; /* as others see it: it outlives the node that owns it, where it is a memfd */
     bool mapped[KVF_REGION_PIECES_MAX];
 };
 
 struct kvf_remote {
     struct kvf_link *link;
+    const struct kvf_marks *marks;
     const uint8_t *memory;
     size_t bytes;
     enum kvf_way way;
+    unsigned holds;
+    bool destroyed;
 };
 
 /* A frame or a read, on the wire. */
@@ -445,6 +450,7 @@ static enum kvf_status t_region_add(struct kvf_transport *t, struct kvf_region *
 static unsigned t_region_pieces(struct kvf_region *region) { return region->n; }
 
 static const struct kvf_region_piece *t_region_piece(struct kvf_region *region, unsigned n) { return &region->pieces[n]; }
+static struct kvf_marks *t_region_marks(struct kvf_region *region) { return &region->marks; }
 
 static void t_region_destroy(struct kvf_transport *t, struct kvf_region *region)
 {
@@ -474,7 +480,8 @@ static enum kvf_status t_import(struct kvf_transport *t, struct kvf_link *link, 
     if (base != (uintptr_t)region->base + piece->offset || bytes != piece->bytes)
         return KVF_ERR_INVALID;
     struct kvf_remote *remote = must(calloc(1, sizeof *remote));
-    *remote = (struct kvf_remote){.link = link, .memory = region->memory[words[1]], .bytes = bytes, .way = node->way};
+    *remote = (struct kvf_remote){.link = link, .marks = &region->marks, .memory = region->memory[words[1]], .bytes = bytes,
+                                  .way = node->way};
     *out = remote;
     *way = node->way;
     return KVF_OK;
@@ -485,7 +492,22 @@ static const void *t_remote_mapped(struct kvf_remote *remote)
     return remote->way == KVF_WAY_MAPPED ? remote->memory : NULL;
 }
 
-static void t_remote_destroy(struct kvf_transport *t, struct kvf_remote *remote) { free(remote); }
+static const struct kvf_marks *t_remote_marks(struct kvf_remote *remote) { return remote->marks; }
+static void t_remote_hold(struct kvf_remote *remote) { remote->holds++; }
+
+static void t_remote_destroy(struct kvf_transport *t, struct kvf_remote *remote)
+{
+    remote->destroyed = true;
+    if (remote->holds == 0)
+        free(remote);
+}
+
+static void t_remote_release(struct kvf_transport *t, struct kvf_remote *remote)
+{
+    assert(remote->holds > 0);
+    if (--remote->holds == 0 && remote->destroyed)
+        free(remote);
+}
 
 static enum kvf_status t_get(struct kvf_transport *t, struct kvf_remote *remote, uint64_t offset, void *to, size_t bytes,
                              kvf_done_fn done, void *arg)
@@ -570,11 +592,15 @@ static const struct kvf_transport_ops sim_ops = {
     .region_add = t_region_add,
     .region_pieces = t_region_pieces,
     .region_piece = t_region_piece,
+    .region_marks = t_region_marks,
     .memory_register = t_memory_register,
     .memory_unregister = t_memory_unregister,
     .region_destroy = t_region_destroy,
     .import = t_import,
     .remote_mapped = t_remote_mapped,
+    .remote_marks = t_remote_marks,
+    .remote_hold = t_remote_hold,
+    .remote_release = t_remote_release,
     .remote_destroy = t_remote_destroy,
     .get = t_get,
     .poll = t_poll,

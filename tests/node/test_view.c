@@ -1,0 +1,236 @@
+/* Attention in a lender's memory: the bits of a pull without one, whatever the lender does to its slots meanwhile. */
+#include "tests/node/world.h"
+
+#include "node/lend.h"
+
+/* What happens at the lender while the home computes from its memory: just before a chunk is used other bytes are put where it
+ * lies, and, if `back`, the old ones again just behind it. */
+static struct meddler {
+    struct kvf_dev dev; /* first: as the table's */
+    const struct kvf_dev *real;
+    struct sim_node *lender;
+    bool on, back;
+    unsigned every, calls, done;
+} meddler;
+
+/* Where in the lender's region these bytes lie; UINT64_MAX: not there. */
+static uint64_t place_of(struct sim_node *lender, const void *bytes, size_t n)
+{
+    uint64_t cursor = 0;
+    for (kvf_handle h; (h = kvf_index_walk(lender->core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
+        const struct kvf_entry *e = kvf_index_entry(lender->core->lend->index, h);
+        const uint8_t *at = lender->core->memory + kvf_entry_location(e);
+        for (uint32_t c = 0; c + n <= e->bytes; c += (uint32_t)n)
+            if (memcmp(at + c, bytes, n) == 0)
+                return kvf_entry_location(e) + c;
+    }
+    return UINT64_MAX;
+}
+
+static enum kvf_status attend_meddled(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_attend *args)
+{
+    struct meddler *m = &meddler;
+    size_t chunk = args->chunk_tokens * (args->dim_k + args->dim_v) * kvf_dtype_bytes(args->dtype);
+    uint8_t old[4096], other[4096];
+    uint64_t at = UINT64_MAX;
+    if (m->on && m->calls++ % m->every == 0) {
+        memcpy(old, args->chunks[0], chunk);
+        at = place_of(m->lender, old, chunk);
+    }
+    if (at != UINT64_MAX) {
+        memset(other, 0x31, chunk);
+        kvf_fabric_region_write(m->lender->core->fabric, at, other, chunk);
+        m->done++;
+    }
+    enum kvf_status st = m->real->attend(m->real, stream, args);
+    if (at != UINT64_MAX && m->back)
+        kvf_fabric_region_write(m->lender->core->fabric, at, old, chunk);
+    return st;
+}
+
+struct three {
+    struct sim_cluster *c;
+    struct sim_node *home, *lender;
+    struct kvf_session *s;
+};
+
+static struct three three_make(const char *cold)
+{
+    struct three t = {.c = sim_cluster_create(SEED)};
+    meddler = (struct meddler){.dev = *kvf_dev_cpu(), .real = kvf_dev_cpu(), .every = 1};
+    meddler.dev.attend = attend_meddled;
+    t.home = sim_cluster_add(t.c, &(struct sim_node_config){.name = "home", .dram = 128 * KIB, .ssd = 4096 * KIB, .cold = cold,
+                                                            .way = KVF_WAY_MAPPED, .attend = "off", .dev = &meddler.dev});
+    t.lender = sim_cluster_add(t.c, &(struct sim_node_config){.name = "lender", .dram = 64 * KIB, .lend = 512 * KIB});
+    sim_cluster_connect(t.c);
+    t.s = session_on(t.home, 7);
+    assert_int_equal(sim_engine_run(engine, t.s, 1300, 50), KVF_OK);
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_true(blocks_in(t.s, KVF_TIER_REMOTE) > 20);
+    meddler.lender = t.lender;
+    engine->compared = engine->different = 0;
+    return t;
+}
+
+static void three_end(struct three *t)
+{
+    meddler.on = false;
+    assert_int_equal(kvf_session_drop(t->s), KVF_OK);
+    sim_cluster_settle(t->c, 8 * KVF_SEC);
+    sim_cluster_check(t->c);
+    assert_true(sim_cluster_empty(t->home));
+    assert_true(sim_cluster_empty(t->lender));
+    sim_cluster_destroy(t->c);
+}
+
+/* Some block that lies at the lender. */
+static kvf_handle remote_block(const struct kvf_core *core)
+{
+    uint64_t cursor = 0;
+    for (kvf_handle h; (h = kvf_index_walk(core->index, &cursor)) != KVF_HANDLE_NONE;)
+        if (kvf_index_entry(core->index, h)->tier == KVF_TIER_REMOTE)
+            return h;
+    fail();
+    return KVF_HANDLE_NONE;
+}
+
+static void blocks_at_a_mapped_lender_are_not_brought(void **state)
+{
+    struct three t = three_make(NULL);
+    uint64_t before = COUNTED(t.home, view_chunks_read), staged = kvf_arena_used(t.home->core->staging);
+    assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_OK);
+    assert_same_bits(engine);
+    assert_true(COUNTED(t.home, view_chunks_read) - before >= blocks_in(t.s, KVF_TIER_REMOTE) * 8);
+    assert_int_equal(COUNTED(t.home, view_chunks_read), COUNTED(t.home, remote_chunks_read));
+    assert_int_equal(kvf_arena_used(t.home->core->staging), staged);
+    assert_int_equal(COUNTED(t.home, views_changed), 0);
+    assert_int_equal(COUNTED(t.home, prefetch_blocks), 0);
+    /* As before, where they are brought. */
+    t.home->core->in_place = false;
+    before = COUNTED(t.home, view_chunks_read);
+    assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(COUNTED(t.home, view_chunks_read), before);
+    three_end(&t);
+}
+
+/* Written over and written back, between the reads of one chunk: its checksum never differs, the result would. */
+static void bytes_that_are_away_only_while_they_are_used_are_noticed(void **state)
+{
+    struct three t = three_make(NULL);
+    meddler.on = meddler.back = true;
+    meddler.every = 3;
+    for (unsigned i = 0; i < 20; i++)
+        assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_OK);
+    meddler.on = false;
+    assert_same_bits(engine);
+    assert_true(meddler.done > 20);
+    assert_true(COUNTED(t.home, views_changed) >= meddler.done / 2);
+    assert_int_equal(COUNTED(t.home, blocks_lost), 0);
+    assert_int_equal(COUNTED(t.home, blocks_corrupt), 0);
+    three_end(&t);
+}
+
+/* The slot is another's by then, as after REVOKED: a miss that is said, never a number; and what is computed anew is right. */
+static void a_slot_that_is_reused_under_attention_is_a_miss(void **state)
+{
+    struct three t = three_make(NULL);
+    meddler.on = true;
+    enum kvf_status st = KVF_OK;
+    for (unsigned i = 0; i < 3 && st == KVF_OK; i++)
+        st = sim_engine_step(engine, t.s, 1);
+    assert_int_equal(st, KVF_LOST);
+    meddler.on = false;
+    assert_true(meddler.done > 0 && COUNTED(t.home, views_changed) > 0 && COUNTED(t.home, blocks_lost) > 0);
+    assert_int_equal(engine->different, 0);
+    assert_int_equal(sim_engine_refill(engine, t.s), KVF_OK);
+    for (unsigned i = 0; i < 5; i++)
+        assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_OK);
+    assert_same_bits(engine);
+    three_end(&t);
+}
+
+/* Whatever waits for a step, a block that its lender wants back is not given away while it is used: see kvf_stage_viewed. */
+static void a_viewed_block_is_given_back_when_its_reader_is_done(void **state)
+{
+    struct three t = three_make(NULL);
+    struct kvf_core *core = t.home->core;
+    kvf_handle h = remote_block(core);
+    uint32_t stage = kvf_stage_get(core, h, 1, UINT64_MAX);
+    assert_int_not_equal(stage, KVF_STAGE_NONE);
+    assert_non_null(core->stages[stage].view.data);
+    assert_true(kvf_stage_viewed(core, h));
+    assert_int_equal(kvf_reclaim_start(t.lender->core, 0, t.c->env.now_ns + 4 * KVF_SEC), KVF_OK);
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_int_equal(kvf_lend_blocks(t.lender->core), 1); /* all the others are back */
+    assert_int_equal(kvf_index_entry(core->index, h)->state, KVF_BLOCK_RISING);
+    assert_true(kvf_view_same(&core->stages[stage].view));
+    kvf_stage_unpin(core, stage);
+    assert_false(kvf_stage_viewed(core, h));
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_int_equal(kvf_lend_blocks(t.lender->core), 0);
+    assert_int_equal(COUNTED(t.home, blocks_lost), 0);
+    assert_int_equal(COUNTED(t.lender, lent_blocks_revoked), 0);
+    assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_OK);
+    assert_same_bits(engine);
+    three_end(&t);
+}
+
+/* ... but not for longer than the lender can wait: then it is lost, and the reader's bytes stay what they were until it is done. */
+static void a_view_does_not_hold_up_a_lender_for_ever(void **state)
+{
+    struct three t = three_make(NULL);
+    struct kvf_core *core = t.home->core;
+    kvf_handle h = remote_block(core);
+    uint32_t stage = kvf_stage_get(core, h, 1, UINT64_MAX);
+    assert_int_equal(kvf_reclaim_start(t.lender->core, 0, t.c->env.now_ns + KVF_SEC), KVF_OK);
+    sim_cluster_settle(t.c, 3 * KVF_SEC);
+    assert_false(kvf_reclaim_busy(t.lender->core));
+    assert_int_equal(kvf_lend_blocks(t.lender->core), 0);
+    assert_int_equal(COUNTED(t.home, blocks_lost), 1);
+    assert_true(kvf_view_same(&core->stages[stage].view)); /* nobody has written there yet */
+    kvf_stage_unpin(core, stage);
+    assert_int_equal(sim_engine_refill(engine, t.s), KVF_OK);
+    assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_OK);
+    assert_same_bits(engine);
+    three_end(&t);
+}
+
+/* The lender dies between two steps, and while a view is open. */
+static void a_lender_dies_under_a_view(void **state)
+{
+    struct three t = three_make(NULL);
+    struct kvf_core *core = t.home->core;
+    kvf_handle h = remote_block(core);
+    uint32_t stage = kvf_stage_get(core, h, 1, UINT64_MAX), bytes = core->stages[stage].bytes;
+    uint8_t before[SLOT];
+    memcpy(before, core->stages[stage].slot, bytes);
+    sim_cluster_kill(t.lender, true);
+    sim_cluster_settle(t.c, 20 * KVF_SEC);
+    assert_true(COUNTED(t.home, blocks_lost) > 0);
+    assert_false(kvf_stage_viewed(core, h)); /* nobody finds it any more, */
+    assert_memory_equal(core->stages[stage].slot, before, bytes); /* but who has it */
+    assert_true(kvf_view_same(&core->stages[stage].view));
+    kvf_stage_unpin(core, stage);
+    assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_LOST);
+    assert_int_equal(sim_engine_refill(engine, t.s), KVF_OK);
+    assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(t.s), KVF_OK);
+    sim_cluster_settle(t.c, 8 * KVF_SEC);
+    assert_true(sim_cluster_empty(t.home));
+    sim_cluster_destroy(t.c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(blocks_at_a_mapped_lender_are_not_brought),
+        cmocka_unit_test(bytes_that_are_away_only_while_they_are_used_are_noticed),
+        cmocka_unit_test(a_slot_that_is_reused_under_attention_is_a_miss),
+        cmocka_unit_test(a_viewed_block_is_given_back_when_its_reader_is_done),
+        cmocka_unit_test(a_view_does_not_hold_up_a_lender_for_ever),
+        cmocka_unit_test(a_lender_dies_under_a_view),
+    };
+    return cmocka_run_group_tests(tests, engine_make, engine_free);
+}
