@@ -2,8 +2,6 @@
 #include "node/scrub.h"
 #include "tests/node/world.h"
 
-#include "node/scrub.h"
-
 #define BLOCK (64 * KIB)
 #define BLOCKS 24u
 
