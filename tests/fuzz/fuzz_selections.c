@@ -22,7 +22,7 @@ static void read_all(const void *bytes, size_t size)
             (void)score;
         }
     }
-    if (chosen != s.chosen || s.model[sizeof s.model - 1])
+    if (chosen != s.chosen || !memchr(s.model, 0, sizeof s.model))
         abort();
     kvf_selections_free(&s);
 }
