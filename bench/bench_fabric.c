@@ -166,6 +166,27 @@ static bool compare(struct bench *b, uint32_t bytes, uint32_t depth)
     return true;
 }
 
+/* Blocks read once, every page compared with its checksum: where they lie at the peer, beside the same in memory of one's own, and
+ * beside a copy that is read then. */
+static bool in_place(struct bench *b, uint32_t bytes)
+{
+    static const enum kvf_fabric_work works[] = {KVF_FABRIC_VIEW, KVF_FABRIC_LOOK, KVF_FABRIC_COPY, KVF_FABRIC_COPY};
+    struct series s[4] = {0};
+    char name[64];
+    for (unsigned round = 0; round < b->rounds; round++) {
+        for (unsigned i = 0; i < 4; i++) {
+            struct kvf_fabric_task task = {.work = works[i], .bytes = bytes, .ranges = 1, .depth = 1, .verify = i < 3};
+            if (!measure(b, &task, &s[i]))
+                return false;
+        }
+    }
+    snprintf(name, sizeof name, "%s %u KiB in place", b->tls, bytes / 1024);
+    add(b, name, "GB/s", &s[0], "own memory", median(&s[1]));
+    add(b, name, "GB/s", &s[0], "memcpy+check", median(&s[2]));
+    add(b, name, "GB/s", &s[0], "memcpy alone", median(&s[3]));
+    return true;
+}
+
 /* ucx_perftest sends the same buffer again and again, which stays in the caches; what is pulled does not. As large messages as
  * no cache holds show what the memory costs. */
 static void cold(struct bench *b)
@@ -376,7 +397,7 @@ static bool pair_run(struct bench *b, const char *tls, uint64_t memory_bytes)
     for (unsigned i = 0; i < n_sizes * n_depths && good; i++) {
         uint32_t bytes = (bench->n_sizes ? bench->sizes : sizes)[i / n_depths];
         uint32_t depth = (bench->n_depths ? bench->depths : depths)[i % n_depths];
-        good = compare(b, bytes, depth);
+        good = compare(b, bytes, depth) && (!b->mapped || i % n_depths > 0 || in_place(b, bytes));
     }
     kvf_fabric_nodes_destroy(b->nodes);
     return good;

@@ -263,6 +263,28 @@ static void op_copy(struct process *p, struct op *op)
     p->wrong |= p->task.verify && !right(p, op);
 }
 
+/* Reads the block in the server's memory, or in ours. */
+static void op_look(struct process *p, struct op *op)
+{
+    struct kvf_peer *peer = p->peers[p->next_peer++ % p->n_peers];
+    uint64_t at = op->pages[0] * KVF_FABRIC_NODE_PAGE;
+    struct kvf_view view;
+    op->to = p->region->base + at;
+    if (p->task.work == KVF_FABRIC_VIEW) {
+        enum kvf_status st = kvf_fabric_view_open(peer, at, p->task.bytes, &view);
+        if (st != KVF_OK) {
+            complain("a view", kvf_status_text(st));
+            p->wrong = true;
+            return;
+        }
+        op->to = (uint8_t *)(uintptr_t)view.data;
+    }
+    p->wrong |= !right(p, op);
+    if (p->task.work == KVF_FABRIC_VIEW)
+        p->wrong |= kvf_fabric_view_close(p->fabric, &view) != KVF_OK; /* nobody writes */
+    p->done++;
+}
+
 /* One turn of the reactor: as a node's, it polls for a while and then sleeps. False: it slept. */
 static bool turn(struct process *p)
 {
@@ -293,8 +315,10 @@ static struct kvf_fabric_answer work(struct process *p)
             op_choose(p, op);
             if (task->work == KVF_FABRIC_PULL)
                 op_pull(p, op);
-            else
+            else if (task->work == KVF_FABRIC_COPY)
                 op_copy(p, op);
+            else
+                op_look(p, op);
         }
         if (task->work == KVF_FABRIC_PULL)
             turn(p);
@@ -302,7 +326,8 @@ static struct kvf_fabric_answer work(struct process *p)
     while (p->outstanding > 0)
         turn(p);
     double seconds = kvf_bench_now() - start;
-    for (uint32_t i = 0; i < task->depth; i++)
+    bool brought = task->work == KVF_FABRIC_PULL || task->work == KVF_FABRIC_COPY;
+    for (uint32_t i = 0; i < task->depth && brought; i++)
         p->wrong |= !right(p, &p->ops[i]);
     kvf_bench_sort(p->samples, p->n_samples);
     struct kvf_fabric_answer answer = {.good = !p->wrong, .requests = p->done};
@@ -582,7 +607,9 @@ void kvf_fabric_nodes_server(const struct kvf_fabric_nodes *nodes, struct kvf_fa
 bool kvf_fabric_nodes_run(struct kvf_fabric_nodes *nodes, const struct kvf_fabric_task *task, struct kvf_fabric_answer *answers)
 {
     unsigned servers = nodes->options.servers, readers = nodes->options.readers;
-    bool good = task->depth >= 1 && task->depth <= DEPTH_MAX && task->ranges >= 1 && task->ranges <= KVF_PULL_RANGES_MAX &&
+    bool look = task->work == KVF_FABRIC_VIEW || task->work == KVF_FABRIC_LOOK;
+    bool good = task->depth >= 1 && task->depth <= DEPTH_MAX && task->ranges >= 1 &&
+                task->ranges <= (look ? 1 : KVF_PULL_RANGES_MAX) &&
                 (uint64_t)task->bytes * task->ranges * task->depth <= nodes->options.memory_bytes;
     for (unsigned i = 0; i < readers && good; i++)
         good = write(nodes->to[servers + i], task, sizeof *task) == (ssize_t)sizeof *task;

@@ -50,6 +50,9 @@ void kvf_fabric_nodes_server(const struct kvf_fabric_nodes *nodes, struct kvf_fa
 enum kvf_fabric_work {
     KVF_FABRIC_PULL,   /* pulls by the fabric */
     KVF_FABRIC_COPY,   /* memcpy of the same blocks from the region, as this process has it mapped: the limit of shared memory */
+    /* Of requests of one block, every page of which is read and compared with its checksum, whatever `verify`: */
+    KVF_FABRIC_VIEW,   /* where it lies at the server, by views */
+    KVF_FABRIC_LOOK,   /* in the region as this process has it mapped: the limit of views */
 };
 
 struct kvf_fabric_task {

@@ -33,6 +33,7 @@ class FabricTest(Case):
                      "tcp 1 of 64 chunks of 4 KiB"):
             self.assertGreater(rows[name]["value"], 0, name)
         self.assertEqual(rows["shm 64 KiB depth 4 unchecked"]["limit_name"], "memcpy")
+        self.assertGreater(rows["shm 64 KiB in place"]["value"], 0)
 
     def test_many(self):
         _, rows = self.bench("--peers", "3", "--tls", "tcp", "--size", "64", "--depth", "2")
