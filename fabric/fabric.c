@@ -185,7 +185,7 @@ static void dispatch(struct kvf_peer *peer, const struct kvf_wire_header *header
         kvf_serve_pull(peer, header, payload);
         return;
     case KVF_WIRE_PULL_DATA:
-        kvf_pull_data(peer, header, payload);
+        kvf_ask_data(peer, header, payload);
         return;
     case KVF_WIRE_REPLY:
         kvf_request_reply(peer, header, payload);
@@ -289,11 +289,24 @@ static void on_link_down(void *arg, struct kvf_link *link, enum kvf_status statu
 }
 
 /* ------------------------------------------------------------------------------------------------ poll */
+/* What can be asked for now is, and what can be sent. */
+static void step_peers(struct kvf_fabric *fabric)
+{
+    for (unsigned i = 0; fabric->work > 0 && i < fabric->peer_slots; i++) {
+        struct kvf_peer *peer = &fabric->peers[i];
+        if (!kvf_ring_empty(&peer->asking))
+            kvf_pull_step(peer);
+        if (peer->serve_count > 0)
+            kvf_serve_step(peer);
+    }
+}
+
 unsigned kvf_fabric_poll(struct kvf_fabric *fabric)
 {
     struct kvf_transport *t = fabric->config.transport;
     assert(!fabric->polling);
     fabric->polling = true;
+    step_peers(fabric); /* before what arrives keeps us busy: pulls since the last poll wait for this */
     unsigned n = t->ops->poll(t);
     /* After a pause of our own (a debugger, a suspended host, an overloaded machine) it was we who were silent: what the
      * peers said meanwhile takes several polls to read, so their silence is counted from now. */
@@ -308,13 +321,7 @@ unsigned kvf_fabric_poll(struct kvf_fabric *fabric)
     kvf_peer_timers(fabric, now);
     if (fabric->changes > 0)
         kvf_peer_changes(fabric);
-    for (unsigned i = 0; fabric->work > 0 && i < fabric->peer_slots; i++) {
-        struct kvf_peer *peer = &fabric->peers[i];
-        if (!kvf_ring_empty(&peer->asking))
-            kvf_pull_step(peer);
-        if (peer->serve_count > 0)
-            kvf_serve_step(peer);
-    }
+    step_peers(fabric);
     if (!kvf_ring_empty(&fabric->copying))
         n += kvf_pull_copy(fabric) > 0;
     n += kvf_request_due(fabric);
@@ -350,6 +357,7 @@ static void free_all(struct kvf_fabric *fabric)
     free(fabric->free_parts);
     free(fabric->parts);
     free(fabric->requests);
+    free(fabric->asks);
     free(fabric->serves);
     free(fabric->peers);
     free(fabric);
@@ -367,6 +375,7 @@ static enum kvf_status allocate(struct kvf_fabric *fabric)
     fabric->peers = calloc(fabric->peer_slots, sizeof *fabric->peers);
     fabric->auths = kvf_secret_alloc(fabric->peer_slots * sizeof *fabric->auths);
     fabric->serves = calloc((size_t)fabric->peer_slots * KVF_SERVES_MAX, sizeof *fabric->serves);
+    fabric->asks = calloc((size_t)fabric->peer_slots * KVF_ASKS_MAX, sizeof *fabric->asks);
     fabric->requests = calloc(c->requests_max, sizeof *fabric->requests);
     /* A block for each request, as much again for those with many ranges, and always some of the largest. */
     fabric->part_blocks = 2 * c->requests_max + 4 * KVF_PART_BLOCKS_MAX;
@@ -374,14 +383,15 @@ static enum kvf_status allocate(struct kvf_fabric *fabric)
     fabric->free_parts = calloc(fabric->part_blocks, sizeof *fabric->free_parts);
     fabric->by_id = calloc(fabric->by_id_mask + 1, sizeof *fabric->by_id);
     fabric->tx = calloc(fabric->tx_count, sizeof *fabric->tx);
-    if (!fabric->peers || !fabric->auths || !fabric->serves || !fabric->requests || !fabric->parts || !fabric->free_parts ||
-        !fabric->by_id || !fabric->tx)
+    if (!fabric->peers || !fabric->auths || !fabric->serves || !fabric->asks || !fabric->requests || !fabric->parts ||
+        !fabric->free_parts || !fabric->by_id || !fabric->tx)
         return KVF_ERR_NO_MEMORY;
     for (unsigned i = 0; i < fabric->peer_slots; i++) {
         struct kvf_peer *peer = &fabric->peers[i];
         peer->fabric = fabric;
         peer->auth = &fabric->auths[i];
         peer->serves = fabric->serves + (size_t)i * KVF_SERVES_MAX;
+        peer->asks_table = fabric->asks + (size_t)i * KVF_ASKS_MAX;
         kvf_ring_init(&peer->requests);
         kvf_ring_init(&peer->asking);
     }
@@ -476,11 +486,12 @@ const struct kvf_fabric_size *kvf_fabric_sizes(void)
         {"kvf_peer", "peer of the fabric", sizeof(struct kvf_peer)},
         {"kvf_auth", "peer of the fabric: its keys", sizeof(struct kvf_auth)},
         {"kvf_serve", "PULL of a peer that waits here, 128 a peer", sizeof(struct kvf_serve)},
+        {"kvf_ask", "PULL that a peer owes us an answer to, 64 a peer", sizeof(struct kvf_ask)},
         {"kvf_request_slot", "call or pull in flight", sizeof(struct kvf_request_slot)},
         {"kvf_pull_part", "range of a pull, 64 at a time", sizeof(struct kvf_pull_part)},
         {"kvf_tx", "message of up to 4 KiB in flight", sizeof(struct kvf_tx)},
         {NULL, NULL, 0},
     };
-    _Static_assert(KVF_SERVES_MAX == 128 && KVF_PART_BLOCK == 64 && KVF_COPY_MAX == 4096, "as the texts say");
+    _Static_assert(KVF_SERVES_MAX == 128 && KVF_ASKS_MAX == 64 && KVF_PART_BLOCK == 64 && KVF_COPY_MAX == 4096, "as the texts say");
     return sizes;
 }

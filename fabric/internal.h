@@ -5,13 +5,15 @@
  *     hello.c    hello, proof, welcome: how a peer comes up
  *     request.c  calls, replies, the request table, deadlines
  *     pull.c     reading a peer's memory
+ *     ask.c      ... by PULL frames
  *     serve.c    answering the peers that ask for ours
  *     region.c   pieces of regions: ours and the peers'
  *     view.c     a peer's mapped memory used in place
  *
- * A request lives in a slot of a table made at start. Its id on the wire is (generation, index): the generation changes
- * when the request ends, so what arrives late finds nothing. `held` counts operations in which the transport still uses
- * the caller's memory; a request that ended while held calls back when the last of them is over, and not before.
+ * A request lives in a slot of a table made at start. A call's id on the wire is (generation, index): the generation changes
+ * when the request ends, so what arrives late finds nothing. What asks for parts of pulls (ask.c) has ids of its own.
+ * `held` counts operations in which the transport still uses the caller's memory; a request that ended while held calls back
+ * when the last of them is over, and not before.
  */
 #ifndef KVF_FABRIC_INTERNAL_H
 #define KVF_FABRIC_INTERNAL_H
@@ -28,13 +30,16 @@
 #define KVF_COPY_MAX 4096              /* payloads up to this are copied, larger ones stay the caller's */
 #define KVF_MAPPED_BYTES (1u << 20)    /* copied from mapped memory in one poll: the owner's lock is not held longer */
 #define KVF_ASKS_MAX 64                /* PULL frames that one peer may owe us */
+#define KVF_ASK_PARTS_MAX 16           /* pulls that one of them asks for */
 #define KVF_SERVES_MAX 128             /* PULL frames of one peer that wait here; more are refused with ERR_BUSY */
 #define KVF_SERVE_FRAMES_MAX 16        /* PULL_DATA frames on their way to one peer */
 /* Bytes of one of them, at most. The peer takes a frame when it is whole, and copies it while the next one arrives: larger ones
  * leave less to overlap, and no second cache; smaller ones cost calls (kvf bench fabric). */
 #define KVF_SERVE_FRAME_BYTES (96u << 10)
-#define KVF_PULL_PIECES_MAX 2          /* PULL frames of one pull on their way */
-#define KVF_PULL_GAPS_MAX 8            /* stretches that arrived ahead of their turn; more are dropped */
+#define KVF_PULL_ASKS_MAX 2            /* PULL frames for one pull on their way */
+#define KVF_ASK_GAPS_MAX 8             /* stretches that arrived ahead of their turn; more are dropped */
+#define KVF_ASK_ALONE_BYTES (128u << 10) /* a pull of so many bytes or less, with no other on its way, asks for ... */
+#define KVF_ASK_ALONE_FRAME (32u << 10)  /* ... frames of this size: what one side does overlaps with what the other does */
 #define KVF_REKEY_NS (10 * KVF_SEC)    /* a peer has so long to prove a secret that is still accepted */
 #define KVF_PART_BLOCK 64              /* parts that a pull takes from the pool at once */
 #define KVF_PART_BLOCKS_MAX (KVF_PULL_RANGES_MAX / KVF_PART_BLOCK)
@@ -83,8 +88,27 @@ struct kvf_pull_part {
     uint16_t piece; /* of the peer's region; not where the way is to ask */
 };
 
-struct kvf_pull_gap {
+struct kvf_ask_gap {
     uint64_t from, to;
+};
+
+/* A stretch of a pull that a PULL frame asks for. */
+struct kvf_ask_part {
+    struct kvf_request_slot *slot; /* NULL: all its bytes are there, or the pull ended and they are dropped */
+    uint64_t from;                 /* in the pull */
+    uint32_t bytes, taken;         /* taken: those that are there */
+};
+
+/* A PULL frame that the peer owes us something of. Its bytes are one sequence: those of its parts, one after the other. Its number
+ * on the wire is made as a request's. */
+struct kvf_ask {
+    uint32_t generation; /* changes when it ends */
+    unsigned n, living;  /* parts, and those with a pull; n is 0: it is free */
+    uint64_t total;
+    uint64_t arrived;    /* everything before it is there */
+    unsigned n_gaps;
+    struct kvf_ask_gap gaps[KVF_ASK_GAPS_MAX]; /* stretches that are there though bytes before them are not; sorted */
+    struct kvf_ask_part parts[KVF_ASK_PARTS_MAX];
 };
 
 enum kvf_request_kind { KVF_REQUEST_FREE, KVF_REQUEST_CALL, KVF_REQUEST_PULL };
@@ -113,21 +137,20 @@ struct kvf_request_slot {
 
     /* of a pull: positions in the sequence of all its bytes */
     enum kvf_way way; /* of this pull: pieces that were not known when it began are asked for */
+    bool sure;        /* asked for, of pieces that are known: it will not be refused */
     unsigned n_parts;
     uint32_t part_blocks[KVF_PART_BLOCKS_MAX]; /* where its parts are, KVF_PART_BLOCK of them in each */
     unsigned at_part;    /* the part that `asked` lies in */
     uint64_t total;
     uint64_t asked;      /* asked, posted or copied up to here */
-    uint64_t arrived;    /* everything before it is there */
-    uint64_t taken;      /* bytes that are there, those after gaps too */
-    unsigned n_pieces, n_gaps;
-    uint64_t piece_end[KVF_PULL_PIECES_MAX];
-    struct kvf_pull_gap gaps[KVF_PULL_GAPS_MAX]; /* stretches that are there though bytes before them are not; sorted */
+    uint64_t taken;      /* bytes that are there */
+    unsigned asks;       /* PULL frames that ask for a part of it and are not answered in full */
 };
 
 /* A peer's PULL frame that waits for its bytes to be sent. */
 struct kvf_serve {
     uint64_t request, position, deadline_ns; /* position: of the next byte; deadline 0: none */
+    uint32_t frame_bytes;                    /* of a PULL_DATA frame, at most */
     uint32_t at_byte;
     uint16_t at_range, n;
     struct kvf_wire_range ranges[KVF_WIRE_RANGES_MAX];
@@ -178,7 +201,8 @@ struct kvf_peer {
     struct kvf_ring requests; /* whose callback is owed */
     struct kvf_ring asking;   /* pulls of which something is not asked yet, in order */
     uint64_t inflight;        /* bytes asked and not yet there */
-    unsigned asks;            /* PULL frames it owes us */
+    unsigned asks;            /* PULL frames it owes us: those of asks_table that are not free */
+    struct kvf_ask *asks_table; /* [KVF_ASKS_MAX] */
 
     /* asked of us */
     struct kvf_serve *serves; /* [KVF_SERVES_MAX], a ring */
@@ -196,6 +220,7 @@ struct kvf_fabric {
     struct kvf_peer *peers; /* [peer_slots] */
     unsigned peer_slots, peer_count;
     struct kvf_serve *serves;
+    struct kvf_ask *asks;
     struct kvf_auth *auths;
     uint32_t *by_id; /* hash table of slot + 1; 0 is empty */
     unsigned by_id_mask;
@@ -281,8 +306,6 @@ struct kvf_request_slot *kvf_request_take(struct kvf_peer *peer, enum kvf_reques
 /* Gives back a slot whose request never was (its send failed). */
 void kvf_request_drop(struct kvf_request_slot *slot);
 uint64_t kvf_request_id(const struct kvf_request_slot *slot);
-/* The living request of that id and kind that was asked of the peer; NULL when there is none (any more). */
-struct kvf_request_slot *kvf_request_find(struct kvf_peer *peer, uint64_t id, enum kvf_request_kind kind);
 /* The answer to a call arrived. Calls back inside. */
 void kvf_request_answer(struct kvf_request_slot *slot, enum kvf_status status, const void *payload, size_t bytes);
 /* Ends a request (one that ended already keeps its status). Calls back inside, or, while it is held, when it no longer is. */
@@ -310,9 +333,17 @@ void kvf_pull_release(struct kvf_request_slot *slot);
 void kvf_pull_step(struct kvf_peer *peer);
 /* Copies a portion from mapped memory; bytes copied. */
 size_t kvf_pull_copy(struct kvf_fabric *fabric);
-void kvf_pull_data(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+/* Bytes of a pull from position on go to their places. */
+void kvf_pull_bring(struct kvf_request_slot *slot, uint64_t position, const uint8_t *from, size_t bytes);
 /* Takes an ended pull out of queues and gives back its credits. */
 void kvf_pull_forget(struct kvf_request_slot *slot);
+
+/* ---- ask.c */
+/* Asks for what comes next of the peer's waiting pulls, in one frame. ERR_BUSY: nothing can be asked for now. */
+enum kvf_status kvf_ask_post(struct kvf_peer *peer);
+void kvf_ask_data(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+/* The pull has ended: what was asked for it is dropped when it comes, and its credits are back. */
+void kvf_ask_forget(struct kvf_request_slot *slot);
 
 /* ---- region.c */
 /* Whether peers may read this range of our region now. */
@@ -325,7 +356,7 @@ void kvf_region_told(struct kvf_peer *peer, const struct kvf_wire_header *header
 void kvf_region_forget(struct kvf_peer *peer);
 /* The piece that holds the range whole, or NULL. */
 const struct kvf_peer_piece *kvf_region_piece_of(const struct kvf_peer *peer, uint64_t offset, uint64_t bytes);
-/* The way of a pull: that of the pieces which hold its ranges, or to ask. Sets the parts' pieces. */
+/* The way of a pull: that of the pieces which hold its ranges, or to ask. Sets the parts' pieces, and whether it is sure. */
 enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_request_slot *slot);
 
 /* ---- serve.c */

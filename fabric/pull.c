@@ -1,14 +1,10 @@
 /* Reading ranges of a peer's region.
  *
- * A pull is taken for one sequence of bytes: its ranges, one after the other. `asked` runs ahead of `arrived` in it:
- *
- *     0 ........ arrived ...... asked ...... total
- *      all there   [gap] [there]   not yet asked
+ * A pull is taken for one sequence of bytes: its ranges, one after the other. Up to `asked` they are on their way or there.
  *
  *   WAY_MAPPED  the bytes are copied in portions, poll by poll
  *   WAY_GET     each range is one read of the transport; while one is posted the pull is held
- *   WAY_ASK     a PULL frame asks for a piece (up to KVF_WIRE_RANGES_MAX ranges, as many bytes as inflight allows); the
- *               peer's PULL_DATA frames say which position they begin at
+ *   WAY_ASK     a PULL frame asks for what comes next of it and of others (ask.c)
  */
 #include "fabric/internal.h"
 
@@ -79,7 +75,9 @@ enum kvf_status kvf_fabric_pull_take(struct kvf_peer *peer, const struct kvf_pul
     } else {
         kvf_ring_append(&peer->asking, &slot->queue);
         fabric->work++;
-        kvf_pull_step(peer);
+        /* While answers are on their way, those that come until the next poll are asked for together. */
+        if (slot->way != KVF_WAY_ASK || peer->asks == 0)
+            kvf_pull_step(peer);
     }
     return KVF_OK;
 }
@@ -110,6 +108,21 @@ static unsigned part_at(const struct kvf_request_slot *slot, uint64_t position)
     return low;
 }
 
+void kvf_pull_bring(struct kvf_request_slot *slot, uint64_t position, const uint8_t *from, size_t bytes)
+{
+    unsigned i = part_at(slot, position);
+    while (bytes > 0) {
+        assert(i < slot->n_parts);
+        const struct kvf_pull_part *part = kvf_pull_part(slot, i);
+        size_t skip = position - part->start;
+        size_t n = part->bytes - skip < bytes ? part->bytes - skip : bytes;
+        bring(slot, i++, skip, from, n);
+        from += n;
+        position += n;
+        bytes -= n;
+    }
+}
+
 static void asked_all(struct kvf_request_slot *slot)
 {
     kvf_ring_remove(&slot->queue);
@@ -118,19 +131,13 @@ static void asked_all(struct kvf_request_slot *slot)
 
 void kvf_pull_forget(struct kvf_request_slot *slot)
 {
-    struct kvf_peer *peer = slot->peer;
     bool queued = !kvf_ring_empty(&slot->queue);
     if (queued && slot->way != KVF_WAY_MAPPED)
         asked_all(slot);
     else if (queued)
         kvf_ring_remove(&slot->queue);
-    if (slot->way == KVF_WAY_ASK) {
-        /* What still comes is dropped; the peer stops by itself when the budget of the pull is over. */
-        assert(peer->inflight >= slot->asked - slot->taken && peer->asks >= slot->n_pieces);
-        peer->inflight -= slot->asked - slot->taken;
-        peer->asks -= slot->n_pieces;
-        slot->n_pieces = 0;
-    }
+    if (slot->way == KVF_WAY_ASK)
+        kvf_ask_forget(slot); /* what still comes is dropped; the peer stops by itself when the budget is over */
 }
 
 /* ------------------------------------------------------------------------------------------------ mapped */
@@ -207,138 +214,17 @@ static enum kvf_status get_post(struct kvf_request_slot *slot)
     return st;
 }
 
-/* ------------------------------------------------------------------------------------------------ ask */
-/* Asks for the next piece of a pull. KVF_OK: go on with it; ERR_BUSY: not now. */
-static enum kvf_status ask_post(struct kvf_request_slot *slot)
-{
-    struct kvf_peer *peer = slot->peer;
-    struct kvf_fabric *fabric = peer->fabric;
-    uint64_t limit = fabric->config.inflight_bytes;
-    if (slot->n_pieces == KVF_PULL_PIECES_MAX || peer->asks >= KVF_ASKS_MAX || peer->inflight >= limit)
-        return KVF_ERR_BUSY;
-    uint64_t room = limit - peer->inflight, position = slot->asked, left = slot->total - position;
-    /* Not in crumbs: a piece is what is left, or at least a frame full, unless nothing is on its way that would make room. */
-    if (room < left && room < peer->payload_max && peer->inflight > 0)
-        return KVF_ERR_BUSY;
-    struct kvf_wire_pull pull = {.n = 0};
-    unsigned at_part = slot->at_part;
-    while (pull.n < KVF_WIRE_RANGES_MAX && room > 0 && position < slot->total) {
-        const struct kvf_pull_part *part = kvf_pull_part(slot, at_part);
-        uint64_t skip = position - part->start;
-        uint64_t bytes = part->bytes - skip < room ? part->bytes - skip : room;
-        pull.ranges[pull.n++] = (struct kvf_wire_range){.offset = part->offset + skip, .bytes = (uint32_t)bytes};
-        position += bytes;
-        room -= bytes;
-        at_part += position == part->start + part->bytes;
-    }
-    uint8_t payload[KVF_WIRE_PULL_BYTES_MAX];
-    size_t bytes = sizeof payload;
-    enum kvf_status st = kvf_wire_pull_encode(&pull, payload, &bytes);
-    assert(st == KVF_OK);
-    struct kvf_wire_header header = {.type = KVF_WIRE_PULL, .request = kvf_request_id(slot), .position = slot->asked};
-    header.payload_bytes = (uint32_t)bytes;
-    header.budget_us = kvf_fabric_budget_us(kvf_now(fabric->config.env), slot->deadline_ns);
-    struct iovec part = {.iov_base = payload, .iov_len = bytes};
-    st = kvf_fabric_post_copy(peer, &header, &part, 1, NULL, NULL);
-    if (st != KVF_OK)
-        return st;
-    peer->inflight += position - slot->asked;
-    peer->asks++;
-    slot->piece_end[slot->n_pieces++] = position;
-    slot->asked = position;
-    slot->at_part = at_part;
-    if (slot->asked == slot->total)
-        asked_all(slot);
-    return KVF_OK;
-}
-
+/* ------------------------------------------------------------------------------------------------ steps */
 void kvf_pull_step(struct kvf_peer *peer)
 {
     struct kvf_ring *at = peer->asking.next;
-    while (at != &peer->asking && kvf_peer_usable(peer)) {
+    enum kvf_status st = KVF_OK;
+    while (at != &peer->asking && st == KVF_OK && kvf_peer_usable(peer)) {
         struct kvf_request_slot *slot = KVF_RING_OF(at, struct kvf_request_slot, queue);
-        enum kvf_status st;
         at = at->next;
-        do
-            st = slot->way == KVF_WAY_GET ? get_post(slot) : ask_post(slot);
-        while (st == KVF_OK && !slot->ended && slot->asked < slot->total);
-        /* A pull that has its own share on the way leaves room to others; a transport or a peer without room does not. */
-        if (st != KVF_OK && slot->n_pieces < KVF_PULL_PIECES_MAX)
-            return;
+        while (slot->way == KVF_WAY_GET && st == KVF_OK && !slot->ended && slot->asked < slot->total)
+            st = get_post(slot);
     }
-}
-
-static void copy_in(struct kvf_request_slot *slot, uint64_t position, const uint8_t *from, size_t bytes)
-{
-    unsigned i = part_at(slot, position);
-    while (bytes > 0) {
-        assert(i < slot->n_parts);
-        const struct kvf_pull_part *part = kvf_pull_part(slot, i);
-        size_t skip = position - part->start;
-        size_t n = part->bytes - skip < bytes ? part->bytes - skip : bytes;
-        bring(slot, i++, skip, from, n);
-        from += n;
-        position += n;
-        bytes -= n;
-    }
-}
-
-/* Notes that [from, to) is there. False: some of it was there already, or it is too far out of order to be noted. */
-static bool note_arrival(struct kvf_request_slot *slot, uint64_t from, uint64_t to)
-{
-    struct kvf_pull_gap *gaps = slot->gaps;
-    unsigned at = 0;
-    if (from < slot->arrived)
-        return false;
-    while (at < slot->n_gaps && gaps[at].from < from)
-        at++;
-    if ((at > 0 && gaps[at - 1].to > from) || (at < slot->n_gaps && gaps[at].from < to))
-        return false;
-    if (from == slot->arrived) {
-        slot->arrived = to;
-    } else if (at > 0 && gaps[at - 1].to == from) {
-        gaps[at - 1].to = to;
-    } else if (slot->n_gaps < KVF_PULL_GAPS_MAX) {
-        memmove(&gaps[at + 1], &gaps[at], (slot->n_gaps - at) * sizeof gaps[0]);
-        gaps[at] = (struct kvf_pull_gap){from, to};
-        slot->n_gaps++;
-    } else {
-        return false;
-    }
-    while (slot->n_gaps > 0 && gaps[0].from == slot->arrived) {
-        slot->arrived = gaps[0].to;
-        slot->n_gaps--;
-        memmove(&gaps[0], &gaps[1], slot->n_gaps * sizeof gaps[0]);
-    }
-    return true;
-}
-
-void kvf_pull_data(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload)
-{
-    struct kvf_fabric *fabric = peer->fabric;
-    struct kvf_request_slot *slot = kvf_request_find(peer, header->request, KVF_REQUEST_PULL);
-    if (!slot || slot->way != KVF_WAY_ASK) {
-        kvf_fabric_refuse(fabric, peer, "data of no pull that is still open");
-        return;
-    }
-    if (header->status != KVF_OK) {
-        bool busy = header->status == KVF_ERR_BUSY;
-        kvf_request_end_later(slot, busy ? KVF_ERR_BUSY : KVF_ERR_PEER_REFUSED);
-        return;
-    }
-    uint64_t from = header->position, to = from + header->payload_bytes;
-    if (to < from || to > slot->asked || !note_arrival(slot, from, to)) {
-        kvf_fabric_refuse(fabric, peer, "data of a pull that was not asked or is there already");
-        return;
-    }
-    copy_in(slot, from, payload, header->payload_bytes);
-    slot->taken += header->payload_bytes;
-    peer->inflight -= header->payload_bytes;
-    while (slot->n_pieces > 0 && slot->piece_end[0] <= slot->arrived) {
-        slot->n_pieces--;
-        peer->asks--;
-        memmove(&slot->piece_end[0], &slot->piece_end[1], slot->n_pieces * sizeof slot->piece_end[0]);
-    }
-    if (slot->arrived == slot->total)
-        kvf_request_end_later(slot, KVF_OK);
+    for (st = KVF_OK; st == KVF_OK && !kvf_ring_empty(&peer->asking) && kvf_peer_usable(peer);)
+        st = kvf_ask_post(peer);
 }

@@ -135,9 +135,10 @@ enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_request_slot
         struct kvf_pull_part *part = kvf_pull_part(slot, i);
         const struct kvf_peer_piece *piece = kvf_region_piece_of(peer, part->offset, part->bytes);
         if (!piece || (i > 0 && piece->way != way))
-            return KVF_WAY_ASK;
+            return KVF_WAY_ASK; /* and not sure */
         way = piece->way;
         part->piece = (uint16_t)(piece - peer->pieces);
     }
+    slot->sure = true;
     return way;
 }

@@ -36,8 +36,9 @@ struct kvf_request_slot *kvf_request_take(struct kvf_peer *peer, enum kvf_reques
     slot->done = NULL;
     slot->take = NULL;
     slot->arg = arg;
-    slot->n_parts = slot->at_part = slot->n_pieces = slot->n_gaps = 0;
-    slot->total = slot->asked = slot->arrived = slot->taken = 0;
+    slot->n_parts = slot->at_part = slot->asks = 0;
+    slot->total = slot->asked = slot->taken = 0;
+    slot->sure = false;
     kvf_ring_append(&peer->requests, &slot->of_peer);
     if (deadline_ns < fabric->next_deadline_ns)
         fabric->next_deadline_ns = deadline_ns;
@@ -65,13 +66,14 @@ uint64_t kvf_request_id(const struct kvf_request_slot *slot)
     return (uint64_t)slot->generation << 32 | (slot->index + 1);
 }
 
-struct kvf_request_slot *kvf_request_find(struct kvf_peer *peer, uint64_t id, enum kvf_request_kind kind)
+/* The living call of that id to the peer; NULL when there is none (any more). */
+static struct kvf_request_slot *find_call(struct kvf_peer *peer, uint64_t id)
 {
     uint64_t number = id & UINT32_MAX;
     if (number == 0 || number > peer->fabric->config.requests_max)
         return NULL;
     struct kvf_request_slot *slot = &peer->fabric->requests[number - 1];
-    if (slot->kind != kind || slot->ended || slot->generation != id >> 32 || slot->peer != peer)
+    if (slot->kind != KVF_REQUEST_CALL || slot->ended || slot->generation != id >> 32 || slot->peer != peer)
         return NULL;
     return slot;
 }
@@ -273,7 +275,7 @@ enum kvf_status kvf_fabric_reply(struct kvf_peer *peer, uint64_t request, enum k
 
 void kvf_request_reply(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload)
 {
-    struct kvf_request_slot *slot = kvf_request_find(peer, header->request, KVF_REQUEST_CALL);
+    struct kvf_request_slot *slot = find_call(peer, header->request);
     if (!slot) {
         kvf_fabric_refuse(peer->fabric, peer, "a reply to no request that is still open");
         return;

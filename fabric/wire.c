@@ -322,7 +322,7 @@ enum kvf_status kvf_wire_pull_encode(const struct kvf_wire_pull *pull, void *out
         return KVF_ERR_INVALID;
     struct kvf_writer w = kvf_writer_of(out, *bytes);
     kvf_write_u16(&w, (uint16_t)pull->n);
-    kvf_write_u16(&w, 0);
+    kvf_write_u16(&w, pull->frame_pages);
     for (unsigned i = 0; i < pull->n; i++) {
         if (!range_fits(&pull->ranges[i]))
             return KVF_ERR_INVALID;
@@ -340,8 +340,8 @@ enum kvf_status kvf_wire_pull_decode(const void *data, size_t bytes, struct kvf_
     struct kvf_reader r = kvf_reader_of(data, bytes);
     struct kvf_wire_pull pull;
     pull.n = kvf_read_u16(&r);
-    uint16_t zero = kvf_read_u16(&r);
-    if (r.bad || zero != 0 || pull.n == 0 || pull.n > KVF_WIRE_RANGES_MAX || kvf_reader_left(&r) != 12u * pull.n)
+    pull.frame_pages = kvf_read_u16(&r);
+    if (r.bad || pull.n == 0 || pull.n > KVF_WIRE_RANGES_MAX || kvf_reader_left(&r) != 12u * pull.n)
         return KVF_ERR_PEER_PROTOCOL;
     for (unsigned i = 0; i < pull.n; i++) {
         pull.ranges[i].offset = kvf_read_u64(&r);
@@ -351,6 +351,7 @@ enum kvf_status kvf_wire_pull_decode(const void *data, size_t bytes, struct kvf_
     }
     assert(!r.bad);
     out->n = pull.n;
+    out->frame_pages = pull.frame_pages;
     memcpy(out->ranges, pull.ranges, pull.n * sizeof pull.ranges[0]);
     return KVF_OK;
 }

@@ -35,6 +35,7 @@ _Static_assert(KVF_WIRE_HEADER_BYTES <= KVF_FRAME_HEADER_MAX, "a transport carri
 #define KVF_WIRE_PAYLOAD_MAX (64u << 20) /* no transport has a larger frame */
 #define KVF_WIRE_NAME_MAX 64             /* with the NUL */
 #define KVF_WIRE_RANGES_MAX 64           /* of one PULL frame */
+#define KVF_WIRE_PAGE 4096u
 #define KVF_WIRE_KEY_ID_BYTES 8
 #define KVF_WIRE_NONCE_BYTES 32
 #define KVF_WIRE_MAC_BYTES 32            /* HMAC-SHA-256 */
@@ -123,7 +124,8 @@ struct kvf_wire_range {
 };
 
 struct kvf_wire_pull {
-    unsigned n; /* 1..KVF_WIRE_RANGES_MAX */
+    unsigned n;           /* 1..KVF_WIRE_RANGES_MAX */
+    uint16_t frame_pages; /* the largest PULL_DATA frame that suits the asker, in KVF_WIRE_PAGE bytes; 0: any */
     struct kvf_wire_range ranges[KVF_WIRE_RANGES_MAX];
 };
 #define KVF_WIRE_PULL_BYTES_MAX (4 + 12 * KVF_WIRE_RANGES_MAX)

@@ -140,7 +140,7 @@ static void state_per_peer_and_per_request_is_pinned(void **state)
     static const struct {
         const char *name;
         size_t most;
-    } limits[] = {{"kvf_peer", 4096},        {"kvf_auth", 1536},    {"kvf_serve", 1152},
+    } limits[] = {{"kvf_peer", 4096},        {"kvf_auth", 1536},    {"kvf_serve", 1152},       {"kvf_ask", 576},
                   {"kvf_request_slot", 448}, {"kvf_pull_part", 40}, {"kvf_tx", 4096 + 64}};
     size_t link_bytes, operation_bytes;
     unsigned n = 0;

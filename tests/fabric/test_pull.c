@@ -148,6 +148,109 @@ static void no_more_than_inflight_is_asked(void **state)
     world_free(w);
 }
 
+/* The first is asked for at once, those that come while it is on its way together, so many in a frame. */
+static void waiting_pulls_are_asked_for_together(void **state)
+{
+    enum { N = 40, BYTES = 3000 };
+    struct world *w = world_new();
+    w->requests_max = N;
+    struct node *a = add_node(w, "a", 1, KVF_WAY_ASK), *b = add_node(w, "b", 2, KVF_WAY_ASK);
+    struct kvf_peer *peer = meet(a, b);
+    static uint8_t to[N][BYTES];
+    struct result r[N] = {{0}};
+    struct sim_path *out = sim_net_path(a->t, b->t), *back = sim_net_path(b->t, a->t);
+    settle(w);
+    out->delivered = back->delivered = 0;
+    for (unsigned i = 0; i < N; i++)
+        assert_int_equal(pull1(peer, i * 5000, BYTES, to[i], UINT64_MAX, &r[i]), KVF_OK);
+    settle(w);
+    assert_in_range(out->delivered, 2, 1 + (N - 1 + 15) / 16);
+    assert_in_range(back->delivered, 2, 5); /* the answers are no smaller than they must be */
+    for (unsigned i = 0; i < N; i++) {
+        assert_int_equal(r[i].oks, 1);
+        assert_memory_equal(to[i], b->base + i * 5000, BYTES);
+    }
+    world_free(w);
+}
+
+/* Pulls that share a frame end each by itself: by deadline, cancelled, or with every byte. */
+static void a_pull_that_ends_leaves_the_others_of_its_frame(void **state)
+{
+    enum { N = 12, BYTES = 20000, LATE = 3, CANCELLED = 7 };
+    struct kvf_peer *peer;
+    struct world *w = pair(KVF_WAY_ASK, &peer);
+    struct node *a = &w->node[0], *b = &w->node[1];
+    static uint8_t to[N][BYTES], untouched[BYTES];
+    struct result r[N] = {{0}};
+    struct sim_path *back = sim_net_path(b->t, a->t);
+    settle(w);
+    memset(to, 0xcc, sizeof to);
+    memset(untouched, 0xcc, sizeof untouched);
+    back->held = true;
+    for (unsigned i = 0; i < N; i++)
+        assert_int_equal(pull1(peer, i * BYTES, BYTES, to[i], i == LATE ? w->env.now_ns + 20 * KVF_MS : UINT64_MAX, &r[i]), KVF_OK);
+    run_for(w, 10 * KVF_MS);
+    assert_true(kvf_fabric_cancel(a->fabric, &r[CANCELLED]));
+    run_for(w, 20 * KVF_MS);
+    assert_int_equal(r[LATE].status, KVF_ERR_DEADLINE);
+    back->held = false;
+    settle(w);
+    for (unsigned i = 0; i < N; i++) {
+        bool ended = i == LATE || i == CANCELLED;
+        assert_int_equal(r[i].count, i != CANCELLED);
+        assert_int_equal(r[i].oks, !ended);
+        assert_memory_equal(to[i], ended ? untouched : b->base + i * BYTES, BYTES);
+    }
+    struct kvf_peer_about about;
+    kvf_peer_about(peer, &about);
+    assert_int_equal(about.inflight_bytes, 0);
+    world_free(w);
+}
+
+/* What is in no piece that the asker knows may be refused: it takes nobody with it. */
+static void a_refusal_is_for_one_pull_alone(void **state)
+{
+    enum { N = 9, BAD = 4 };
+    struct world *w = world_new();
+    w->piece_bytes = REGION / 8; /* one of eight is ready */
+    struct node *a = add_node(w, "a", 1, KVF_WAY_ASK), *b = add_node(w, "b", 2, KVF_WAY_ASK);
+    struct kvf_peer *peer = meet(a, b);
+    static uint8_t to[N][1000];
+    struct result r[N] = {{0}};
+    settle(w);
+    for (unsigned i = 0; i < N; i++)
+        assert_int_equal(pull1(peer, i == BAD ? REGION / 2 : i * 1000, 1000, to[i], UINT64_MAX, &r[i]), KVF_OK);
+    settle(w);
+    for (unsigned i = 0; i < N; i++) {
+        assert_int_equal(r[i].count, 1);
+        assert_int_equal(r[i].status, i == BAD ? KVF_ERR_PEER_REFUSED : KVF_OK);
+        assert_true(i == BAD || memcmp(to[i], b->base + i * 1000, 1000) == 0);
+    }
+    world_free(w);
+}
+
+/* A small pull that is alone comes in two frames, so that the sides work at the same time; among others it does not. */
+static void a_lone_pull_comes_in_smaller_frames(void **state)
+{
+    struct kvf_peer *peer;
+    struct world *w = pair(KVF_WAY_ASK, &peer);
+    struct node *a = &w->node[0], *b = &w->node[1];
+    static uint8_t to[2][64 << 10];
+    struct result r = {0};
+    struct sim_path *back = sim_net_path(b->t, a->t);
+    settle(w);
+    back->delivered = 0;
+    assert_int_equal(pull1(peer, 0, 64 << 10, to[0], UINT64_MAX, &r), KVF_OK);
+    settle(w);
+    assert_int_equal(back->delivered, 2);
+    assert_int_equal(pull1(peer, 0, 1, to[1], UINT64_MAX, &r), KVF_OK);
+    assert_int_equal(pull1(peer, 0, 64 << 10, to[0], UINT64_MAX, &r), KVF_OK);
+    settle(w);
+    assert_int_equal(back->delivered, 2 + 1 + 1);
+    assert_int_equal(r.oks, 3);
+    world_free(w);
+}
+
 static void a_pull_outside_the_region_is_refused(void **state)
 {
     for (enum kvf_way way = KVF_WAY_ASK; way <= KVF_WAY_MAPPED; way++) {
@@ -346,6 +449,10 @@ int main(void)
         cmocka_unit_test(the_owner_brings_the_bytes_itself),
         cmocka_unit_test(room_for_ranges_is_bounded_and_comes_back),
         cmocka_unit_test(no_more_than_inflight_is_asked),
+        cmocka_unit_test(waiting_pulls_are_asked_for_together),
+        cmocka_unit_test(a_pull_that_ends_leaves_the_others_of_its_frame),
+        cmocka_unit_test(a_refusal_is_for_one_pull_alone),
+        cmocka_unit_test(a_lone_pull_comes_in_smaller_frames),
         cmocka_unit_test(a_pull_outside_the_region_is_refused),
         cmocka_unit_test(a_hostile_pull_is_refused_by_the_server),
         cmocka_unit_test(late_data_is_never_written),

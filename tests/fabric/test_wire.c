@@ -240,7 +240,7 @@ static void proofs_and_welcomes_survive_and_their_bounds_hold(void **state)
 
 static void a_pull_survives_and_its_bounds_hold(void **state)
 {
-    struct kvf_wire_pull p = {.n = KVF_WIRE_RANGES_MAX}, back;
+    struct kvf_wire_pull p = {.n = KVF_WIRE_RANGES_MAX, .frame_pages = 0x102}, back;
     uint8_t bytes[KVF_WIRE_PULL_BYTES_MAX + 1] = {0};
     size_t n = sizeof bytes;
     for (unsigned i = 0; i < p.n; i++)
@@ -249,6 +249,8 @@ static void a_pull_survives_and_its_bounds_hold(void **state)
     assert_int_equal(n, KVF_WIRE_PULL_BYTES_MAX);
     assert_int_equal(kvf_wire_pull_decode(bytes, n, &back), KVF_OK);
     assert_int_equal(back.n, p.n);
+    assert_int_equal(back.frame_pages, 0x102);
+    assert_memory_equal(bytes, "\100\0\2\1", 4);
     for (unsigned i = 0; i < p.n; i++) {
         assert_int_equal(back.ranges[i].offset, p.ranges[i].offset);
         assert_int_equal(back.ranges[i].bytes, p.ranges[i].bytes);
