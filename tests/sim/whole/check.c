@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define CHECK_EVERY 16 /* steps between the checks of whole cores */
+#define RECLAIM_SLACK_NS (500 * KVF_MS) /* some steps of a world in which nothing happens */
 #define PREFIX "/kvfabric/default"
 
 struct world_node *check_home(const struct world *w, uint64_t id)
@@ -91,13 +92,53 @@ static void check_deadlines(struct world *w)
     }
 }
 
+/* What a lender wants back is free at the deadline, whoever is dead or slow; later only where the lender itself did not run. */
+static void check_reclaim(struct world *w, const struct world_node *n)
+{
+    const struct kvf_lend *lend = n->sim->core->lend;
+    uint64_t now = world_now(w), late = now - RECLAIM_SLACK_NS;
+    if (!lend || !lend->index || n->sim->paused || late < n->resumed_ns)
+        return;
+    if (n->reclaim_ns && late > n->reclaim_ns && lend->others_bytes > n->reclaim_limit)
+        world_violated(w, "node %s: others have %llu bytes, %.3f s after the time at which it wanted all but %llu back", n->name,
+                       (unsigned long long)lend->others_bytes, (double)(now - n->reclaim_ns) / 1e9,
+                       (unsigned long long)n->reclaim_limit);
+    if (lend->deadline_ns && late + n->sim->skew_ns > lend->deadline_ns)
+        world_violated(w, "node %s: it wants %llu bytes back still, %.3f s after their deadline", n->name,
+                       (unsigned long long)(lend->others_bytes - lend->limit_bytes),
+                       (double)(now + n->sim->skew_ns - lend->deadline_ns) / 1e9);
+}
+
+/* Lent memory is somebody's, and is counted as what it is. */
+static void check_slots(struct world *w, const struct world_node *n)
+{
+    const struct kvf_core *core = n->sim->core;
+    uint64_t cursor = 0, others = 0;
+    if (!core->lent || !core->lend->index)
+        return;
+    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
+        const struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
+        others += e->peer == KVF_PEER_NONE ? 0 : e->bytes;
+    }
+    kvf_arena_check(core->lent);
+    if (others != core->lend->others_bytes)
+        world_violated(w, "node %s: others have %llu bytes of it, it counts %llu", n->name, (unsigned long long)others,
+                       (unsigned long long)core->lend->others_bytes);
+}
+
 void check_step(struct world *w)
 {
     check_homes(w);
     check_deadlines(w);
-    for (unsigned i = 0; i < w->n; i++)
-        if (!w->nodes[i].sim->dead && (w->steps + i) % CHECK_EVERY == 0)
-            kvf_core_check(w->nodes[i].sim->core);
+    for (unsigned i = 0; i < w->n; i++) {
+        if (w->nodes[i].sim->dead)
+            continue;
+        check_reclaim(w, &w->nodes[i]);
+        if ((w->steps + i) % CHECK_EVERY != 0)
+            continue;
+        kvf_core_check(w->nodes[i].sim->core);
+        check_slots(w, &w->nodes[i]);
+    }
 }
 
 /* ---------------------------------------------------------------- at rest */

@@ -3,6 +3,7 @@
 
 #include "base/hash.h"
 #include "fabric/wire.h"
+#include "node/reclaim.h"
 #include <string.h>
 
 #define LIVES_MAX 40u /* starts of nodes in one world; the net has room for SIM_NODES_MAX */
@@ -24,21 +25,27 @@ static const uint32_t highest[FAULT_COUNT] = {
     [FAULT_DISK_MISPLACE] = 800, [FAULT_DISK_FULL] = 1500,  [FAULT_DISK_SYNC] = 600,    [FAULT_ROT] = 500,
     [FAULT_ETCD_DOWN] = 60,      [FAULT_ETCD_CUT] = 150,    [FAULT_ETCD_SLOW] = 30000,  [FAULT_ETCD_LOST] = 6000,
     [FAULT_ETCD_LATE] = 6000,    [FAULT_ETCD_HOLD] = 200,   [FAULT_ETCD_COMPACT] = 200, [FAULT_LEASE] = 150,
+    [FAULT_RECLAIM] = 1500,
 };
+
+static struct sim_env *stream_of(struct world *w, enum fault fault)
+{
+    return fault < FAULT_RECLAIM ? &w->chance : &w->later;
+}
 
 static bool strikes(struct world *w, enum fault fault)
 {
-    if (!w->rates[fault] || draw(&w->chance, 65536) >= w->rates[fault])
+    if (!w->rates[fault] || draw(stream_of(w, fault), 65536) >= w->rates[fault])
         return false;
     w->totals.faults[fault]++;
     return true;
 }
 
 /* 10 ms to 8 s: short ones as likely as long ones. */
-static uint64_t a_while(struct world *w)
+static uint64_t a_while(struct sim_env *stream)
 {
-    uint64_t ns = 10 * KVF_MS << draw(&w->chance, 10);
-    return ns / 2 + draw(&w->chance, ns);
+    uint64_t ns = 10 * KVF_MS << draw(stream, 10);
+    return ns / 2 + draw(stream, ns);
 }
 
 void faults_draw(struct world *w)
@@ -46,8 +53,8 @@ void faults_draw(struct world *w)
     static const unsigned shares[] = {0, 1, 2, 4, 4};
     unsigned share = shares[draw(&w->chance, 5)]; /* so many kinds of 8 */
     for (unsigned i = 0; i < FAULT_COUNT && !w->options.calm; i++)
-        if (draw(&w->chance, 8) < share)
-            w->planned[i] = 1 + (uint32_t)draw(&w->chance, highest[i]);
+        if (draw(stream_of(w, (enum fault)i), 8) < share)
+            w->planned[i] = 1 + (uint32_t)draw(stream_of(w, (enum fault)i), highest[i]);
     w->delay_ns = 20 * KVF_US << draw(&w->chance, 12);
     static const unsigned lengths[] = {200, 300, 400, 600, 800, 1200, 2500, 6000};
     w->steps_max = w->options.steps ? w->options.steps : lengths[draw(&w->chance, 8)];
@@ -207,6 +214,27 @@ static void node_etcd(struct world_node *n, bool cut, bool hold, uint64_t ns)
     world_trace(n->world, "etcd", n->number, cut, hold, ns);
 }
 
+/* Others may have so much of the memory that a node lends, by a time. */
+static void lend_at_most(struct world_node *n, uint64_t bytes, uint64_t within_ns)
+{
+    struct kvf_core *core = n->sim->core;
+    pthread_mutex_lock(&core->lock);
+    enum kvf_status st = kvf_reclaim_start(core, bytes, kvf_now(core->env) + within_ns);
+    pthread_mutex_unlock(&core->lock);
+    world_trace(n->world, "lends", n->number, bytes, within_ns, (uint64_t)(int64_t)st);
+}
+
+/* A lender wants all or some of its memory back, in time or at once, and lends again later. */
+static void reclaim(struct world_node *n)
+{
+    struct world *w = n->world;
+    uint64_t within = draw(&w->later, 6) ? a_while(&w->later) / 2 : 0;
+    n->reclaim_limit = draw(&w->later, 2) ? draw(&w->later, n->sim->config.lend) : 0;
+    n->reclaim_ns = world_now(w) + within;
+    n->lend_again_ns = n->reclaim_ns + a_while(&w->later);
+    lend_at_most(n, n->reclaim_limit, within);
+}
+
 static unsigned lives(const struct world *w)
 {
     unsigned sum = 0;
@@ -223,11 +251,11 @@ static void net_faults(struct world *w)
         world_trace(w, "break", a, b, 0, 0);
     }
     if (strikes(w, FAULT_CLOG))
-        faults_direction(w, a, b, false, a_while(w));
+        faults_direction(w, a, b, false, a_while(&w->chance));
     if (strikes(w, FAULT_ONE_WAY))
-        faults_direction(w, a, b, true, a_while(w));
+        faults_direction(w, a, b, true, a_while(&w->chance));
     if (strikes(w, FAULT_PARTITION)) {
-        uint64_t ns = a_while(w);
+        uint64_t ns = a_while(&w->chance);
         faults_direction(w, a, b, true, ns);
         faults_direction(w, b, a, true, ns);
     }
@@ -241,11 +269,13 @@ static void node_faults(struct world *w)
     if (strikes(w, FAULT_ROT))
         rot(n);
     if (!n->etcd_back_ns && strikes(w, FAULT_ETCD_CUT))
-        node_etcd(n, true, false, a_while(w));
+        node_etcd(n, true, false, a_while(&w->chance));
     if (!n->etcd_back_ns && strikes(w, FAULT_ETCD_HOLD))
-        node_etcd(n, false, true, a_while(w));
+        node_etcd(n, false, true, a_while(&w->chance));
     if (!n->sim->paused && strikes(w, FAULT_PAUSE))
-        world_pause(n, a_while(w));
+        world_pause(n, a_while(&w->chance));
+    if (n->sim->config.lend && !n->lend_again_ns && strikes(w, FAULT_RECLAIM))
+        reclaim(n);
     bool power = strikes(w, FAULT_POWER);
     if (lives(w) < LIVES_MAX && (power || strikes(w, FAULT_CRASH)))
         world_crash(n, power, draw(&w->chance, 2));
@@ -256,7 +286,7 @@ static void etcd_faults(struct world *w)
     struct kvf_sim_etcd *etcd = w->cluster->etcd;
     if (!w->etcd_up_ns && strikes(w, FAULT_ETCD_DOWN)) {
         kvf_sim_etcd_down(etcd, true);
-        w->etcd_up_ns = world_now(w) + a_while(w);
+        w->etcd_up_ns = world_now(w) + a_while(&w->chance);
         world_trace(w, "etcd down", w->etcd_up_ns, 0, 0, 0);
     }
     if (strikes(w, FAULT_ETCD_COMPACT))
@@ -279,6 +309,11 @@ static void ends(struct world *w, uint64_t now)
             n->etcd_back_ns = 0;
             if (!n->sim->dead)
                 node_etcd(n, false, false, 0);
+        }
+        if (n->lend_again_ns && now >= n->lend_again_ns) {
+            n->reclaim_ns = n->lend_again_ns = 0;
+            if (!n->sim->dead)
+                lend_at_most(n, UINT64_MAX, KVF_SEC);
         }
     }
     if (w->etcd_up_ns && now >= w->etcd_up_ns) {

@@ -116,6 +116,7 @@ static void node_attach(struct world_node *n)
     n->sim->core->idle_arg = n;
     w->instances[instance] = n->number;
     n->lives++;
+    n->reclaim_ns = n->lend_again_ns = 0;
     faults_attach_disk(n);
     world_trace(w, "start", n->number, instance, n->sim->core->incarnation, 0);
 }
@@ -172,8 +173,17 @@ static void clients_unwind(struct world_node *n)
     }
 }
 
+/* What a life of a node came to. */
+static void node_count(struct world_node *n)
+{
+    const struct kvf_counters *counters = &n->sim->core->counters;
+    n->world->totals.returned += atomic_load(&counters->lent_blocks_returned);
+    n->world->totals.revoked += atomic_load(&counters->lent_blocks_revoked);
+}
+
 static void node_bury(struct world_node *n)
 {
+    node_count(n);
     n->sim->core->idle = NULL;
     n->sim->skew_ns += 1ull << 50;
     clients_unwind(n);
@@ -232,6 +242,7 @@ static void node_life(struct world_node *n)
     if (n->resume_ns && now >= n->resume_ns) {
         n->sim->paused = false;
         n->resume_ns = 0;
+        n->resumed_ns = now;
         world_trace(w, "resume", n->number, 0, 0, 0);
     }
     if (!n->sim->dead && n->sim->core->join_ended && !n->sim->core->joined)
@@ -378,6 +389,8 @@ void world_run(struct world *w)
     world_settle(w, REST_NS);
     connect(w);
     check_rest(w);
+    for (unsigned i = 0; i < w->n; i++)
+        node_count(&w->nodes[i]);
 }
 
 /* ---------------------------------------------------------------- life */
@@ -427,6 +440,7 @@ struct world *world_create(const struct world_options *options, struct sim_engin
     sim_env_init(&w->chance, kvf_mix(options->seed, 2));
     sim_env_init(&w->work, kvf_mix(options->seed, 3));
     sim_env_init(&w->order, kvf_mix(options->seed, 4));
+    sim_env_init(&w->later, kvf_mix(options->seed, 5));
     living = w;
     w->n = 0;
     w->n_clients = 1 + (unsigned)draw(&w->order, WORLD_CLIENTS);

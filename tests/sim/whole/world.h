@@ -53,7 +53,8 @@
     X(ETCD_LATE, "etcd requests carried out late")    \
     X(ETCD_HOLD, "watches held")                      \
     X(ETCD_COMPACT, "compactions")                    \
-    X(LEASE, "leases ended")
+    X(LEASE, "leases ended")                          \
+    X(RECLAIM, "times lent memory was wanted back")
 
 enum fault {
 #define FAULT_ENUM(name, text) FAULT_##name,
@@ -80,6 +81,7 @@ struct world_totals {
     uint64_t seeds, steps, time_ns, events;
     uint64_t faults[FAULT_COUNT];
     uint64_t calls, rows, gets, hits, misses, refills, moves, crashes_survived;
+    uint64_t returned, revoked; /* blocks that went back to a lender: by its borrower, by force */
 };
 
 enum phase { PHASE_BOOT, PHASE_WORK, PHASE_HEAL, PHASE_DRAIN, PHASE_PROBE, PHASE_REST };
@@ -141,6 +143,8 @@ struct world_node {
     struct kvf_memory *memory; /* the clients' buffers, registered */
     uint64_t paused_ns;        /* in all */
     uint64_t resume_ns, restart_ns; /* when; 0: not paused, not dead */
+    uint64_t resumed_ns;       /* the last time */
+    uint64_t reclaim_ns, lend_again_ns, reclaim_limit; /* others have at most so much from the first to the second moment; 0: any */
     uint64_t etcd_back_ns;
     unsigned lives;
 };
@@ -154,7 +158,8 @@ struct trace {
 struct world {
     struct world_options options;
     struct sim_cluster *cluster;
-    struct sim_env chance, work, order; /* generators of the faults, the clients, the order of things */
+    struct sim_env chance, work, order; /* generators of the faults, the clients, the order of things, */
+    struct sim_env later;               /* ... and of what the simulator learned later: a seed without it is what it was */
     struct world_node nodes[WORLD_NODES];
     unsigned n, n_clients;
     enum phase phase;
