@@ -339,12 +339,13 @@ void kvf_read_again(struct kvf_core *core, struct kvf_read *read)
     enqueue(core, read);
 }
 
-/* The lender does not have it any more, but somebody here does. */
+/* The lender does not have it any more, but somebody here does: it lies elsewhere by now, or goes back to its copy. */
 static bool elsewhere(struct kvf_core *core, const struct kvf_read *read)
 {
     const struct kvf_entry *e = kvf_read_entry(core, read);
-    return read->tier == KVF_TIER_REMOTE && !read->no_copy && e &&
-           (e->tier == KVF_TIER_SSD || (e->tier == KVF_TIER_REMOTE && e->ssd4k));
+    if (read->tier != KVF_TIER_REMOTE || read->no_copy || !e)
+        return false;
+    return e->tier == KVF_TIER_SSD || e->tier == KVF_TIER_DRAM || kvf_persist_fall_back(core, read->handle);
 }
 
 /* A read whose last message has ended, ends, unless there is a second copy to wait for or to ask for. */

@@ -134,6 +134,18 @@ static void a_damaged_copy_loses(void **state)
     end(&t);
 }
 
+/* A lender that is there, and no slower than ever, but does not have it: it is asked once, and the copy is where the block lies. */
+static void a_refusal_leads_to_the_copy(void **state)
+{
+    struct store t = lent(KVF_WAY_ASK, 4096 * KIB);
+    kvf_entry_set_location(entry_of(&t, 1), 1ull << 40); /* outside of what it lends */
+    assert_true(read_whole(&t, 1) < LATE);
+    assert_int_equal(entry_of(&t, 1)->tier, KVF_TIER_SSD);
+    assert_int_equal(COUNTED(t.n, blocks_fell_back), 1);
+    assert_int_equal(COUNTED(t.n, blocks_lost) + COUNTED(t.n, blocks_corrupt), 0);
+    end(&t);
+}
+
 static void a_read_ends_at_its_deadline_when_neither_comes(void **state)
 {
     struct store t = lent(KVF_WAY_ASK, 4096 * KIB);
@@ -460,6 +472,7 @@ int main(void)
         cmocka_unit_test(a_one_sided_read_is_not_raced),
         cmocka_unit_test(the_lender_may_win_after_all),
         cmocka_unit_test(a_damaged_copy_loses),
+        cmocka_unit_test(a_refusal_leads_to_the_copy),
         cmocka_unit_test(a_read_ends_at_its_deadline_when_neither_comes),
         cmocka_unit_test(a_dead_lender_costs_no_block_that_has_a_copy),
         cmocka_unit_test(a_silent_lender_costs_no_block_that_has_a_copy),
