@@ -302,6 +302,7 @@ static bool commit_one(struct kvf_core *core, struct kvf_node_peer *p, const str
     if (!kvf_block_verify(core->dev, item->seed, data, e->bytes, item->chunk_bytes, UINT64_MAX, item->sums)) {
         kvf_log_warn(&core->log, "a block that node %s wrote here does not match its checksums: refused", p->member.name);
         kvf_count(&core->counters.blocks_corrupt, 1);
+        kvf_lend_slot_free(core, h); /* so that no slot is hashed twice */
         return false;
     }
     kvf_lend_slot_state(core, e, KVF_LENT_WHOLE);

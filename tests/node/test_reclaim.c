@@ -295,6 +295,28 @@ static void late_words_about_a_revoked_slot_are_refused(void **state)
     four_end(&t);
 }
 
+/* A COMMIT may name a slot as often as it likes: the lender hashes what lies there once. */
+static void a_block_that_does_not_match_is_looked_at_once(void **state)
+{
+    struct four t = four_make((struct sim_node_config){.dram = 128 * KIB}, 64 * KIB, 0, KVF_WAY_ASK);
+    struct kvf_key key = kvf_block_key(99, 0, 0, 0);
+    uint8_t payload[8192];
+    struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
+    kvf_wire_reserve(&w, &(struct kvf_reserve_item){.key = key, .bytes = SLOT}, 1);
+    assert_int_equal(call(&t, KVF_MSG_RESERVE, &w, payload), KVF_OK);
+    struct kvf_commit_item item = {.key = key, .seed = 5, .offset = t.a->core->lent_at, .bytes = SLOT, .chunk_bytes = SLOT,
+                                   .chunks = 1, .sums = {1}};
+    w = kvf_writer_of(payload, sizeof payload);
+    for (unsigned i = 0; i < 64; i++)
+        kvf_wire_commit(&w, &item);
+    assert_false(w.bad);
+    assert_int_equal(call(&t, KVF_MSG_COMMIT, &w, payload), KVF_OK);
+    assert_int_equal(COUNTED(t.a, blocks_corrupt), 1);
+    assert_int_equal(COUNTED(t.a, lent_blocks_put), 0);
+    assert_int_equal(kvf_lend_blocks(t.a->core), 0);
+    four_end(&t);
+}
+
 /* ---------------------------------------------------------------- in the middle of everything */
 
 /* A reclaim that begins after any frame of a spill: each block is in one place, and the lender has nothing at the deadline. */
@@ -556,6 +578,7 @@ int main(void)
         cmocka_unit_test(at_the_deadline_it_is_taken_by_force),
         cmocka_unit_test(whoever_did_not_hear_of_it_finds_other_bytes),
         cmocka_unit_test(late_words_about_a_revoked_slot_are_refused),
+        cmocka_unit_test(a_block_that_does_not_match_is_looked_at_once),
         cmocka_unit_test(a_reclaim_during_a_spill),
         cmocka_unit_test(a_commit_that_is_revoked_before_its_answer),
         cmocka_unit_test(a_reclaim_during_a_move),
