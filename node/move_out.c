@@ -280,6 +280,14 @@ static size_t piece_bytes(const struct kvf_one_move *m)
     return kvf_move_peer_there(m) ? kvf_peer_payload_max(m->peer->peer) : kvf_fabric_payload_max(m->core->fabric);
 }
 
+/* Whether the target takes messages with what is never cut: an open block, now, and a chunk, when it fetches from here. */
+static bool pieces_fit(const struct kvf_one_move *m, const struct kvf_sess *s)
+{
+    size_t most = piece_bytes(m), tail = kvf_move_tail_bytes(s->model, s->n_tokens);
+    return (tail == 0 || KVF_PIECE_HEADER + 4 + tail <= most) &&
+           (s->sealed_blocks == 0 || KVF_PIECES_HEADER_MAX + s->model->chunk_bytes <= most);
+}
+
 static void offer(struct kvf_one_move *m, struct kvf_sess *s)
 {
     struct kvf_move_offer *o = &m->offer;
@@ -294,7 +302,7 @@ static void offer(struct kvf_one_move *m, struct kvf_sess *s)
     lenders_list(m);
     struct kvf_writer w = kvf_writer_of(m->piece, piece_bytes(m));
     kvf_wire_offer(&w, o);
-    if (w.bad) { /* its messages are smaller than the offer */
+    if (w.bad || !pieces_fit(m, s)) { /* its messages are smaller than the offer, or than what follows */
         stay(m, KVF_ERR_UNSUPPORTED);
         return;
     }

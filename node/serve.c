@@ -23,7 +23,6 @@
 #define SMALL_BYTES (64u << 10)      /* a request of so much goes first, and is not counted among the others' pieces */
 #define TIMEOUT_NS (10 * KVF_SEC)    /* of a request that does not say how long it waits */
 #define SEND_TIMEOUT_NS (10 * KVF_SEC)
-#define HEADER_BYTES (8 + 2 + KVF_BATCH_MAX * 10)
 
 enum { GOOD, GONE, LATER, STREAMED }; /* what the answer says of an item */
 
@@ -45,7 +44,7 @@ struct piece {
     uint64_t slot; /* of staging; KVF_ARENA_NONE: none */
     uint32_t slot_bytes, bytes;
     struct part parts[KVF_BATCH_MAX];
-    uint8_t header[HEADER_BYTES];
+    uint8_t header[KVF_PIECES_HEADER_MAX];
 };
 
 struct serve {
@@ -195,7 +194,7 @@ static uint32_t plan(struct serve *s, struct piece *p, unsigned parts_max)
 {
     struct kvf_core *core = s->core;
     size_t frame = peer_there(s) ? kvf_peer_payload_max(s->peer->peer) : kvf_fabric_payload_max(core->fabric);
-    frame = frame > HEADER_BYTES ? frame - HEADER_BYTES : 0;
+    frame = frame > KVF_PIECES_HEADER_MAX ? frame - KVF_PIECES_HEADER_MAX : 0;
     struct room room = {.bytes = frame < PIECE_BYTES ? (uint32_t)frame : PIECE_BYTES,
                         .slot_bytes = slot_bytes_max(core),
                         .runs = KVF_FRAME_PARTS_MAX - 1};

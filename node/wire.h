@@ -27,6 +27,9 @@ enum kvf_node_message {
     KVF_MSG_ATTEND_PROBE,  /* home -> them: how fast would you be? */
 };
 
+/* Of a READ_DATA, or of the answer to a READ, what may stand before the bytes. */
+#define KVF_PIECES_HEADER_MAX (8 + 2 + KVF_BATCH_MAX * 10)
+
 struct kvf_reserve_item {
     struct kvf_key key;
     uint32_t bytes;

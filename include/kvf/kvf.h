@@ -300,8 +300,9 @@ struct kvf_move_report {
  * can decode at once; this handle only takes close and answers KVF_MOVED otherwise; the old home serves cold blocks
  * until the target has them. On failure the session is still here and usable, except KVF_ERR_DEADLINE while etcd is
  * unreachable: then the outcome is settled when etcd answers, and until then steps return ERR_STATE.
- * ERR_NOT_FOUND (no such node), ERR_PEER_*, ERR_STORE, ERR_DEADLINE, ERR_BUSY (forks share its blocks, or it still
- * streams in from its earlier home). */
+ * ERR_NOT_FOUND (no such node), ERR_PEER_*, ERR_STORE, ERR_DEADLINE, ERR_BUSY (forks share its blocks, it still
+ * streams in from its earlier home, or the target is being drained), ERR_UNSUPPORTED (a chunk or an open block is larger than
+ * the target's messages, which fabric.segment sets). */
 KVF_API enum kvf_status kvf_session_move(struct kvf_session *session, const char *target, uint64_t timeout_ns,
                                          struct kvf_move_report *report);
 

@@ -335,6 +335,31 @@ static void a_session_moves_among_nodes_with_smaller_messages(void **state)
     trio_end(&t);
 }
 
+/* A chunk, or an open block, that is larger than the target's messages could never be fetched: the session stays, whole. */
+static void a_session_does_not_move_where_its_chunks_cannot_follow(void **state)
+{
+    struct sim_engine *coarse = sim_engine_create(SEED + 3, 64, KVF_F16, 64, 64, 300); /* a chunk is a block of 16 KiB */
+    static const unsigned tokens[] = {20, 64, 202}; /* an open block of each stream; a sealed one; both */
+    for (unsigned i = 0; i < 3; i++) {
+        struct trio t = {.c = sim_cluster_create(SEED)};
+        t.a = sim_cluster_add(t.c, &(struct sim_node_config){.name = "a", .dram = 512 * KIB});
+        t.b = sim_cluster_add(t.c, &(struct sim_node_config){.name = "b", .dram = 512 * KIB, .frame = 12 * KIB});
+        t.lender = sim_cluster_add(t.c, &(struct sim_node_config){.name = "lender", .dram = 64 * KIB});
+        sim_cluster_connect(t.c);
+        struct kvf_session *s = NULL;
+        assert_int_equal(kvf_session_create(&t.a->node, sim_engine_model(coarse, t.a), ID, &s), KVF_OK);
+        assert_int_equal(sim_engine_run(coarse, s, tokens[i], 64), KVF_OK);
+        uint64_t start = t.c->env.now_ns;
+        assert_int_equal(kvf_session_move(s, "b", 10 * KVF_SEC, NULL), KVF_ERR_UNSUPPORTED);
+        assert_true(t.c->env.now_ns - start < KVF_SEC);
+        assert_int_equal(sim_engine_run(coarse, s, 250, 10), KVF_OK);
+        assert_same_bits(coarse);
+        assert_int_equal(kvf_session_drop(s), KVF_OK);
+        trio_end(&t);
+    }
+    sim_engine_destroy(coarse);
+}
+
 /* Blocks on the old home's SSD are served although its staging is full of its own cache. */
 static void an_old_home_with_full_staging_serves(void **state)
 {
@@ -673,6 +698,7 @@ int main(void)
         cmocka_unit_test(what_nobody_releases_does_not_stay),
         cmocka_unit_test(what_waits_at_an_old_home_is_not_released_with_what_it_lends),
         cmocka_unit_test(a_session_moves_among_nodes_with_smaller_messages),
+        cmocka_unit_test(a_session_does_not_move_where_its_chunks_cannot_follow),
         cmocka_unit_test(an_old_home_with_full_staging_serves),
         cmocka_unit_test(a_block_that_rises_while_it_is_read_is_not_lost),
         cmocka_unit_test(blocks_larger_than_a_message_move),
