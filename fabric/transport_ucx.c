@@ -903,10 +903,18 @@ struct setting {
     const char *name, *value;
 };
 
-/* What UCX is told. `segment` is room for a number. Returns how many. */
-static unsigned settings_of(const struct kvf_devices_choice *choice, size_t segment_bytes, char segment[32], struct setting *out)
+/* Room for the numbers in settings. */
+struct numbers {
+    char segment[24], received[24];
+};
+
+/* What UCX is told. Returns how many. What is received at once may be two segments: one more call of the kernel for each costs
+ * the receiver a tenth (kvf bench fabric); more would not stay in the second cache until it is copied. */
+static unsigned settings_of(const struct kvf_devices_choice *choice, size_t segment_bytes, struct numbers *numbers,
+                            struct setting *out)
 {
-    snprintf(segment, 32, "%zu", segment_bytes + SEGMENT_OVERHEAD);
+    snprintf(numbers->segment, sizeof numbers->segment, "%zu", segment_bytes + SEGMENT_OVERHEAD);
+    snprintf(numbers->received, sizeof numbers->received, "%zu", 2 * segment_bytes + SEGMENT_OVERHEAD);
     const struct setting settings[] = {
         {"TLS", choice->transports},
         {"NET_DEVICES", choice->devices},
@@ -922,10 +930,10 @@ static unsigned settings_of(const struct kvf_devices_choice *choice, size_t segm
         {"KEEPALIVE_INTERVAL", "500ms"},
         {"KEEPALIVE_NUM_EPS", "128"},
         /* Settings of single transports: UCX 1.13 to 1.16 want them without the transport's name, later ones with it. */
-        {"TX_SEG_SIZE", segment},
-        {"TCP_TX_SEG_SIZE", segment},
-        {"RX_SEG_SIZE", segment},
-        {"TCP_RX_SEG_SIZE", segment},
+        {"TX_SEG_SIZE", numbers->segment},
+        {"TCP_TX_SEG_SIZE", numbers->segment},
+        {"RX_SEG_SIZE", numbers->received},
+        {"TCP_RX_SEG_SIZE", numbers->received},
         {"CONN_NB", "y"}, /* a peer that is cut off must not block ep_create */
         {"TCP_CONN_NB", "y"},
         {"NODELAY", "y"},
@@ -948,9 +956,9 @@ static unsigned settings_of(const struct kvf_devices_choice *choice, size_t segm
 
 static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
 {
-    char segment[32];
+    struct numbers numbers;
     struct setting settings[SETTINGS_MAX];
-    unsigned n = settings_of(&u->choice, u->segment_bytes, segment, settings);
+    unsigned n = settings_of(&u->choice, u->segment_bytes, &numbers, settings);
     /* UCX writes to standard output, which belongs to the program. What goes wrong is in our own log. Who wants to see
      * UCX's asks for it by its environment. */
     if (!getenv("UCX_LOG_LEVEL"))
@@ -967,14 +975,14 @@ static ucs_status_t modify(const struct ucx *u, ucp_config_t *config)
 
 enum kvf_status kvf_transport_ucx_settings(const struct kvf_transport_config *config, char *text, size_t size)
 {
-    char segment[32];
+    struct numbers numbers;
     struct setting settings[SETTINGS_MAX];
     struct kvf_devices_choice choice;
     size_t used = 0;
     enum kvf_status st = kvf_devices_choose(config->kind, config->interface, config->gid, config->log, &choice);
     if (st != KVF_OK)
         return st;
-    unsigned n = settings_of(&choice, config->segment_bytes, segment, settings);
+    unsigned n = settings_of(&choice, config->segment_bytes, &numbers, settings);
     for (unsigned i = 0; i < n && used < size; i++)
         used += (size_t)snprintf(text + used, size - used, "%sUCX_%s=%s", i ? " " : "", settings[i].name, settings[i].value);
     return KVF_OK;
