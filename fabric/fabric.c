@@ -296,9 +296,8 @@ static void step_peers(struct kvf_fabric *fabric)
         struct kvf_peer *peer = &fabric->peers[i];
         if (!kvf_ring_empty(&peer->asking))
             kvf_pull_step(peer);
-        if (peer->serve_count > 0)
-            kvf_serve_step(peer);
     }
+    kvf_serve_step(fabric);
 }
 
 unsigned kvf_fabric_poll(struct kvf_fabric *fabric)
@@ -394,6 +393,7 @@ static enum kvf_status allocate(struct kvf_fabric *fabric)
         peer->asks_table = fabric->asks + (size_t)i * KVF_ASKS_MAX;
         kvf_ring_init(&peer->requests);
         kvf_ring_init(&peer->asking);
+        kvf_ring_init(&peer->served);
     }
     for (unsigned i = fabric->tx_count; i-- > 0;) {
         fabric->tx[i].fabric = fabric;

@@ -117,6 +117,7 @@ struct kvf_peer_about {
     char congestion[96];             /* the congestion control of our link to it, and why; empty: nothing to tell */
     size_t frame_bytes;              /* the largest payload between us */
     uint64_t inflight_bytes;         /* asked of it and not yet there */
+    uint64_t served_bytes;           /* of our region, that were sent to it for its pulls since it is known */
 };
 void kvf_peer_about(const struct kvf_peer *peer, struct kvf_peer_about *out);
 /* Free for the owner. */

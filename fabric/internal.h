@@ -33,6 +33,8 @@
 #define KVF_ASK_PARTS_MAX 16           /* pulls that one of them asks for */
 #define KVF_SERVES_MAX 128             /* PULL frames of one peer that wait here; more are refused with ERR_BUSY */
 #define KVF_SERVE_FRAMES_MAX 16        /* PULL_DATA frames on their way to one peer */
+#define KVF_SERVE_STREAK 64 /* frames in a row to one peer: it is alone */
+#define KVF_SERVE_LEAD_BYTES (256u << 10) /* that a peer which comes back may be sent before the others have their next frame */
 /* Bytes of one of them, at most. The peer takes a frame when it is whole, and copies it while the next one arrives: larger ones
  * leave less to overlap, and no second cache; smaller ones cost calls (kvf bench fabric). */
 #define KVF_SERVE_FRAME_BYTES (96u << 10)
@@ -207,6 +209,10 @@ struct kvf_peer {
     /* asked of us */
     struct kvf_serve *serves; /* [KVF_SERVES_MAX], a ring */
     unsigned serve_first, serve_count;
+    struct kvf_ring served;   /* fabric->serving, while serve_count is not 0 */
+    uint64_t serve_tag;       /* whose is lowest is sent the next frame (serve.c) */
+    bool serve_full;          /* its last frame found no room: not tried again in this step */
+    uint64_t served_bytes;    /* by PULL_DATA frames so far */
     unsigned frames_out;      /* PULL_DATA frames that the transport still reads; the slot is not reused before it is 0 */
 };
 
@@ -230,6 +236,10 @@ struct kvf_fabric {
     uint32_t *free_parts;              /* [part_blocks] a stack of blocks that no pull has */
     uint32_t part_blocks, free_parts_n;
     struct kvf_ring free_requests, due, copying;
+    struct kvf_ring serving; /* peers that wait for bytes of ours */
+    uint64_t serve_tag;      /* of who was sent the last frame */
+    const struct kvf_peer *serve_last; /* who that was, or the slot's former peer */
+    unsigned serve_streak;   /* frames that it was sent in a row */
     unsigned request_count;
     unsigned held_count; /* operations in which the transport uses callers' memory */
 
@@ -361,6 +371,7 @@ enum kvf_way kvf_region_way(const struct kvf_peer *peer, struct kvf_request_slot
 
 /* ---- serve.c */
 void kvf_serve_pull(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
-void kvf_serve_step(struct kvf_peer *peer);
+/* Sends what the transport takes, to each peer its share. */
+void kvf_serve_step(struct kvf_fabric *fabric);
 void kvf_serve_forget(struct kvf_peer *peer);
 #endif

@@ -79,7 +79,8 @@ size_t kvf_peer_payload_max(const struct kvf_peer *peer)
 
 void kvf_peer_about(const struct kvf_peer *peer, struct kvf_peer_about *out)
 {
-    struct kvf_peer_about about = {.pieces = peer->n_pieces, .pieces_there = peer->pieces_there, .inflight_bytes = peer->inflight};
+    struct kvf_peer_about about = {.pieces = peer->n_pieces, .pieces_there = peer->pieces_there, .inflight_bytes = peer->inflight,
+                                   .served_bytes = peer->served_bytes};
     assert(peer->state != KVF_PEER_FREE && peer->n_pieces <= KVF_REGION_PIECES_MAX);
     const struct kvf_transport_ops *ops = peer->fabric->config.transport->ops;
     about.way = kvf_peer_way(peer);
@@ -202,7 +203,7 @@ static void free_peer(struct kvf_peer *peer)
     peer->rekey_ns = 0;
     peer->told = false;
     peer->user = NULL;
-    peer->id = peer->incarnation = peer->region_bytes = peer->inflight = 0;
+    peer->id = peer->incarnation = peer->region_bytes = peer->inflight = peer->served_bytes = peer->serve_tag = 0;
     fabric->peer_count--;
     index_all(fabric);
 }

@@ -6,6 +6,7 @@ void kvf_request_init(struct kvf_fabric *fabric)
     kvf_ring_init(&fabric->free_requests);
     kvf_ring_init(&fabric->due);
     kvf_ring_init(&fabric->copying);
+    kvf_ring_init(&fabric->serving);
     for (unsigned i = 0; i < fabric->config.requests_max; i++) {
         struct kvf_request_slot *slot = &fabric->requests[i];
         slot->fabric = fabric;

@@ -1,5 +1,11 @@
 /* Answering PULL frames: the bytes go from our region to the wire as parts of frames, without a copy of ours. What waits
- * is bounded per peer, and so is what the transport has in hand for it: a slow peer fills its own share alone. */
+ * is bounded per peer, and so is what the transport has in hand for it: a slow peer fills its own share alone.
+ *
+ * Of the peers that wait the one is sent the next frame that was sent fewest bytes (start-time fair queueing: a peer's `serve_tag`
+ * counts its bytes, and one that comes back is put where the others are, or KVF_SERVE_LEAD_BYTES before). So who asks more often,
+ * sooner or for smaller ranges gets no more than others, and who waited for its answer before it asked again gets no less. The
+ * choice is made when a poll has heard all that came, not by who came first; but one that has long been the only one is not kept
+ * waiting for that. */
 #include "fabric/internal.h"
 
 /* One frame back that says why there will be no bytes. When the transport has no room for it the asker's deadline tells. */
@@ -44,7 +50,13 @@ void kvf_serve_pull(struct kvf_peer *peer, const struct kvf_wire_header *header,
     memcpy(serve->ranges, pull.ranges, pull.n * sizeof pull.ranges[0]);
     peer->serve_count++;
     fabric->work++;
-    kvf_serve_step(peer);
+    if (kvf_ring_empty(&peer->served)) {
+        uint64_t least = fabric->serve_tag > KVF_SERVE_LEAD_BYTES ? fabric->serve_tag - KVF_SERVE_LEAD_BYTES : 0;
+        peer->serve_tag = peer->serve_tag > least ? peer->serve_tag : least;
+        kvf_ring_append(&fabric->serving, &peer->served);
+    }
+    if (fabric->serve_last == peer && fabric->serve_streak >= KVF_SERVE_STREAK)
+        kvf_serve_step(fabric);
 }
 
 static void drop_first(struct kvf_peer *peer)
@@ -53,6 +65,8 @@ static void drop_first(struct kvf_peer *peer)
     peer->serve_first = (peer->serve_first + 1) % KVF_SERVES_MAX;
     peer->serve_count--;
     peer->fabric->work--;
+    if (peer->serve_count == 0)
+        kvf_ring_remove(&peer->served);
 }
 
 void kvf_serve_forget(struct kvf_peer *peer)
@@ -112,24 +126,52 @@ static enum kvf_status send_frame(struct kvf_peer *peer, struct kvf_serve *serve
         return st;
     peer->frames_out++;
     fabric->frames_out++;
+    peer->served_bytes += bytes;
+    fabric->serve_streak = fabric->serve_last == peer ? fabric->serve_streak + 1 : 1;
+    fabric->serve_last = peer;
     serve->position += bytes;
     serve->at_range = (uint16_t)at_range;
     serve->at_byte = at_byte;
     return KVF_OK;
 }
 
-void kvf_serve_step(struct kvf_peer *peer)
+/* The job that the peer waits for; NULL: there is none any more. */
+static struct kvf_serve *job_of(struct kvf_peer *peer, uint64_t now)
 {
-    uint64_t now = kvf_now(peer->fabric->config.env);
-    while (peer->serve_count > 0 && peer->frames_out < KVF_SERVE_FRAMES_MAX && kvf_peer_usable(peer)) {
+    while (peer->serve_count > 0) {
         struct kvf_serve *serve = &peer->serves[peer->serve_first];
-        if (serve->at_range == serve->n || (serve->deadline_ns && now >= serve->deadline_ns)) {
-            drop_first(peer);
-            continue;
-        }
-        if (send_frame(peer, serve) != KVF_OK)
-            return;
-        if (serve->at_range == serve->n)
-            drop_first(peer);
+        if (serve->at_range < serve->n && (serve->deadline_ns == 0 || now < serve->deadline_ns))
+            return serve;
+        drop_first(peer);
     }
+    return NULL;
+}
+
+/* Who is to be sent the next frame: of those that may be, the one furthest behind. */
+static struct kvf_peer *next_peer(struct kvf_fabric *fabric)
+{
+    struct kvf_peer *found = NULL;
+    for (struct kvf_ring *at = fabric->serving.next; at != &fabric->serving; at = at->next) {
+        struct kvf_peer *peer = KVF_RING_OF(at, struct kvf_peer, served);
+        bool may = !peer->serve_full && peer->frames_out < KVF_SERVE_FRAMES_MAX && kvf_peer_usable(peer);
+        found = may && (!found || peer->serve_tag < found->serve_tag) ? peer : found;
+    }
+    return found;
+}
+
+void kvf_serve_step(struct kvf_fabric *fabric)
+{
+    uint64_t now = kvf_ring_empty(&fabric->serving) ? 0 : kvf_now(fabric->config.env);
+    for (struct kvf_peer *peer; (peer = next_peer(fabric)) != NULL;) {
+        struct kvf_serve *serve = job_of(peer, now);
+        uint64_t before = peer->served_bytes;
+        if (serve)
+            peer->serve_full = send_frame(peer, serve) != KVF_OK;
+        if (peer->serve_tag > fabric->serve_tag)
+            fabric->serve_tag = peer->serve_tag;
+        peer->serve_tag += peer->served_bytes - before;
+        job_of(peer, now);
+    }
+    for (struct kvf_ring *at = fabric->serving.next; at != &fabric->serving; at = at->next)
+        KVF_RING_OF(at, struct kvf_peer, served)->serve_full = false;
 }

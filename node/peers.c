@@ -76,6 +76,7 @@ static json_t *peer_json(const struct peer *p)
                              "up", (int)p->up, "way", way_name(p->about.way), "why", p->about.why, "region_bytes", ways, "pieces",
                              (json_int_t)p->about.pieces, "pieces_ready", (json_int_t)p->about.pieces_there, "frame_bytes",
                              (json_int_t)p->about.frame_bytes, "inflight_bytes", (json_int_t)p->about.inflight_bytes);
+    json_object_set_new(peer, "served_bytes", json_integer((json_int_t)p->about.served_bytes));
     json_object_set_new(peer, "congestion_control", json_string(p->about.congestion));
     json_object_set_new(peer, "rtt_ns", p->measured ? json_integer((json_int_t)p->cost.rtt_ns) : json_null());
     json_object_set_new(peer, "pull_bytes_per_s", p->measured ? json_integer((json_int_t)p->cost.pull_rate) : json_null());

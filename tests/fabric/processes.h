@@ -27,6 +27,7 @@
 
 #define REGION_BYTES (64u << 20)
 #define BLOCK (64u << 10)
+#define PEERS_MAX 16
 #define ECHO 32  /* a message whose payload comes back */
 #define COUNT 33 /* answered by a u64: the payloads of SINK so far that were not whole */
 #define SINK 34  /* a message of sink_fill's bytes, of which nothing comes back but the status */
@@ -176,7 +177,7 @@ static inline enum kvf_status node_open(struct node *n, const char *name, uint64
     enum kvf_status st = secret ? kvf_secret_create(&n->secret) : KVF_OK;
     if (st == KVF_OK && secret)
         st = kvf_secret_set(n->secret, secret, strlen(secret), &why);
-    struct kvf_transport_config tc = {.kind = kind, .interface = interface, .segment_bytes = segment_bytes, .peers_max = 8,
+    struct kvf_transport_config tc = {.kind = kind, .interface = interface, .segment_bytes = segment_bytes, .peers_max = PEERS_MAX,
                                       .secret = secret, .log = &n->log};
     if (st == KVF_OK)
         st = kvf_transport_ucx_create(&tc, &n->transport);
@@ -203,7 +204,7 @@ static inline enum kvf_status node_open(struct node *n, const char *name, uint64
         .region = n->region,
         .region_base = n->base,
         .region_bytes = REGION_BYTES,
-        .peers_max = 8,
+        .peers_max = PEERS_MAX,
         .requests_max = 256,
         .inflight_bytes = 8 << 20,
         .heartbeat_ns = 100 * KVF_MS,

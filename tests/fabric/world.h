@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #define REGION (256u << 10)
+#define WORLD_NODES 17
 #define HEARTBEAT (100 * KVF_MS)
 #define DEAD (1 * KVF_SEC)
 #define SEED 99ull
@@ -48,7 +49,7 @@ struct node {
 struct world {
     struct sim_env env;
     struct sim_net *net;
-    struct node node[4];
+    struct node node[WORLD_NODES];
     unsigned n;
     unsigned requests_max, peers_max;
     uint64_t inflight;
