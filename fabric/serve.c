@@ -1,7 +1,7 @@
 /* Answering PULL frames: the bytes go from our region to the wire as parts of frames, without a copy of ours. What waits
  * is bounded per peer, and so is what the transport has in hand for it: a slow peer fills its own share alone.
  *
- * Of the peers that wait the one is sent the next frame that was sent fewest bytes (start-time fair queueing: a peer's `serve_tag`
+ * Of the peers that wait the one is sent the next frames that was sent fewest bytes (start-time fair queueing: a peer's `serve_tag`
  * counts its bytes, and one that comes back is put where the others are, or KVF_SERVE_LEAD_BYTES before). So who asks more often,
  * sooner or for smaller ranges gets no more than others, and who waited for its answer before it asked again gets no less. The
  * choice is made when a poll has heard all that came, not by who came first; but one that has long been the only one is not kept
@@ -147,14 +147,19 @@ static struct kvf_serve *job_of(struct kvf_peer *peer, uint64_t now)
     return NULL;
 }
 
-/* Who is to be sent the next frame: of those that may be, the one furthest behind. */
+/* Whether a frame may be sent to it now. */
+static bool may_send(const struct kvf_peer *peer)
+{
+    return !peer->serve_full && peer->frames_out < KVF_SERVE_FRAMES_MAX && kvf_peer_usable(peer);
+}
+
+/* Who is to be sent the next frames: of those that may be, the one furthest behind. */
 static struct kvf_peer *next_peer(struct kvf_fabric *fabric)
 {
     struct kvf_peer *found = NULL;
     for (struct kvf_ring *at = fabric->serving.next; at != &fabric->serving; at = at->next) {
         struct kvf_peer *peer = KVF_RING_OF(at, struct kvf_peer, served);
-        bool may = !peer->serve_full && peer->frames_out < KVF_SERVE_FRAMES_MAX && kvf_peer_usable(peer);
-        found = may && (!found || peer->serve_tag < found->serve_tag) ? peer : found;
+        found = may_send(peer) && (!found || peer->serve_tag < found->serve_tag) ? peer : found;
     }
     return found;
 }
@@ -163,14 +168,13 @@ void kvf_serve_step(struct kvf_fabric *fabric)
 {
     uint64_t now = kvf_ring_empty(&fabric->serving) ? 0 : kvf_now(fabric->config.env);
     for (struct kvf_peer *peer; (peer = next_peer(fabric)) != NULL;) {
-        struct kvf_serve *serve = job_of(peer, now);
         uint64_t before = peer->served_bytes;
-        if (serve)
+        /* As many in a row as may be on their way: it is woken once for them (kvf bench fabric --peers 16). */
+        for (struct kvf_serve *serve; (serve = job_of(peer, now)) != NULL && may_send(peer);)
             peer->serve_full = send_frame(peer, serve) != KVF_OK;
         if (peer->serve_tag > fabric->serve_tag)
             fabric->serve_tag = peer->serve_tag;
         peer->serve_tag += peer->served_bytes - before;
-        job_of(peer, now);
     }
     for (struct kvf_ring *at = fabric->serving.next; at != &fabric->serving; at = at->next)
         KVF_RING_OF(at, struct kvf_peer, served)->serve_full = false;
