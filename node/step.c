@@ -268,12 +268,24 @@ static void seal_one(struct kvf_sess *s, uint32_t layer, uint32_t head, uint32_t
     kvf_core_unlock(core);
 }
 
-/* Seals the first open block of every stream. ERR_BUSY: the index is full; nothing was sealed. */
+/* Whether a block of an earlier session of this id still stands where the next one goes: it was removed, and goes when those who
+ * read or copy it have ended. */
+static bool seal_waits(struct kvf_sess *s)
+{
+    const struct kvf_model_desc *d = &s->model->desc;
+    for (uint32_t l = 0; l < d->layers; l++)
+        for (uint32_t h = 0; h < d->kv_heads; h++)
+            if (kvf_index_find(s->core->index, kvf_block_key(s->id, l, h, s->sealed_blocks)) != KVF_HANDLE_NONE)
+                return true;
+    return false;
+}
+
+/* Seals the first open block of every stream. ERR_BUSY: the index takes none now; nothing was sealed. */
 static enum kvf_status seal_blocks(struct kvf_sess *s)
 {
     const struct kvf_model_desc *d = &s->model->desc;
     kvf_core_lock(s->core);
-    bool room = kvf_block_reserve(s->core, s->model->streams);
+    bool room = !seal_waits(s) && kvf_block_reserve(s->core, s->model->streams);
     kvf_core_unlock(s->core);
     if (!room)
         return KVF_ERR_BUSY;
@@ -343,7 +355,7 @@ enum kvf_status kvf_step_commit(struct kvf_session *handle)
     if (!s->step_refill)
         s->n_tokens += s->step_n;
     kvf_core_unlock(s->core);
-    /* A full index delays sealing only: the blocks stay in the tail until there is room, or append says that it is full. */
+    /* An index that takes none now delays sealing only: blocks stay in the tail until it does, or append says that it is full. */
     enum kvf_status st = KVF_OK;
     uint64_t sealed = s->sealed_blocks, start = kvf_now(s->core->env);
     while (st == KVF_OK && s->n_tokens >= ((uint64_t)s->sealed_blocks + 1) * d->block_tokens)

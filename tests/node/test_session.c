@@ -504,6 +504,26 @@ static void an_id_can_be_used_again_at_once(void **state)
     trio_end(&t);
 }
 
+/* A block of the earlier session that somebody still reads keeps its place in the index: the next one seals its own after that. */
+static void an_id_can_be_used_again_while_its_blocks_are_read(void **state)
+{
+    struct trio t = trio_make(1024 * KIB, 64 * KIB, 0, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.home, 7);
+    kvf_handle h;
+    assert_int_equal(sim_engine_run(engine, s, 200, 50), KVF_OK);
+    assert_true(kvf_entry_pin(kvf_block_readable(t.home->core, kvf_block_key(7, 1, 0, 1), &h)));
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    s = session_on(t.home, 7);
+    assert_int_equal(sim_engine_run(engine, s, 300, 50), KVF_OK);
+    assert_int_equal(blocks_in(s, KVF_TIER_DRAM), 4); /* of 64 tokens in 4 streams; the second of a stream waits */
+    kvf_block_let_go(t.home->core, h);
+    assert_int_equal(sim_engine_run(engine, s, 301, 1), KVF_OK);
+    assert_int_equal(blocks_in(s, KVF_TIER_DRAM), 16);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    trio_end(&t);
+}
+
 static void an_index_that_is_full_delays_sealing_and_then_says_so(void **state)
 {
     struct sim_cluster *c = sim_cluster_create(SEED);
@@ -545,6 +565,7 @@ int main(void)
         cmocka_unit_test(a_session_has_one_home_and_one_handle),
         cmocka_unit_test(tokens_and_state_are_kept),
         cmocka_unit_test(an_id_can_be_used_again_at_once),
+        cmocka_unit_test(an_id_can_be_used_again_while_its_blocks_are_read),
         cmocka_unit_test(an_index_that_is_full_delays_sealing_and_then_says_so),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
