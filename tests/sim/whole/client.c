@@ -392,7 +392,7 @@ static void session_work(struct client *c)
         drop(c, r);
     else
         handle_close(r);
-    if (!over(c) && r->id == id)
+    if (r->id == id) /* also of a client that died: it may have given its handle back already */
         r->taken = false;
 }
 
