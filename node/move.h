@@ -8,7 +8,7 @@
 #define KVF_MOVES_MAX 16
 #define KVF_MOVE_ADOPT_NS (30 * KVF_SEC)                 /* so long a new home tries to tell lenders that it is one */
 #define KVF_MOVE_DISOWNED_NS (5 * KVF_SEC)               /* in this time lenders hear of it from etcd */
-#define KVF_PIECE_HEADER 16 /* session id, checksum of the rest */
+#define KVF_PIECE_HEADER 24 /* session id, number of the move, checksum of the rest */
 
 /* OUT: WAITING (for blocks of the session that are being copied) -> OFFERING -> SENDING (pieces, one at a time) -> PLACING (etcd's
  *      transaction) [-> SETTLING (its outcome is not known: asked until it is)] -> COMMITTING (the target is told) -> free
@@ -58,6 +58,7 @@ struct kvf_one_move {
 struct kvf_move {
     struct kvf_one_move moves[KVF_MOVES_MAX];
     unsigned active;
+    uint64_t number; /* of the last one out */
 };
 
 struct kvf_one_move *kvf_move_find(struct kvf_core *core, uint64_t session);

@@ -62,6 +62,11 @@ static void stage_if_complete(struct kvf_one_move *m)
     m->retry_ns = kvf_deadline(kvf_now(m->core->env), 5 * ASK_NS);
 }
 
+static bool is_of(const struct kvf_one_move *m, const struct kvf_node_peer *from)
+{
+    return m->peer == from && m->incarnation == from->member.incarnation;
+}
+
 static enum kvf_status on_offer(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
 {
     struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
@@ -76,6 +81,8 @@ static enum kvf_status on_offer(struct kvf_core *core, struct kvf_node_peer *fro
     if (st == KVF_OK && model->fingerprint != offer.fingerprint)
         st = KVF_ERR_MODEL;
     struct kvf_one_move *old = kvf_move_find(core, offer.session);
+    if (st == KVF_OK && old && is_of(old, from) && offer.number <= old->offer.number)
+        st = KVF_ERR_STALE; /* late: the old home has begun again since */
     if (st == KVF_OK && old && (old->state == KVF_MOVE_RECEIVING || old->state == KVF_MOVE_STAGED) && old->peer == from &&
         !old->calling)
         discard(old); /* the old home begins again */
@@ -222,9 +229,9 @@ static enum kvf_status got_tail(struct kvf_one_move *m, struct kvf_reader *r)
 static enum kvf_status on_piece(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
 {
     struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
-    uint64_t session = kvf_read_u64(&r), sum = kvf_read_u64(&r);
+    uint64_t session = kvf_read_u64(&r), number = kvf_read_u64(&r), sum = kvf_read_u64(&r);
     struct kvf_one_move *m = r.bad ? NULL : kvf_move_find(core, session);
-    if (!m || m->state != KVF_MOVE_RECEIVING || m->peer != from)
+    if (!m || m->state != KVF_MOVE_RECEIVING || !is_of(m, from) || m->offer.number != number)
         return KVF_ERR_STATE;
     enum kvf_status st = KVF_OK;
     if (kvf_hash(r.at, kvf_reader_left(&r), session) != sum)
@@ -303,7 +310,8 @@ void kvf_move_in_message(struct kvf_core *core, struct kvf_node_peer *from, cons
     struct kvf_one_move *m = r.bad ? NULL : kvf_move_find(core, session);
     enum kvf_status st = KVF_OK;
     if (message->type == KVF_MSG_MOVE_ABORT) {
-        if (m && m->peer == from && (m->state == KVF_MOVE_RECEIVING || m->state == KVF_MOVE_STAGED)) {
+        bool meant = m && is_of(m, from) && kvf_read_u64(&r) == m->offer.number && !r.bad; /* not one before it */
+        if (meant && (m->state == KVF_MOVE_RECEIVING || m->state == KVF_MOVE_STAGED)) {
             m->aborted = true;
             if (!m->calling) /* else etcd's answer comes first */
                 discard(m);

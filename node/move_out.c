@@ -61,10 +61,11 @@ static void block_stay(struct kvf_sess *s, kvf_handle h)
 static void stay(struct kvf_one_move *m, enum kvf_status status)
 {
     struct kvf_sess *s = sess_of(m);
-    uint8_t id[8];
-    struct kvf_writer w = kvf_writer_of(id, sizeof id);
+    uint8_t which[16];
+    struct kvf_writer w = kvf_writer_of(which, sizeof which);
     kvf_write_u64(&w, m->session);
-    struct iovec part = {.iov_base = id, .iov_len = sizeof id};
+    kvf_write_u64(&w, m->offer.number);
+    struct iovec part = {.iov_base = which, .iov_len = sizeof which};
     if (kvf_move_peer_there(m))
         kvf_fabric_call(m->peer->peer, KVF_MSG_MOVE_ABORT, &part, 1, call_deadline(m), abort_reply, NULL);
     each_block(s, block_stay);
@@ -325,6 +326,7 @@ static void send_next(struct kvf_one_move *m, struct kvf_sess *s)
         }
         struct kvf_writer head = kvf_writer_of(m->piece, KVF_PIECE_HEADER);
         kvf_write_u64(&head, m->session);
+        kvf_write_u64(&head, m->offer.number);
         kvf_write_u64(&head, kvf_hash(body, kvf_writer_used(&w), m->session));
         call(m, type, KVF_PIECE_HEADER + kvf_writer_used(&w));
         return;
@@ -473,6 +475,7 @@ enum kvf_status kvf_move_start(struct kvf_core *core, struct kvf_sess *s, const 
     m->deadline_ns = deadline_ns;
     m->outcome = outcome;
     m->start_ns = kvf_now(core->env);
+    m->offer.number = ++core->moves->number;
     *outcome = (struct kvf_move_outcome){.done = false};
     s->state = KVF_SESS_FROZEN;
     kvf_ahead_cancel(s);

@@ -292,6 +292,7 @@ bool kvf_model_desc_valid(const struct kvf_model_desc *d)
 void kvf_wire_offer(struct kvf_writer *w, const struct kvf_move_offer *o)
 {
     kvf_write_u64(w, o->session);
+    kvf_write_u64(w, o->number);
     kvf_write_u64(w, o->epoch);
     kvf_write_u64(w, o->fingerprint);
     desc_write(w, &o->desc);
@@ -310,6 +311,7 @@ bool kvf_wire_offer_read(struct kvf_reader *r, struct kvf_move_offer *o)
 {
     memset(o, 0, sizeof *o);
     o->session = kvf_read_u64(r);
+    o->number = kvf_read_u64(r);
     o->epoch = kvf_read_u64(r);
     o->fingerprint = kvf_read_u64(r);
     desc_read(r, &o->desc);

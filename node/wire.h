@@ -73,7 +73,8 @@ struct kvf_move_block {
 };
 #define KVF_LENDERS_MAX 32
 struct kvf_move_offer {
-    uint64_t session, epoch; /* the new one */
+    uint64_t session, number; /* of the move: higher than those of all earlier ones of this home */
+    uint64_t epoch;           /* the new one */
     uint64_t fingerprint;
     struct kvf_model_desc desc;
     uint64_t n_tokens;

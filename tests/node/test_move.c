@@ -1,13 +1,15 @@
 /* A session moves while everything around it fails: it has exactly one home, and its bits stay what they are. */
 #include "tests/node/world.h"
 
-#include "node/wire.h"
+#include "base/hash.h"
+#include "node/move.h"
 
 #define ID 7
 
 struct trio {
     struct sim_cluster *c;
     struct sim_node *a, *b, *lender;
+    unsigned late; /* words that came */
 };
 
 static struct trio trio_make(uint64_t dram_a, uint64_t dram_b, uint64_t lend_b, enum kvf_way way)
@@ -444,6 +446,65 @@ static void blocks_larger_than_a_message_move(void **state)
     sim_engine_destroy(e);
 }
 
+/* ---------------------------------------------------------------- late words */
+
+/* What an earlier attempt to move the session said, again and again while the target takes it. */
+static void late_words(struct sim_cluster *c, void *arg)
+{
+    struct trio *t = arg;
+    struct kvf_one_move *m = kvf_move_find(t->b->core, ID);
+    if (!m || (m->state != KVF_MOVE_RECEIVING && m->state != KVF_MOVE_STAGED))
+        return;
+    static uint8_t payload[16 * KIB];
+    struct kvf_node_peer *a = sim_cluster_peer(t->b, t->a);
+    struct kvf_move_offer offer = m->offer;
+    assert_int_equal(offer.number, 2);
+    offer.number = 1;
+    struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
+    kvf_wire_offer(&w, &offer);
+    kvf_move_message(t->b->core, a,
+                     &(struct kvf_message){.type = KVF_MSG_MOVE_OFFER, .payload = payload, .bytes = kvf_writer_used(&w)});
+    uint8_t rest[8];
+    w = kvf_writer_of(rest, sizeof rest);
+    kvf_write_u32(&w, 1);
+    kvf_write_u32(&w, 4711); /* a token */
+    w = kvf_writer_of(payload, sizeof payload);
+    kvf_write_u64(&w, ID);
+    kvf_write_u64(&w, offer.number);
+    kvf_write_u64(&w, kvf_hash(rest, sizeof rest, ID));
+    kvf_write_bytes(&w, rest, sizeof rest);
+    kvf_move_message(t->b->core, a,
+                     &(struct kvf_message){.type = KVF_MSG_MOVE_TOKENS, .payload = payload, .bytes = kvf_writer_used(&w)});
+    kvf_move_message(t->b->core, a, &(struct kvf_message){.type = KVF_MSG_MOVE_ABORT, .payload = payload, .bytes = 16});
+    t->late++;
+}
+
+/* Frames may overtake each other: what is left of a move that was given up must not meddle with the next one. */
+static void late_words_of_an_earlier_move_change_nothing(void **state)
+{
+    struct trio t = trio_make(1024 * KIB, 1024 * KIB, 0, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.a, ID);
+    assert_int_equal(sim_engine_run(engine, s, 300, 50), KVF_OK);
+    assert_int_equal(kvf_session_move(s, "b", 0, NULL), KVF_ERR_DEADLINE);
+    t.c->single = true;
+    t.c->stepped = late_words;
+    t.c->stepped_arg = &t;
+    assert_int_equal(kvf_session_move(s, "b", 10 * KVF_SEC, NULL), KVF_OK);
+    t.c->stepped = NULL;
+    assert_true(t.late > 3);
+    kvf_session_close(s);
+    s = attach(t.b);
+    for (uint64_t i = 0; i < 300; i++) {
+        int32_t token;
+        assert_int_equal(kvf_session_tokens(s, i, 1, &token), KVF_OK);
+        assert_int_equal(token, sim_engine_token(engine, i));
+    }
+    assert_int_equal(sim_engine_run(engine, s, 400, 50), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    trio_end(&t);
+}
+
 /* ---------------------------------------------------------------- refusals */
 
 static void moves_that_cannot_be_are_refused(void **state)
@@ -702,6 +763,7 @@ int main(void)
         cmocka_unit_test(an_old_home_with_full_staging_serves),
         cmocka_unit_test(a_block_that_rises_while_it_is_read_is_not_lost),
         cmocka_unit_test(blocks_larger_than_a_message_move),
+        cmocka_unit_test(late_words_of_an_earlier_move_change_nothing),
         cmocka_unit_test(moves_that_cannot_be_are_refused),
         cmocka_unit_test(the_target_dies_at_every_message),
         cmocka_unit_test(the_target_falls_silent_at_every_message),
