@@ -101,7 +101,7 @@ static void run_copy_checksum(struct job *job)
 {
     uint64_t sums[CHECKSUM_BYTES / COPY_BYTES];
     for (size_t i = 0; i < job->spec->in_bytes; i += CHECKSUM_BYTES)
-        note(job, job->dev->copy_checksum(job->dev, NULL, job->out + i, job->in + i, CHECKSUM_BYTES, COPY_BYTES, i, sums));
+        note(job, job->dev->copy_checksum(job->dev, NULL, job->out + i, job->in + i, false, CHECKSUM_BYTES, COPY_BYTES, i, sums));
 }
 
 static void run_convert(struct job *job)

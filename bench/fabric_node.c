@@ -189,7 +189,7 @@ static bool right(const struct process *p, const struct op *op)
 
 /* Brings bytes to their place; whole pages are compared with their checksums on the way, those that come in two parts when all is
  * there. */
-static void op_take(void *arg, unsigned range, uint32_t at, void *to, const void *from, uint32_t bytes)
+static void op_take(void *arg, unsigned range, uint32_t at, void *to, const void *from, bool foreign, uint32_t bytes)
 {
     struct op *op = arg;
     struct process *p = op->process;
@@ -201,8 +201,8 @@ static void op_take(void *arg, unsigned range, uint32_t at, void *to, const void
     while (bytes - done >= KVF_FABRIC_NODE_PAGE) {
         uint32_t n = (bytes - done) / KVF_FABRIC_NODE_PAGE < TAKE_PAGES ? (bytes - done) / KVF_FABRIC_NODE_PAGE : TAKE_PAGES;
         uint64_t page = op->pages[range] + (at + done) / KVF_FABRIC_NODE_PAGE;
-        dev->copy_checksum(dev, NULL, (uint8_t *)to + done, (const uint8_t *)from + done, (size_t)n * KVF_FABRIC_NODE_PAGE,
-                           KVF_FABRIC_NODE_PAGE, p->task.seed + page, sums);
+        dev->copy_checksum(dev, NULL, (uint8_t *)to + done, (const uint8_t *)from + done, foreign,
+                           (size_t)n * KVF_FABRIC_NODE_PAGE, KVF_FABRIC_NODE_PAGE, p->task.seed + page, sums);
         p->wrong |= memcmp(sums, &p->region->sums[page], n * sizeof *sums) != 0;
         op->pages_right += n;
         done += n * KVF_FABRIC_NODE_PAGE;

@@ -155,9 +155,9 @@ enum kvf_status kvf_fabric_pull(struct kvf_peer *peer, const struct kvf_pull_ran
                                 kvf_done_fn done, void *arg);
 
 /* Brings bytes of a pull to their place, instead of memcpy: those of range number `range` (of the array) from its byte `at` on,
- * which lie at `from` during the call. A range comes in stretches of any length, in rising order and each byte once. So its owner
- * can compute checksums of what it has in hand anyway. */
-typedef void (*kvf_take_fn)(void *arg, unsigned range, uint32_t at, void *to, const void *from, uint32_t bytes);
+ * which lie at `from` during the call; `foreign`: in memory of the peer, who may write it meanwhile. A range comes in stretches of
+ * any length, in rising order and each byte once. So its owner can compute checksums of what it has in hand anyway. */
+typedef void (*kvf_take_fn)(void *arg, unsigned range, uint32_t at, void *to, const void *from, bool foreign, uint32_t bytes);
 /* As pull. take is called with done's arg, inside polls, never after done; not at all where the peer's memory is read one-sided,
  * which leaves nothing to bring. */
 enum kvf_status kvf_fabric_pull_take(struct kvf_peer *peer, const struct kvf_pull_range *ranges, unsigned n, uint64_t deadline_ns,

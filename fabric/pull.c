@@ -88,7 +88,7 @@ static void bring(const struct kvf_request_slot *slot, unsigned i, size_t at, co
     const struct kvf_pull_part *part = kvf_pull_part(slot, i);
     assert(at < part->bytes && bytes <= part->bytes - at);
     if (slot->take)
-        slot->take(slot->arg, i, (uint32_t)at, part->to + at, from, (uint32_t)bytes);
+        slot->take(slot->arg, i, (uint32_t)at, part->to + at, from, slot->way == KVF_WAY_MAPPED, (uint32_t)bytes);
     else
         memcpy(part->to + at, from, bytes);
 }

@@ -44,7 +44,8 @@ typedef void (*kvf_done_fn)(void *arg, enum kvf_status status);
 
 struct kvf_transport_handler {
     void *arg;
-    /* A frame arrived. header and payload are valid during the call only. The sender is in the header, not known here. */
+    /* A frame arrived. header and payload are valid during the call only, and nobody writes them meanwhile. The sender is in the
+     * header, not known here. */
     void (*frame)(void *arg, const void *header, size_t header_bytes, const void *payload, size_t payload_bytes);
     /* The link failed: the transport's first error on it. Nothing may be posted on it any more; disconnect it. */
     void (*link_down)(void *arg, struct kvf_link *link, enum kvf_status status);

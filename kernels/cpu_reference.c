@@ -92,8 +92,8 @@ static enum kvf_status checksum(const struct kvf_dev *dev, struct kvf_stream *st
     return KVF_OK;
 }
 
-static enum kvf_status copy_checksum(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes,
-                                     size_t chunk_bytes, uint64_t seed, uint64_t *out)
+static enum kvf_status copy_checksum(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, bool foreign,
+                                     size_t bytes, size_t chunk_bytes, uint64_t seed, uint64_t *out)
 {
     if (!kvf_check_copy_checksum(to, from, bytes, chunk_bytes, out))
         return KVF_ERR_INVALID;

@@ -183,11 +183,11 @@ struct kvf_dev {
                                 uint64_t *out);
 
     /* Copies bytes (not overlapping), past the caches where they are 32 KiB or more, and in the same pass computes the checksum of
-     * each chunk of chunk_bytes (the last may be shorter), of chunk c with seed + c. The checksums are of the bytes written,
-     * whoever writes `from` meanwhile: it may be another process's memory. out[]: host memory, one for each
-     * chunk. chunk_bytes at least 1. */
-    enum kvf_status (*copy_checksum)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes,
-                                     size_t chunk_bytes, uint64_t seed, uint64_t *out);
+     * each chunk of chunk_bytes (the last may be shorter), of chunk c with seed + c. `foreign`: others may write `from` meanwhile,
+     * as it is another process's memory, and the checksums are of the bytes written all the same. out[]: host memory, one for
+     * each chunk. chunk_bytes at least 1. */
+    enum kvf_status (*copy_checksum)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, bool foreign,
+                                     size_t bytes, size_t chunk_bytes, uint64_t seed, uint64_t *out);
 
     /* n elements from one type to another, round to nearest even, NaN stays NaN. Bit-exact among devices. */
     enum kvf_status (*convert)(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, enum kvf_dtype to_type,

@@ -59,9 +59,8 @@ static enum kvf_status checksum(const struct kvf_dev *dev, struct kvf_stream *st
     return KVF_OK;
 }
 
-/* In steps that the first cache holds twice: `from`, and a copy of it that nobody else writes, since `from` may be another
- * process's memory. What is hashed is what is written: both come from that copy. What comes next, which as a rule is what lies
- * behind it, is fetched meanwhile. */
+/* Foreign memory goes in steps that the first cache holds twice: `from`, and a copy of it that nobody else writes. What is hashed
+ * is what is written: both come from that copy. What comes next, which as a rule is what lies behind it, is fetched meanwhile. */
 enum { STEP = 8 << 10 };
 
 /* As memcpy; nothing behind it reads `from` in place of `to`. */
@@ -74,12 +73,17 @@ static void copy_own(char *to, const char *from, size_t bytes)
 /* Fewer bytes than these will be read soon, and need no place for long. */
 enum { CHECKED_PAST_CACHE = 32 << 10 };
 
-static uint64_t copy_chunk(char *to, const char *from, size_t bytes, uint64_t seed, bool past_cache)
+static uint64_t copy_chunk(char *to, const char *from, bool foreign, size_t bytes, uint64_t seed, bool past_cache)
 {
     _Alignas(64) char own[STEP];
     if (!past_cache) { /* nobody else writes `to` */
         copy_own(to, from, bytes);
         return XXH3_64bits_withSeed(to, bytes, seed);
+    }
+    if (!foreign) { /* hashed first: what is written past the caches holds up other writes for a while */
+        uint64_t sum = XXH3_64bits_withSeed(from, bytes, seed);
+        copy_past_cache(to, from, bytes, from + bytes);
+        return sum;
     }
     if (bytes <= STEP) {
         copy_own(own, from, bytes);
@@ -98,14 +102,14 @@ static uint64_t copy_chunk(char *to, const char *from, size_t bytes, uint64_t se
     return XXH3_64bits_digest(&state);
 }
 
-static enum kvf_status copy_checksum(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, size_t bytes,
-                                     size_t chunk_bytes, uint64_t seed, uint64_t *out)
+static enum kvf_status copy_checksum(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, bool foreign,
+                                     size_t bytes, size_t chunk_bytes, uint64_t seed, uint64_t *out)
 {
     if (!kvf_check_copy_checksum(to, from, bytes, chunk_bytes, out))
         return KVF_ERR_INVALID;
     for (size_t at = 0; at < bytes; at += chunk_bytes) {
         size_t n = bytes - at < chunk_bytes ? bytes - at : chunk_bytes;
-        *out++ = copy_chunk((char *)to + at, (const char *)from + at, n, seed++, bytes >= CHECKED_PAST_CACHE);
+        *out++ = copy_chunk((char *)to + at, (const char *)from + at, foreign, n, seed++, bytes >= CHECKED_PAST_CACHE);
     }
     if (bytes >= CHECKED_PAST_CACHE)
         _mm_sfence(); /* such stores are ordered by nothing else */

@@ -387,7 +387,7 @@ static void pull_done(void *arg, enum kvf_status status)
 }
 
 /* Bytes of a pull arrive: chunks that are whole are compared with their checksums while they are copied. */
-static void pull_take(void *arg, unsigned range, uint32_t at, void *to, const void *from, uint32_t bytes)
+static void pull_take(void *arg, unsigned range, uint32_t at, void *to, const void *from, bool foreign, uint32_t bytes)
 {
     struct kvf_batch *b = arg;
     struct kvf_core *core = b->core;
@@ -401,8 +401,8 @@ static void pull_take(void *arg, unsigned range, uint32_t at, void *to, const vo
         done = first * chunk - offset;
         uint32_t n = past * chunk < end ? (past - first) * chunk : end - first * chunk;
         memcpy(to, from, done);
-        enum kvf_status st = core->dev->copy_checksum(core->dev, NULL, (uint8_t *)to + done, (const uint8_t *)from + done, n, chunk,
-                                                      kvf_block_seed_of(core, e) + first, sums);
+        enum kvf_status st = core->dev->copy_checksum(core->dev, NULL, (uint8_t *)to + done, (const uint8_t *)from + done, foreign,
+                                                      n, chunk, kvf_block_seed_of(core, e) + first, sums);
         assert(st == KVF_OK);
         (void)st;
         const uint64_t *wanted = kvf_sums_at(core->sums, e->sums);

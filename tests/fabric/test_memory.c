@@ -57,7 +57,10 @@ static void on_end(void *arg, enum kvf_status status)
 
 static void on_replied(void *arg, enum kvf_status status, const void *payload, size_t bytes) { on_end(arg, status); }
 
-static void take(void *arg, unsigned range, uint32_t at, void *to, const void *from, uint32_t bytes) { memcpy(to, from, bytes); }
+static void take(void *arg, unsigned range, uint32_t at, void *to, const void *from, bool foreign, uint32_t bytes)
+{
+    memcpy(to, from, bytes);
+}
 
 /* Pulls of one range and of many, with and without taking, and calls, all kinds in turn. */
 static void move_data(struct node *a, struct node *b, struct kvf_peer *peer, unsigned rounds)

@@ -54,13 +54,13 @@ struct taker {
     struct result result;
     const struct kvf_pull_range *ranges;
     uint32_t at[64]; /* of each range: bytes taken so far */
-    bool wrong;
+    bool foreign, wrong;
 };
 
-static void taken(void *arg, unsigned range, uint32_t at, void *to, const void *from, uint32_t bytes)
+static void taken(void *arg, unsigned range, uint32_t at, void *to, const void *from, bool foreign, uint32_t bytes)
 {
     struct taker *t = arg;
-    t->wrong |= t->result.count > 0 || range >= 64 || at != t->at[range] || bytes == 0 ||
+    t->wrong |= foreign != t->foreign || t->result.count > 0 || range >= 64 || at != t->at[range] || bytes == 0 ||
                 (uint8_t *)to != (uint8_t *)t->ranges[range].to + at || at + bytes > t->ranges[range].bytes;
     if (t->wrong)
         return;
@@ -82,7 +82,7 @@ static void the_owner_brings_the_bytes_itself(void **state)
         settle(w);
         static uint8_t to[64][4000];
         struct kvf_pull_range ranges[64];
-        struct taker t = {.ranges = ranges};
+        struct taker t = {.ranges = ranges, .foreign = ways[way] == KVF_WAY_MAPPED};
         for (unsigned i = 0; i < 64; i++)
             ranges[i] = (struct kvf_pull_range){.offset = 4000 * i + i % 7, .bytes = 1 + 61 * i, .to = to[i]};
         assert_int_equal(kvf_fabric_pull_take(peer, ranges, 64, UINT64_MAX, taken, taker_done, &t), KVF_OK);

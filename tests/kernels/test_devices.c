@@ -174,20 +174,22 @@ static void a_copy_has_the_checksums_of_what_it_copied(void **state)
             size_t chunk = n < 300 ? 1 + random_below(300) : 1 + random_below(40000), count = (n + chunk - 1) / chunk;
             const uint8_t *at = data + random_below(64);
             uint8_t *there = to + 64 + random_below(64);
-            memset(to, 0xaa, ROOM + 192);
-            sums[count] = 4711;
-            assert_int_equal(dev->copy_checksum(dev, NULL, there, at, n, chunk, seed, sums), KVF_OK);
-            for (size_t c = 0; c < count; c++) {
-                size_t bytes = n - c * chunk < chunk ? n - c * chunk : chunk;
-                assert_int_equal(sums[c], XXH3_64bits_withSeed(at + c * chunk, bytes, seed + c));
+            for (unsigned foreign = 0; foreign < 2; foreign++) {
+                memset(to, 0xaa, ROOM + 192);
+                sums[count] = 4711;
+                assert_int_equal(dev->copy_checksum(dev, NULL, there, at, foreign, n, chunk, seed, sums), KVF_OK);
+                for (size_t c = 0; c < count; c++) {
+                    size_t bytes = n - c * chunk < chunk ? n - c * chunk : chunk;
+                    assert_int_equal(sums[c], XXH3_64bits_withSeed(at + c * chunk, bytes, seed + c));
+                }
+                assert_memory_equal(there, at, n);
+                assert_true(there[-1] == 0xaa && there[n] == 0xaa && sums[count] == 4711);
             }
-            assert_memory_equal(there, at, n);
-            assert_true(there[-1] == 0xaa && there[n] == 0xaa && sums[count] == 4711);
         }
-        assert_int_equal(dev->copy_checksum(dev, NULL, NULL, data, 1, 1, 5, sums), KVF_ERR_INVALID);
-        assert_int_equal(dev->copy_checksum(dev, NULL, to, NULL, 1, 1, 5, sums), KVF_ERR_INVALID);
-        assert_int_equal(dev->copy_checksum(dev, NULL, to, data, 1, 1, 5, NULL), KVF_ERR_INVALID);
-        assert_int_equal(dev->copy_checksum(dev, NULL, to, data, 1, 0, 5, sums), KVF_ERR_INVALID);
+        assert_int_equal(dev->copy_checksum(dev, NULL, NULL, data, true, 1, 1, 5, sums), KVF_ERR_INVALID);
+        assert_int_equal(dev->copy_checksum(dev, NULL, to, NULL, false, 1, 1, 5, sums), KVF_ERR_INVALID);
+        assert_int_equal(dev->copy_checksum(dev, NULL, to, data, true, 1, 1, 5, NULL), KVF_ERR_INVALID);
+        assert_int_equal(dev->copy_checksum(dev, NULL, to, data, false, 1, 0, 5, sums), KVF_ERR_INVALID);
     }
     free(data);
     free(to);
@@ -232,7 +234,7 @@ static void a_copy_of_changing_memory_has_the_checksums_of_what_it_copied(void *
         bool slow = dev == kvf_dev_cpu_reference() || strstr(dev->name, "plain");
         for (unsigned i = 0; i < (slow ? 60u : 6000u); i++) {
             size_t bytes = ways[i % 3][0], chunk = ways[i % 3][1];
-            assert_int_equal(dev->copy_checksum(dev, NULL, to, from, bytes, chunk, 3, sums), KVF_OK);
+            assert_int_equal(dev->copy_checksum(dev, NULL, to, from, true, bytes, chunk, 3, sums), KVF_OK);
             for (size_t c = 0; c < bytes / chunk; c++)
                 assert_int_equal(sums[c], XXH3_64bits_withSeed(to + c * chunk, chunk, 3 + c));
         }
