@@ -1,7 +1,8 @@
-/* kvf bench attend: attention over chunks at a lender in another process, by pulling them and by asking for it (attend.remote),
- * over TCP and over shared memory, by the number of chunks and the head dimension. Every turn is one kvf_step_attend, end to end,
- * with nothing in staging; pulling, asking and what the node chooses itself take turns. Results are compared with those of a node
- * that has the session in its own DRAM: the same bits, or, of merged parts, within the bound. */
+/* kvf bench attend: attention over chunks at a lender in another process, by pulling them, in the lender's memory where that is
+ * mapped, and by asking for it (attend.remote), over TCP and over shared memory, by the number of chunks and the head dimension.
+ * Every turn is one kvf_step_attend, end to end, with nothing in staging; pulling, asking and what the node chooses itself take
+ * turns. Results are compared with those of a node that has the session in its own DRAM: the same bits, or, of merged parts,
+ * within the bound. */
 #include "base/env.h"
 #include "base/hash.h"
 #include "bench/bench.h"
@@ -18,8 +19,8 @@ enum { CHUNK_TOKENS = 8, CHUNKS = 2048, BLOCK_TOKENS = 128, GROUP = 4, DIM_MAX =
 enum { TOKENS = CHUNKS * CHUNK_TOKENS, STEP = 256 };
 #define BOUND 2e-4 /* relative, L2: two results that are each within 1e-4 of the exact one */
 
-enum way { PULLED, ASKED, CHOSEN, MERGED, WAYS };
-static const char *const way_names[WAYS] = {"pulled", "asked", "chosen", "asked, merged"};
+enum way { PULLED, IN_PLACE, ASKED, CHOSEN, MERGED, WAYS };
+static const char *const way_names[WAYS] = {"pulled", "in place", "asked", "chosen", "asked, merged"};
 static const uint32_t dims[] = {64, 128, 256};
 static const uint32_t counts[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024};
 enum { N_DIMS = sizeof dims / sizeof *dims, N_COUNTS = sizeof counts / sizeof *counts };
@@ -112,7 +113,8 @@ static void way_set(struct attend_bench *b, enum way way)
     struct kvf_core *core = b->home->core;
     uint64_t cursor = 0;
     kvf_core_lock(core);
-    kvf_attend_remote_mode_set(core, way == PULLED ? KVF_ATTEND_OFF : way == CHOSEN ? KVF_ATTEND_AUTO : KVF_ATTEND_ALWAYS);
+    core->in_place = way != PULLED;
+    kvf_attend_remote_mode_set(core, way <= IN_PLACE ? KVF_ATTEND_OFF : way == CHOSEN ? KVF_ATTEND_AUTO : KVF_ATTEND_ALWAYS);
     core->attend_merged = way == MERGED;
     for (kvf_handle h; (h = kvf_index_walk(core->index, &cursor)) != KVF_HANDLE_NONE;)
         kvf_stage_drop(core, h);
@@ -212,24 +214,26 @@ static void add(struct attend_bench *b, uint32_t count, const char *what, const 
 
 static void point_report(struct attend_bench *b, uint32_t count, const struct point *p)
 {
-    double best = fmin(p->us[PULLED], p->us[ASKED]);
+    double best = fmin(p->us[IN_PLACE], p->us[ASKED]);
+    add(b, count, "in place", "us", p->us[IN_PLACE], p->us_p99[IN_PLACE], "pulled", p->us[PULLED]);
     add(b, count, "asked", "us", p->us[ASKED], p->us_p99[ASKED], "pulled", p->us[PULLED]);
     add(b, count, "asked, merged", "us", p->us[MERGED], p->us_p99[MERGED], "pulled", p->us[PULLED]);
     add(b, count, "chosen", "us", p->us[CHOSEN], p->us_p99[CHOSEN], "the faster", best);
     add(b, count, "bytes asked", "bytes", p->wire[ASKED], p->wire[ASKED], "pulled", p->wire[PULLED]);
     add(b, count, "bytes asked, merged", "bytes", p->wire[MERGED], p->wire[MERGED], "pulled", p->wire[PULLED]);
-    printf("%-4s %4u %6u %7.0f  %9.1f %9.1f %9.1f %9.1f   %8.1f %8.1f %8.1f  %5.0f %%  %5.2f\n", b->transport, b->desc.dim_k, count,
-           p->chunks, p->us[PULLED], p->us[ASKED], p->us[MERGED], p->us[CHOSEN], p->wire[PULLED] / 1024, p->wire[ASKED] / 1024,
-           p->wire[MERGED] / 1024, 100 * p->asked, p->us[CHOSEN] / best);
+    printf("%-4s %4u %6u %7.0f  %9.1f %9.1f %9.1f %9.1f %9.1f   %8.1f %8.1f %8.1f  %5.0f %%  %5.2f\n", b->transport, b->desc.dim_k,
+           count, p->chunks, p->us[PULLED], p->us[IN_PLACE], p->us[ASKED], p->us[MERGED], p->us[CHOSEN], p->wire[PULLED] / 1024,
+           p->wire[ASKED] / 1024, p->wire[MERGED] / 1024, 100 * p->asked, p->us[CHOSEN] / best);
     fflush(stdout);
 }
 
-/* From which number of chunks on the way was faster than pulling in every point, or (CHOSEN) the node mostly asked; 0: in none. */
+/* From which number of chunks on the way was faster than pulling (in place, where that goes) in every point,
+ * or (CHOSEN) the node mostly asked; 0: in none. */
 static uint32_t break_even(const struct point *points, enum way way)
 {
     uint32_t from = 0;
     for (unsigned i = 0; i < N_COUNTS; i++) {
-        bool faster = way == CHOSEN ? points[i].asked > 0.5 : points[i].us[way] < points[i].us[PULLED];
+        bool faster = way == CHOSEN ? points[i].asked > 0.5 : points[i].us[way] < points[i].us[IN_PLACE];
         from = !faster ? 0 : from ? from : counts[i];
     }
     return from;
@@ -251,7 +255,7 @@ static bool dim_run(struct attend_bench *b, uint32_t dim)
         good = point_measure(b, counts[i], &points[i]);
         if (good)
             point_report(b, counts[i], &points[i]);
-        regret += good ? points[i].us[CHOSEN] / fmin(points[i].us[PULLED], points[i].us[ASKED]) : 0;
+        regret += good ? points[i].us[CHOSEN] / fmin(points[i].us[IN_PLACE], points[i].us[ASKED]) : 0;
     }
     if (good) {
         uint32_t at = break_even(points, ASKED), merged = break_even(points, MERGED), chosen = break_even(points, CHOSEN);
@@ -314,8 +318,8 @@ bool kvf_bench_attend_run(struct kvf_bench *bench)
     json_object_set_new(bench->config, "device", json_string(kvf_dev_cpu()->name));
     for (unsigned i = 0; i < 2 && good; i++)
         good = (lenders[i] = kvf_bench_lender_start(etcd, transports[i], "64M")) != NULL;
-    printf("%-4s %4s %6s %7s  %9s %9s %9s %9s   %8s %8s %8s  %7s  %5s\n", "", "dim", "chunks", "remote", "pulled us", "asked us",
-           "merged us", "chosen us", "pulled K", "asked K", "merged K", "asks", "ratio");
+    printf("%-4s %4s %6s %7s  %9s %9s %9s %9s %9s   %8s %8s %8s  %7s  %5s\n", "", "dim", "chunks", "remote", "pulled us",
+           "place us", "asked us", "merged us", "chosen us", "pulled K", "asked K", "merged K", "asks", "ratio");
     for (unsigned i = 0; i < 2 && good; i++) {
         b.transport = transports[i];
         good = transport_run(&b, etcd);
