@@ -162,6 +162,8 @@ struct sim_node *sim_cluster_add(struct sim_cluster *c, const struct sim_node_co
     n->env = (struct kvf_env){.arg = n, .now_ns = node_now, .random = node_random, .secure = node_secure};
     if (config->ssd)
         demand(sim_media_create(config->ssd, &n->media) == KVF_OK, "sim_media_create");
+    if (config->ssd && config->power)
+        demand(sim_media_track(n->media) == KVF_OK, "sim_media_track");
     node_boot(n);
     c->n++;
     if (!config->alone)

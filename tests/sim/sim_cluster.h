@@ -26,6 +26,7 @@ struct sim_node_config {
     uint64_t dram, lend, staging; /* bytes; staging 0: 256 KiB */
     uint64_t gpu;                 /* bytes of the device cache */
     uint64_t ssd;                 /* bytes of the area; 0: no SSD */
+    bool power;                   /* its disk may lose power: sim_media_track, from the first write on */
     enum kvf_way way;             /* how this node reads others */
     bool alone;                   /* no network and no etcd */
     bool no_borrow;

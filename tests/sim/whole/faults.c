@@ -121,6 +121,7 @@ static enum sim_fault disk_fate(void *arg, const struct kvf_disk_request *reques
     for (unsigned f = FAULT_DISK_IO; f <= FAULT_DISK_FULL && !request->sync; f++)
         if ((request->write || (f != FAULT_DISK_TEAR && f != FAULT_DISK_FULL)) && strikes(w, (enum fault)f))
             fault = of[f];
+    n->rotten |= request->write && (fault == SIM_FAULT_FLIP || fault == SIM_FAULT_TEAR || fault == SIM_FAULT_MISPLACE);
     w->totals.events++;
     world_trace(w,
                 request->sync    ? "sync"
@@ -139,6 +140,7 @@ static void rot(struct world_node *n)
     uint64_t at = draw(&n->world->chance, m->size), bit = draw(&n->world->chance, 8);
     m->bytes[at] ^= (uint8_t)(1u << bit);
     m->durable[at] ^= (uint8_t)(1u << bit);
+    n->rotten = true;
     world_trace(n->world, "rot", n->number, at, bit, 0);
 }
 

@@ -112,10 +112,10 @@ static void totals_print(const struct world_totals *t, unsigned failed)
            (unsigned long long)t->seeds + failed, (unsigned long long)failed, (double)t->time_ns / 3600e9,
            (unsigned long long)t->steps, (unsigned long long)t->events, (unsigned long long)t->calls);
     printf("%llu gets: %llu with the right bytes, %llu misses; %llu rows of attention right, %llu refills; %llu moves, %llu "
-           "restarts; %llu blocks given back to lenders, %llu taken by force\n",
+           "restarts, %llu durable blocks there after them; %llu blocks given back to lenders, %llu taken by force\n",
            (unsigned long long)t->gets, (unsigned long long)t->hits, (unsigned long long)t->misses, (unsigned long long)t->rows,
            (unsigned long long)t->refills, (unsigned long long)t->moves, (unsigned long long)t->crashes_survived,
-           (unsigned long long)t->returned, (unsigned long long)t->revoked);
+           (unsigned long long)t->durable, (unsigned long long)t->returned, (unsigned long long)t->revoked);
     for (unsigned i = 0; i < FAULT_COUNT; i++)
         printf("%s%llu %s", i % 4 ? ", " : i ? ",\n" : "faults: ", (unsigned long long)t->faults[i], fault_texts[i]);
     printf("\n");

@@ -50,9 +50,9 @@ static struct kvf_key key_of(unsigned key)
 /* ---------------------------------------------------------------- the model */
 
 /* A version's bytes differ on every node, too: what one put must not come out at another. */
-static uint64_t stamp(const struct client *c, const struct version *v, const struct keyed *k)
+static uint64_t stamp(const struct world_node *n, const struct version *v, const struct keyed *k)
 {
-    return (uint64_t)c->node->number << 32 | (uint64_t)(v - k->versions);
+    return (uint64_t)n->number << 32 | (uint64_t)(v - k->versions);
 }
 
 /* NULL: the key has had all its versions. */
@@ -83,6 +83,53 @@ void opaque_crashed(struct world_node *n)
     }
 }
 
+/* A key's entry, and where its copy on SSD lies (0: it has none); NULL: there is no entry. */
+static const struct kvf_entry *entry_of(const struct world_node *n, unsigned key, uint64_t *copy)
+{
+    struct kvf_core *core = n->sim->core;
+    struct kvf_key k = key_of(key);
+    k.hi |= KVF_OPAQUE_BIT;
+    kvf_handle h = kvf_index_find(core->index, k);
+    const struct kvf_entry *e = h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, h);
+    if (!e || e->flags & KVF_FLAG_REMOVED)
+        return NULL;
+    bool below = e->tier == KVF_TIER_SSD && (e->state == KVF_BLOCK_READY || e->state == KVF_BLOCK_RISING);
+    *copy = below ? kvf_entry_location(e) : (uint64_t)e->ssd4k * KVF_LOCATION_UNIT;
+    return e;
+}
+
+void opaque_crashing(struct world_node *n)
+{
+    for (unsigned key = 0; key < WORLD_KEYS; key++) {
+        struct keyed *k = &n->keys[key];
+        uint64_t copy = 0;
+        k->comes_back = k->durable && !n->rotten && entry_of(n, key, &copy) && copy; /* it may have gone for want of room */
+        k->durable = k->known = false;
+    }
+}
+
+/* What was durable is on the disk, whole, and the node knows it, be the power lost in the middle of whatever it wrote. */
+void opaque_restarted(struct world_node *n)
+{
+    for (unsigned key = 0; key < WORLD_KEYS; key++) {
+        struct keyed *k = &n->keys[key];
+        uint64_t copy = 0;
+        bool whole = false;
+        if (!k->comes_back)
+            continue;
+        k->comes_back = false;
+        if (!entry_of(n, key, &copy) || !copy)
+            world_violated(n->world, "node %s: key %u was durable, and is not there after the crash", n->name, key);
+        for (unsigned v = 0; v < k->n && !whole; v++)
+            whole = k->versions[v].end == UINT64_MAX &&
+                    is_version(key, stamp(n, &k->versions[v], k), 0, lengths[key], n->sim->media->bytes + copy);
+        if (!whole)
+            world_violated(n->world, "node %s: key %u was durable, and after the crash its bytes are others", n->name, key);
+        k->durable = k->known = true;
+        n->world->totals.durable++;
+    }
+}
+
 static void check_got(struct batch *b, unsigned i, uint64_t length)
 {
     struct client *c = b->client;
@@ -90,13 +137,13 @@ static void check_got(struct batch *b, unsigned i, uint64_t length)
     struct keyed *k = &c->node->keys[b->keys[i]];
     for (unsigned v = k->n; v-- > 0;) {
         struct version *version = &k->versions[v];
-        if (version->end >= b->begins[i] && is_version(b->keys[i], stamp(c, version, k), r->offset, length, r->data)) {
+        if (version->end >= b->begins[i] && is_version(b->keys[i], stamp(c->node, version, k), r->offset, length, r->data)) {
             c->world->totals.hits++;
             return;
         }
     }
     for (unsigned v = 0; v < k->n; v++)
-        if (is_version(b->keys[i], stamp(c, &k->versions[v], k), r->offset, length, r->data))
+        if (is_version(b->keys[i], stamp(c->node, &k->versions[v], k), r->offset, length, r->data))
             world_violated(c->world, "node %s: key %u: a get brings version %u, which was removed or replaced before it began",
                            c->node->name, b->keys[i], v);
     world_violated(c->world, "node %s: key %u: a get of %llu bytes at %llu brings bytes that nobody put", c->node->name, b->keys[i],
@@ -126,12 +173,14 @@ static void fill(struct batch *b, unsigned i, enum kvf_op op, unsigned key)
     b->puts[i] = v;
     b->begins[i] = ++w->moment;
     k->writing |= writes(op);
+    k->removed = op == KVF_OP_REMOVE ? w->moment : k->removed;
+    k->durable &= op != KVF_OP_REMOVE;
     if (op == KVF_OP_PUT || op == KVF_OP_GET) {
         r->data = c->buffers[i];
         r->length = lengths[key];
     }
     if (op == KVF_OP_PUT)
-        bytes_of(key, stamp(c, v, k), 0, r->length, r->data);
+        bytes_of(key, stamp(c->node, v, k), 0, r->length, r->data);
     if (op == KVF_OP_GET && draw(&w->work, 3) == 0) {
         r->offset = draw(&w->work, lengths[key]);
         r->length = 1 + draw(&w->work, lengths[key] - r->offset);
@@ -184,11 +233,16 @@ static void judge(struct batch *b, const struct kvf_completion *done)
         k->writing = false;
     if (r->op == KVF_OP_PUT && done->status == KVF_OK) {
         b->puts[i]->came = true;
+        k->durable = false;
+        k->known = true;
         versions_end(k, b->puts[i], moment);
     } else if (r->op == KVF_OP_PUT) {
         b->puts[i]->end = 0;
     } else if (r->op == KVF_OP_REMOVE) {
+        k->removed = moment;
         versions_end(k, NULL, moment);
+    } else if (r->op == KVF_OP_PERSIST) {
+        k->durable |= done->status == KVF_OK && k->known && !k->writing && k->removed < b->begins[i];
     } else if (r->op == KVF_OP_GET) {
         w->totals.gets++;
         w->totals.misses += done->status == KVF_MISS;

@@ -134,6 +134,7 @@ static void node_add(struct world *w)
         .staging = (64 + 64 * draw(&w->order, 3)) << 10,
         .gpu = draw(&w->order, 4) ? 0 : 64 << 10,
         .ssd = draw(&w->order, 5) ? (2048 + 256 * draw(&w->order, 5)) << 10 : 0,
+        .power = true,
         .way = (enum kvf_way)draw(&w->order, 3),
         .keep_dead_ns = draw(&w->order, 2) * 5 * KVF_SEC,
         .no_borrow = draw(&w->order, 8) == 0,
@@ -149,8 +150,6 @@ static void node_add(struct world *w)
         .skew_ns = draw(&w->order, 1000 * KVF_SEC),
     };
     n->sim = sim_cluster_add(w->cluster, &config);
-    if (n->sim->media && sim_media_track(n->sim->media) != KVF_OK)
-        world_violated(w, "no memory for a disk");
     w->n++;
     node_attach(n);
 }
@@ -197,6 +196,8 @@ void world_crash(struct world_node *n, bool power, bool tell)
 {
     struct world *w = n->world;
     world_trace(w, power ? "power" : "crash", n->number, tell, 0, 0);
+    n->rotten |= power && w->rates[FAULT_DISK_MISPLACE];
+    opaque_crashing(n);
     sim_cluster_kill(n->sim, tell);
     uint64_t seed = draw(&w->chance, UINT64_MAX);
     if (n->sim->disk && power)
@@ -251,6 +252,7 @@ static void node_life(struct world_node *n)
         n->restart_ns = 0;
         sim_cluster_restart(n->sim);
         node_attach(n);
+        opaque_restarted(n);
         w->totals.crashes_survived++;
         node_clients_start(n);
     }

@@ -81,6 +81,7 @@ struct world_totals {
     uint64_t seeds, steps, time_ns, events;
     uint64_t faults[FAULT_COUNT];
     uint64_t calls, rows, gets, hits, misses, refills, moves, crashes_survived;
+    uint64_t durable;           /* blocks that were, and were there after a crash */
     uint64_t returned, revoked; /* blocks that went back to a lender: by its borrower, by force */
 };
 
@@ -115,6 +116,10 @@ struct version {
 };
 struct keyed {
     bool writing;        /* a client puts or removes it */
+    bool known;          /* its bytes are right in this life of the node: put, or looked at; what a start finds may be stale */
+    bool durable;        /* it was said to be, and nobody wanted it removed since */
+    bool comes_back;     /* it was when the node died: it is there at the next start */
+    uint64_t removed;    /* the moment at which a removal last began or ended */
     unsigned n;
     struct version versions[WORLD_VERSIONS];
 };
@@ -146,6 +151,7 @@ struct world_node {
     uint64_t resumed_ns;       /* the last time */
     uint64_t reclaim_ns, lend_again_ns, reclaim_limit; /* others have at most so much from the first to the second moment; 0: any */
     uint64_t etcd_back_ns;
+    bool rotten;               /* what its disk holds was damaged without a word */
     unsigned lives;
 };
 
@@ -240,8 +246,12 @@ void opaque_batch(struct client *client);
 void opaque_probe(struct client *client);
 /* Removes every key. */
 void opaque_drain(struct client *client);
+/* Just before a crash: which keys must be there after it. */
+void opaque_crashing(struct world_node *node);
 /* After a crash what was removed may be there again. */
 void opaque_crashed(struct world_node *node);
+/* At the next start: what was durable is there. */
+void opaque_restarted(struct world_node *node);
 
 /* ---------------------------------------------------------------- check.c */
 /* After every step, and what costs more, after some. */
