@@ -172,10 +172,9 @@ static void *kill_soon(void *arg)
     return NULL;
 }
 
-/* kill -9 while questions are on their way: a miss soon, never a wrong number, and the session goes on. */
-static void a_holder_is_killed_in_the_middle(void **state)
+/* Steps while the lender is killed: a miss soon, never a wrong number, and the session goes on. */
+static void killed_in_the_middle(struct home h)
 {
-    struct home h = home_open("tcp", "/kvf/test/attend/kill");
     const struct kvf_env *env = kvf_env_real();
     pthread_t killer;
     assert_int_equal(pthread_create(&killer, NULL, kill_soon, &h), 0);
@@ -195,12 +194,33 @@ static void a_holder_is_killed_in_the_middle(void **state)
     home_close(&h);
 }
 
+/* ... while questions are on their way. */
+static void a_holder_is_killed_in_the_middle(void **state)
+{
+    killed_in_the_middle(home_open("tcp", "/kvf/test/attend/kill"));
+}
+
+/* ... while attention computes in its memory: no fault either. */
+static void a_lender_is_killed_under_attention_in_its_memory(void **state)
+{
+    struct home h = home_open("shm", "/kvf/test/attend/view");
+    struct kvf_core *core = h.node->core;
+    kvf_core_lock(core);
+    kvf_attend_remote_mode_set(core, KVF_ATTEND_OFF);
+    kvf_core_unlock(core);
+    uint64_t before = kvf_counted(&core->counters.view_chunks_read);
+    assert_int_equal(sim_engine_step(engine, h.s, 1), KVF_OK);
+    assert_true(kvf_counted(&core->counters.view_chunks_read) > before);
+    killed_in_the_middle(h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(results_have_the_same_bits_over_tcp),
         cmocka_unit_test(results_have_the_same_bits_over_shared_memory),
         cmocka_unit_test(a_holder_is_killed_in_the_middle),
+        cmocka_unit_test(a_lender_is_killed_under_attention_in_its_memory),
     };
     return cmocka_run_group_tests(tests, world_open, world_close);
 }
