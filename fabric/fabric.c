@@ -351,6 +351,7 @@ static bool config_fits(const struct kvf_fabric_config *c)
 static void free_all(struct kvf_fabric *fabric)
 {
     free(fabric->tx);
+    free(fabric->writers);
     kvf_secret_free(fabric->auths, fabric->peer_slots * sizeof *fabric->auths);
     free(fabric->by_id);
     free(fabric->free_parts);
@@ -382,8 +383,9 @@ static enum kvf_status allocate(struct kvf_fabric *fabric)
     fabric->free_parts = calloc(fabric->part_blocks, sizeof *fabric->free_parts);
     fabric->by_id = calloc(fabric->by_id_mask + 1, sizeof *fabric->by_id);
     fabric->tx = calloc(fabric->tx_count, sizeof *fabric->tx);
+    fabric->writers = calloc(KVF_MARKS_N, sizeof *fabric->writers);
     if (!fabric->peers || !fabric->auths || !fabric->serves || !fabric->asks || !fabric->requests || !fabric->parts ||
-        !fabric->free_parts || !fabric->by_id || !fabric->tx)
+        !fabric->free_parts || !fabric->by_id || !fabric->tx || !fabric->writers)
         return KVF_ERR_NO_MEMORY;
     for (unsigned i = 0; i < fabric->peer_slots; i++) {
         struct kvf_peer *peer = &fabric->peers[i];

@@ -188,9 +188,13 @@ bool kvf_view_same(const struct kvf_view *view);
 /* Ends the view: `data` must not be read any more. OK, or ERR_STALE: it was written under you, discard. The fabric's threads. */
 enum kvf_status kvf_fabric_view_close(struct kvf_fabric *fabric, struct kvf_view *view);
 
-/* Writes into our own region so that peers who read it in place notice: nothing that is there may be overwritten in another way.
- * The range is inside it, and ready. The fabric's threads. */
+/* Writes into our own region so that peers who read it in place notice: nothing that is there may be overwritten in another way,
+ * but what was taken. The range is inside it, and ready. The fabric's threads. */
 void kvf_fabric_region_write(struct kvf_fabric *fabric, uint64_t offset, const void *from, size_t bytes);
+/* From take to give, of the same range, its bytes may be written in any way and at any time: peers read nothing of it in place, nor
+ * of what shares its counters (marks.h). The fabric's threads. */
+void kvf_fabric_region_take(struct kvf_fabric *fabric, uint64_t offset, uint64_t bytes);
+void kvf_fabric_region_give(struct kvf_fabric *fabric, uint64_t offset, uint64_t bytes);
 
 /* Ends what was asked for with this `arg`, without its callback: nothing writes to its memory any more, and the answer that still
  * comes is dropped. False: there is no such request, it has ended and calls back in the next poll, or the transport is using its

@@ -220,6 +220,7 @@ struct kvf_fabric {
     struct kvf_fabric_config config;
     uint64_t id;
     const uint8_t *region;
+    uint32_t *writers; /* [KVF_MARKS_N] of our region (marks.h) */
     unsigned pieces; /* of our region that are ready */
     size_t payload_max;
 

@@ -19,11 +19,13 @@ static uint64_t first_of(uint64_t offset, uint64_t bytes, uint64_t *n)
     return first;
 }
 
-void kvf_marks_begin(struct kvf_marks *marks, uint64_t offset, uint64_t bytes)
+void kvf_marks_begin(struct kvf_marks *marks, uint32_t *writers, uint64_t offset, uint64_t bytes)
 {
     uint64_t n, first = first_of(offset, bytes, &n);
     for (uint64_t i = 0; i < n; i++) {
         _Atomic uint64_t *counter = &marks->counters[(first + i) % KVF_MARKS_N];
+        if (writers[(first + i) % KVF_MARKS_N]++ > 0)
+            continue; /* it is odd already */
         uint64_t before = atomic_load_explicit(counter, memory_order_relaxed);
         assert(before % 2 == 0);
         atomic_store_explicit(counter, before + 1, memory_order_relaxed);
@@ -31,11 +33,14 @@ void kvf_marks_begin(struct kvf_marks *marks, uint64_t offset, uint64_t bytes)
     atomic_thread_fence(memory_order_release);
 }
 
-void kvf_marks_end(struct kvf_marks *marks, uint64_t offset, uint64_t bytes)
+void kvf_marks_end(struct kvf_marks *marks, uint32_t *writers, uint64_t offset, uint64_t bytes)
 {
     uint64_t n, first = first_of(offset, bytes, &n);
     for (uint64_t i = 0; i < n; i++) {
         _Atomic uint64_t *counter = &marks->counters[(first + i) % KVF_MARKS_N];
+        assert(writers[(first + i) % KVF_MARKS_N] > 0);
+        if (--writers[(first + i) % KVF_MARKS_N] > 0)
+            continue;
         uint64_t before = atomic_load_explicit(counter, memory_order_relaxed);
         assert(before % 2 == 1);
         atomic_store_explicit(counter, before + 1, memory_order_release);

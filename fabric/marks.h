@@ -23,9 +23,10 @@ struct kvf_marks {
     _Atomic uint64_t counters[KVF_MARKS_N];
 };
 
-/* Around every write to bytes [offset, offset + bytes) of the region. */
-void kvf_marks_begin(struct kvf_marks *marks, uint64_t offset, uint64_t bytes);
-void kvf_marks_end(struct kvf_marks *marks, uint64_t offset, uint64_t bytes);
+/* Around every write to bytes [offset, offset + bytes) of the region. Several may have begun, under the same counters too:
+ * `writers`, [KVF_MARKS_N] of the owner's own and zeros at first, counts them. */
+void kvf_marks_begin(struct kvf_marks *marks, uint32_t *writers, uint64_t offset, uint64_t bytes);
+void kvf_marks_end(struct kvf_marks *marks, uint32_t *writers, uint64_t offset, uint64_t bytes);
 
 /* Before the first read. *seen: what kvf_marks_same compares. False: they are being written now. */
 bool kvf_marks_look(const struct kvf_marks *marks, uint64_t offset, uint64_t bytes, uint64_t *seen);

@@ -48,16 +48,32 @@ enum kvf_status kvf_fabric_view_close(struct kvf_fabric *fabric, struct kvf_view
     return status;
 }
 
-void kvf_fabric_region_write(struct kvf_fabric *fabric, uint64_t offset, const void *from, size_t bytes)
+/* The marks of our own region, around a range of it; NULL: nobody maps it. */
+static struct kvf_marks *own_marks(const struct kvf_fabric *fabric, uint64_t offset, uint64_t bytes)
 {
     const struct kvf_fabric_config *c = &fabric->config;
-    struct kvf_marks *marks = c->region ? c->transport->ops->region_marks(c->region) : NULL;
-    assert(c->region && offset <= c->region_bytes && bytes <= c->region_bytes - offset);
-    if (bytes == 0)
-        return;
+    assert(!c->region || (offset <= c->region_bytes && bytes <= c->region_bytes - offset));
+    return c->region && bytes > 0 ? c->transport->ops->region_marks(c->region) : NULL;
+}
+
+void kvf_fabric_region_take(struct kvf_fabric *fabric, uint64_t offset, uint64_t bytes)
+{
+    struct kvf_marks *marks = own_marks(fabric, offset, bytes);
     if (marks)
-        kvf_marks_begin(marks, offset, bytes);
+        kvf_marks_begin(marks, fabric->writers, offset, bytes);
+}
+
+void kvf_fabric_region_give(struct kvf_fabric *fabric, uint64_t offset, uint64_t bytes)
+{
+    struct kvf_marks *marks = own_marks(fabric, offset, bytes);
+    if (marks)
+        kvf_marks_end(marks, fabric->writers, offset, bytes);
+}
+
+void kvf_fabric_region_write(struct kvf_fabric *fabric, uint64_t offset, const void *from, size_t bytes)
+{
+    assert(fabric->region && from);
+    kvf_fabric_region_take(fabric, offset, bytes);
     memcpy((uint8_t *)(uintptr_t)fabric->region + offset, from, bytes);
-    if (marks)
-        kvf_marks_end(marks, offset, bytes);
+    kvf_fabric_region_give(fabric, offset, bytes);
 }

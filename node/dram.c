@@ -28,6 +28,9 @@ uint64_t kvf_dram_alloc(struct kvf_core *core, uint32_t bytes)
     if (at == KVF_ARENA_NONE)
         return at;
     core->lent_own_bytes += slot_bytes(bytes);
+    /* Who had it before may read there still, in place: own blocks are written as they come. */
+    if (core->fabric)
+        kvf_fabric_region_take(core->fabric, core->lent_at + at, slot_bytes(bytes));
     return core->lent_at + at;
 }
 
@@ -38,6 +41,8 @@ void kvf_dram_free(struct kvf_core *core, uint64_t at, uint32_t bytes)
         return;
     }
     assert(core->lent && at >= core->lent_at && core->lent_own_bytes >= slot_bytes(bytes));
+    if (core->fabric)
+        kvf_fabric_region_give(core->fabric, at, slot_bytes(bytes));
     kvf_arena_free(core->lent, at - core->lent_at, bytes);
     core->lent_own_bytes -= slot_bytes(bytes);
 }

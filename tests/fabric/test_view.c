@@ -95,14 +95,35 @@ static void nothing_is_viewed_while_it_is_written(void **state)
     struct world *w = pair(KVF_WAY_MAPPED, &peer);
     struct node *a = &w->node[0], *b = &w->node[1];
     struct kvf_marks *marks = b->t->ops->region_marks(b->region);
+    static uint32_t writers[KVF_MARKS_N];
     struct kvf_view view, before = open_view(peer, AT, BYTES);
-    kvf_marks_begin(marks, AT + BYTES - 1, 1);
+    kvf_marks_begin(marks, writers, AT + BYTES - 1, 1);
     assert_false(kvf_view_same(&before));
     assert_int_equal(kvf_fabric_view_open(peer, AT, BYTES, &view), KVF_ERR_BUSY);
-    kvf_marks_end(marks, AT + BYTES - 1, 1);
+    kvf_marks_end(marks, writers, AT + BYTES - 1, 1);
     assert_int_equal(kvf_fabric_view_close(a->fabric, &before), KVF_ERR_STALE);
     before = open_view(peer, AT, BYTES);
     assert_int_equal(kvf_fabric_view_close(a->fabric, &before), KVF_OK);
+    world_free(w);
+}
+
+/* What its owner has taken for itself, in the middle of which it lets others write: neighbours under one counter. */
+static void what_its_owner_took_is_not_viewed_until_it_gives_it_back(void **state)
+{
+    struct kvf_peer *peer;
+    struct world *w = pair(KVF_WAY_MAPPED, &peer);
+    struct node *a = &w->node[0], *b = &w->node[1];
+    struct kvf_view view, before = open_view(peer, AT, BYTES);
+    uint8_t bytes[100] = {1};
+    kvf_fabric_region_take(b->fabric, AT, BYTES);
+    assert_int_equal(kvf_fabric_view_close(a->fabric, &before), KVF_ERR_STALE);
+    kvf_fabric_region_take(b->fabric, AT + BYTES, 1);
+    kvf_fabric_region_write(b->fabric, AT + BYTES + 1, bytes, sizeof bytes);
+    kvf_fabric_region_give(b->fabric, AT + BYTES, 1);
+    assert_int_equal(kvf_fabric_view_open(peer, AT, BYTES, &view), KVF_ERR_BUSY);
+    kvf_fabric_region_give(b->fabric, AT, BYTES);
+    view = open_view(peer, AT, BYTES);
+    assert_int_equal(kvf_fabric_view_close(a->fabric, &view), KVF_OK);
     world_free(w);
 }
 
@@ -158,6 +179,7 @@ int main(void)
         cmocka_unit_test(a_slot_that_is_reused_is_noticed),
         cmocka_unit_test(one_byte_at_any_place_is_noticed),
         cmocka_unit_test(nothing_is_viewed_while_it_is_written),
+        cmocka_unit_test(what_its_owner_took_is_not_viewed_until_it_gives_it_back),
         cmocka_unit_test(a_view_outlives_its_peer),
         cmocka_unit_test(what_is_not_mapped_is_not_viewed),
     };

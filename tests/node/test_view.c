@@ -196,6 +196,37 @@ static void a_view_does_not_hold_up_a_lender_for_ever(void **state)
     three_end(&t);
 }
 
+/* A slot that was taken back by force holds a block of the lender's own: whoever still reads there what lay in it is told. */
+static void own_blocks_of_the_lender_are_noticed_under_a_view(void **state)
+{
+    struct three t = three_make(NULL);
+    struct kvf_core *core = t.home->core;
+    kvf_handle h = remote_block(core);
+    uint32_t stage = kvf_stage_get(core, h, 1, UINT64_MAX), bytes = core->stages[stage].bytes;
+    uint64_t location = kvf_entry_location(kvf_index_entry(core->index, h));
+    uint8_t before[SLOT];
+    memcpy(before, core->stages[stage].slot, bytes);
+    assert_int_equal(kvf_reclaim_start(t.lender->core, 0, t.c->env.now_ns + KVF_SEC), KVF_OK);
+    sim_cluster_settle(t.c, 3 * KVF_SEC);
+    assert_true(kvf_view_same(&core->stages[stage].view));
+    struct kvf_session *own = session_on(t.lender, 8);
+    for (unsigned n = 50; n < 2000 && memcmp(core->stages[stage].slot, before, bytes) == 0; n += 50)
+        assert_int_equal(sim_engine_run(engine, own, n, 50), KVF_OK);
+    assert_memory_not_equal(core->stages[stage].slot, before, bytes);
+    assert_false(kvf_view_same(&core->stages[stage].view));
+    struct kvf_view none;
+    assert_int_equal(kvf_fabric_view_open(sim_cluster_peer(t.home, t.lender)->peer, location, bytes, &none), KVF_ERR_BUSY);
+    kvf_stage_unpin(core, stage);
+    assert_int_equal(kvf_session_drop(own), KVF_OK);
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_int_equal(kvf_fabric_view_open(sim_cluster_peer(t.home, t.lender)->peer, location, bytes, &none), KVF_OK);
+    assert_int_equal(kvf_fabric_view_close(core->fabric, &none), KVF_OK);
+    assert_int_equal(sim_engine_refill(engine, t.s), KVF_OK);
+    assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_OK);
+    assert_same_bits(engine);
+    three_end(&t);
+}
+
 /* The lender dies between two steps, and while a view is open. */
 static void a_lender_dies_under_a_view(void **state)
 {
@@ -230,6 +261,7 @@ int main(void)
         cmocka_unit_test(a_slot_that_is_reused_under_attention_is_a_miss),
         cmocka_unit_test(a_viewed_block_is_given_back_when_its_reader_is_done),
         cmocka_unit_test(a_view_does_not_hold_up_a_lender_for_ever),
+        cmocka_unit_test(own_blocks_of_the_lender_are_noticed_under_a_view),
         cmocka_unit_test(a_lender_dies_under_a_view),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
