@@ -2,8 +2,7 @@
 #include "base/hash.h"
 #include "node/claim.h"
 #include "node/dram.h"
-#include "node/internal.h"
-#include "node/reclaim.h"
+#include "node/lend.h"
 #include "node/ram.h"
 #include "node/scrub.h"
 #include <assert.h>
@@ -659,5 +658,6 @@ void kvf_core_check(struct kvf_core *core)
     kvf_arena_check(core->dram);
     kvf_arena_check(core->staging);
     assert(!core->lent_own_bytes || core->lent_own_bytes <= kvf_arena_used(core->lent));
+    kvf_lend_check(core);
     kvf_index_check(core->index);
 }

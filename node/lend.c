@@ -3,6 +3,7 @@
  * committed in time is taken back. A loan stands as long as etcd lists the borrower: after that his blocks are kept for
  * lend.keep_dead, for the node that takes his sessions over, unless their room is wanted before. A sweep finds blocks of sessions
  * that by etcd are not the borrower's any more, and that nobody released or adopted. */
+#include "base/hash.h"
 #include "node/lend.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -11,8 +12,85 @@
 #define RESERVE_TIMEOUT_NS (30 * KVF_SEC)
 #define SWEEP_NS (RESERVE_TIMEOUT_NS / 4)
 #define ELSEWHERE_NS (45 * KVF_SEC) /* ADOPT comes within 30 s of the new home's hearing of the move, and that within some */
-#define LOOK_MAX 4096 /* slots looked at for one that may go, per reservation */
 #define SWEEP_MAX 1024 /* slots looked at in one turn of the sweep, under the lock */
+
+/* ---------------------------------------------------------------- who has what, and of which session */
+
+/* Number of a slot's holder: we ourselves, a dead one, a living peer. */
+static uint32_t holder_of(uint16_t peer)
+{
+    return peer == KVF_PEER_NONE ? 0 : peer >= KVF_PEER_DEAD ? 1u + peer - KVF_PEER_DEAD : 1u + KVF_DEAD_MAX + peer;
+}
+
+static uint32_t session_of(const struct kvf_lend *lend, uint64_t session)
+{
+    return (uint32_t)(kvf_mix(session, 0) & (lend->session_buckets - 1));
+}
+
+static bool lists_create(struct kvf_core *core, uint64_t slots_max)
+{
+    struct kvf_lend *lend = core->lend;
+    size_t holders = 1 + KVF_DEAD_MAX + core->settings.fabric_peers_max;
+    lend->session_buckets = 64;
+    while (lend->session_buckets < slots_max / 4)
+        lend->session_buckets *= 2;
+    lend->links = malloc(slots_max * sizeof *lend->links); /* touched as slots are given out */
+    lend->heads[KVF_LENT_BY_HOLDER] = malloc(holders * sizeof(kvf_handle));
+    lend->heads[KVF_LENT_BY_SESSION] = malloc(lend->session_buckets * sizeof(kvf_handle));
+    if (!lend->links || !lend->heads[0] || !lend->heads[1])
+        return false;
+    memset(lend->heads[KVF_LENT_BY_HOLDER], 0xff, holders * sizeof(kvf_handle)); /* KVF_HANDLE_NONE */
+    memset(lend->heads[KVF_LENT_BY_SESSION], 0xff, lend->session_buckets * sizeof(kvf_handle));
+    return true;
+}
+
+static void link_to(struct kvf_lend *lend, kvf_handle h, int list, uint32_t number)
+{
+    kvf_handle *head = &lend->heads[list][number];
+    lend->links[h].prev[list] = KVF_HANDLE_NONE;
+    lend->links[h].next[list] = *head;
+    if (*head != KVF_HANDLE_NONE)
+        lend->links[*head].prev[list] = h;
+    *head = h;
+}
+
+static void unlink_from(struct kvf_lend *lend, kvf_handle h, int list, uint32_t number)
+{
+    const struct kvf_lent_link *l = &lend->links[h];
+    assert(l->prev[list] != KVF_HANDLE_NONE || lend->heads[list][number] == h);
+    if (l->prev[list] != KVF_HANDLE_NONE)
+        lend->links[l->prev[list]].next[list] = l->next[list];
+    else
+        lend->heads[list][number] = l->next[list];
+    if (l->next[list] != KVF_HANDLE_NONE)
+        lend->links[l->next[list]].prev[list] = l->prev[list];
+}
+
+/* The slots of a holder, or of a session; each may be freed or passed on before the next is asked for. */
+struct walk {
+    kvf_handle next;
+    int list;
+};
+
+static struct walk walk_holder(const struct kvf_lend *lend, uint16_t peer)
+{
+    return (struct walk){.next = lend->heads[KVF_LENT_BY_HOLDER][holder_of(peer)], .list = KVF_LENT_BY_HOLDER};
+}
+
+static struct walk walk_session(const struct kvf_lend *lend, uint64_t session)
+{
+    return (struct walk){.next = lend->heads[KVF_LENT_BY_SESSION][session_of(lend, session)], .list = KVF_LENT_BY_SESSION};
+}
+
+/* KVF_HANDLE_NONE: there are no more. Of a session's some are others': their keys tell. */
+static kvf_handle walk(const struct kvf_lend *lend, struct walk *w)
+{
+    kvf_handle h = w->next;
+    w->next = h == KVF_HANDLE_NONE ? h : lend->links[h].next[w->list];
+    return h;
+}
+
+/* ---------------------------------------------------------------- life */
 
 enum kvf_status kvf_lend_create(struct kvf_core *core)
 {
@@ -25,7 +103,8 @@ enum kvf_status kvf_lend_create(struct kvf_core *core)
     kvf_claim_create(core);
     kvf_reclaim_create(core);
     uint64_t most = kvf_arena_planned(core->lent) / 4096;
-    return kvf_index_create(most < core->settings.blocks_max ? most : core->settings.blocks_max, &core->lend->index);
+    most = most < core->settings.blocks_max ? most : core->settings.blocks_max;
+    return lists_create(core, most) ? kvf_index_create(most, &core->lend->index) : KVF_ERR_NO_MEMORY;
 }
 
 void kvf_lend_destroy(struct kvf_core *core)
@@ -34,6 +113,9 @@ void kvf_lend_destroy(struct kvf_core *core)
         return;
     if (core->lend->index)
         kvf_index_destroy(core->lend->index);
+    free(core->lend->links);
+    free(core->lend->heads[KVF_LENT_BY_HOLDER]);
+    free(core->lend->heads[KVF_LENT_BY_SESSION]);
     free(core->lend);
     core->lend = NULL;
 }
@@ -75,11 +157,14 @@ static uint32_t now_s(const struct kvf_core *core)
     return (uint32_t)(kvf_now(core->env) / KVF_SEC);
 }
 
-static void slot_pass(struct kvf_core *core, struct kvf_entry *e, uint16_t to)
+static void slot_pass(struct kvf_core *core, kvf_handle h, uint16_t to)
 {
+    struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
     assert(e->state != KVF_LENT_RESERVED);
     book(core, e, -1);
+    unlink_from(core->lend, h, KVF_LENT_BY_HOLDER, holder_of(e->peer));
     e->peer = to;
+    link_to(core->lend, h, KVF_LENT_BY_HOLDER, holder_of(e->peer));
     e->state = KVF_LENT_WHOLE; /* the new one was not asked */
     e->sums = now_s(core);
     book(core, e, +1);
@@ -98,17 +183,18 @@ void kvf_lend_slot_free(struct kvf_core *core, kvf_handle h)
     book(core, e, -1);
     kvf_arena_free(core->lent, kvf_entry_location(e) - core->lent_at, e->bytes);
     kvf_count(&core->counters.lent_blocks_freed, 1);
+    unlink_from(core->lend, h, KVF_LENT_BY_HOLDER, holder_of(e->peer));
+    unlink_from(core->lend, h, KVF_LENT_BY_SESSION, session_of(core->lend, e->key.hi));
     kvf_index_remove(core->lend->index, h);
 }
 
 /* All that a holder has. */
 static void free_of(struct kvf_core *core, uint16_t peer)
 {
-    uint64_t cursor = 0;
     assert(peer != KVF_PEER_NONE);
-    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;)
-        if (kvf_index_entry(core->lend->index, h)->peer == peer)
-            kvf_lend_slot_free(core, h);
+    struct walk w = walk_holder(core->lend, peer);
+    for (kvf_handle h; (h = walk(core->lend, &w)) != KVF_HANDLE_NONE;)
+        kvf_lend_slot_free(core, h);
 }
 
 /* ---------------------------------------------------------------- borrowers that are gone */
@@ -152,36 +238,28 @@ void kvf_lend_borrower_gone(struct kvf_core *core, const char *name, uint64_t in
     }
     kvf_log_info(&core->log, "node %s is gone: its %llu lent blocks are %s", name, (unsigned long long)p->lent_blocks,
                  dead ? "kept for a while" : "freed");
-    uint64_t cursor = 0;
-    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
-        struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
-        if (e->peer != p->number)
-            continue;
-        if (dead && e->state != KVF_LENT_RESERVED)
-            slot_pass(core, e, (uint16_t)(KVF_PEER_DEAD + (unsigned)(dead - core->lend->dead)));
+    struct walk w = walk_holder(core->lend, p->number);
+    for (kvf_handle h; (h = walk(core->lend, &w)) != KVF_HANDLE_NONE;) {
+        if (dead && kvf_index_entry(core->lend->index, h)->state != KVF_LENT_RESERVED)
+            slot_pass(core, h, (uint16_t)(KVF_PEER_DEAD + (unsigned)(dead - core->lend->dead)));
         else
             kvf_lend_slot_free(core, h);
     }
     assert(p->lent_blocks == 0 && p->lent_bytes == 0 && p->asked_bytes == 0);
 }
 
-/* Frees some slots of dead borrowers. false: none was found among those looked at. */
+/* Frees some slots of dead borrowers. false: they have none. */
 static bool dead_make_room(struct kvf_core *core, uint64_t bytes)
 {
     struct kvf_lend *lend = core->lend;
     uint64_t sum = 0;
-    for (unsigned looked = 0; lend->dead_bytes > 0 && sum < bytes && looked < LOOK_MAX; looked++) {
-        kvf_handle h = kvf_index_walk(lend->index, &lend->dead_cursor);
-        if (h == KVF_HANDLE_NONE) {
-            lend->dead_cursor = 0;
-            continue;
+    for (unsigned i = 0; lend->dead_bytes > 0 && i < KVF_DEAD_MAX && sum < bytes; i++) {
+        struct walk w = walk_holder(lend, (uint16_t)(KVF_PEER_DEAD + i));
+        for (kvf_handle h; sum < bytes && (h = walk(lend, &w)) != KVF_HANDLE_NONE;) {
+            sum += kvf_index_entry(lend->index, h)->bytes;
+            kvf_count(&core->counters.lent_blocks_expired, 1);
+            kvf_lend_slot_free(core, h);
         }
-        const struct kvf_entry *e = kvf_index_entry(lend->index, h);
-        if (!kvf_lend_is_dead(e))
-            continue;
-        sum += e->bytes;
-        kvf_count(&core->counters.lent_blocks_expired, 1);
-        kvf_lend_slot_free(core, h);
     }
     return sum > 0;
 }
@@ -237,6 +315,8 @@ static enum kvf_status reserve_one(struct kvf_core *core, struct kvf_node_peer *
     e->state = KVF_LENT_RESERVED;
     e->sums = now_s(core);
     book(core, e, +1);
+    link_to(core->lend, h, KVF_LENT_BY_HOLDER, holder_of(e->peer));
+    link_to(core->lend, h, KVF_LENT_BY_SESSION, session_of(core->lend, e->key.hi));
     *offset = kvf_entry_location(e);
     return KVF_OK;
 }
@@ -360,11 +440,11 @@ static void on_release(struct kvf_core *core, struct kvf_node_peer *p, uint64_t 
 static void adopt(struct kvf_core *core, uint64_t session, struct kvf_node_peer *p)
 {
     uint16_t number = p ? p->number : KVF_PEER_NONE;
-    uint64_t cursor = 0;
-    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
-        struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
+    struct walk w = walk_session(core->lend, session);
+    for (kvf_handle h; (h = walk(core->lend, &w)) != KVF_HANDLE_NONE;) {
+        const struct kvf_entry *e = kvf_index_entry(core->lend->index, h);
         if (e->key.hi == session && e->state != KVF_LENT_RESERVED && e->peer != number)
-            slot_pass(core, e, number);
+            slot_pass(core, h, number);
     }
 }
 
@@ -399,8 +479,10 @@ static bool is_own(struct kvf_core *core, const struct kvf_entry *slot)
 
 void kvf_lend_departed(struct kvf_core *core, uint64_t session)
 {
-    uint64_t cursor = 0;
-    for (kvf_handle h; core->lend->index && (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
+    if (!core->lend->index)
+        return;
+    struct walk w = walk_session(core->lend, session);
+    for (kvf_handle h; (h = walk(core->lend, &w)) != KVF_HANDLE_NONE;) {
         struct kvf_entry *slot = kvf_index_entry(core->lend->index, h);
         if (slot->key.hi == session && slot->peer == KVF_PEER_NONE)
             slot->sums = now_s(core);
@@ -417,11 +499,9 @@ static const struct kvf_placement *placement_of(const struct kvf_core *core, con
  * about to say so (ADOPT), or it goes with the sweep. */
 static void release_all(struct kvf_core *core, const struct kvf_node_peer *p)
 {
-    uint64_t cursor = 0;
-    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
+    struct walk w = walk_holder(core->lend, p->number);
+    for (kvf_handle h; (h = walk(core->lend, &w)) != KVF_HANDLE_NONE;) {
         const struct kvf_entry *slot = kvf_index_entry(core->lend->index, h);
-        if (slot->peer != p->number)
-            continue;
         const struct kvf_placement *placement = placement_of(core, slot);
         if (!placement || strcmp(placement->home, p->member.name) == 0 || slot->state == KVF_LENT_RESERVED)
             kvf_lend_slot_free(core, h);
@@ -477,8 +557,8 @@ void kvf_lend_adopt_own(struct kvf_core *core, uint64_t session)
         return;
     adopt(core, session, NULL);
     /* What the old home had given up without our hearing of it is nobody's now. */
-    uint64_t cursor = 0;
-    for (kvf_handle h; (h = kvf_index_walk(core->lend->index, &cursor)) != KVF_HANDLE_NONE;) {
+    struct walk w = walk_session(core->lend, session);
+    for (kvf_handle h; (h = walk(core->lend, &w)) != KVF_HANDLE_NONE;) {
         const struct kvf_entry *slot = kvf_index_entry(core->lend->index, h);
         if (slot->key.hi == session && slot->peer == KVF_PEER_NONE && !is_own(core, slot))
             kvf_lend_slot_free(core, h);
@@ -543,4 +623,30 @@ unsigned kvf_lend_poll(struct kvf_core *core)
         if (lend->dead[i].name[0] && now >= lend->dead[i].until_ns)
             dead_free(core, &lend->dead[i]);
     return kvf_claim_poll(core) + kvf_reclaim_poll(core) + sweeping;
+}
+
+void kvf_lend_check(const struct kvf_core *core)
+{
+    const struct kvf_lend *lend = core->lend;
+    uint64_t cursor = 0, slots = 0, others = 0, listed[2] = {0};
+    if (!lend->index)
+        return;
+    for (kvf_handle h; (h = kvf_index_walk(lend->index, &cursor)) != KVF_HANDLE_NONE;) {
+        const struct kvf_entry *e = kvf_index_entry(lend->index, h);
+        others += e->peer == KVF_PEER_NONE ? 0 : e->bytes;
+        slots++;
+    }
+    for (int list = 0; list < 2; list++) {
+        uint32_t numbers = list == KVF_LENT_BY_SESSION ? lend->session_buckets
+                                                       : 1u + KVF_DEAD_MAX + (uint32_t)core->settings.fabric_peers_max;
+        for (uint32_t n = 0; n < numbers; n++) {
+            for (kvf_handle h = lend->heads[list][n]; h != KVF_HANDLE_NONE; h = lend->links[h].next[list], listed[list]++) {
+                const struct kvf_entry *e = kvf_index_entry(lend->index, h);
+                assert(n == (list == KVF_LENT_BY_SESSION ? session_of(lend, e->key.hi) : holder_of(e->peer)));
+                assert(listed[list] < slots);
+            }
+        }
+        assert(listed[list] == slots);
+    }
+    assert(others == lend->others_bytes);
 }

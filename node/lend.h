@@ -31,12 +31,21 @@ struct kvf_ask {
     struct kvf_place places[KVF_BATCH_MAX];
 };
 
+/* Where a slot stands in its holder's list, and in that of its session (and of others whose hash is the same). */
+struct kvf_lent_link {
+    kvf_handle next[2], prev[2]; /* KVF_HANDLE_NONE: none */
+};
+enum { KVF_LENT_BY_HOLDER, KVF_LENT_BY_SESSION };
+
 struct kvf_lend {
+    struct kvf_lent_link *links;      /* [entries of the index] */
+    kvf_handle *heads[2];             /* by holder_of and session_of (lend.c) */
+    uint32_t session_buckets;         /* a power of two */
     struct kvf_index *index; /* of slots: location in our region; peer: the borrower; sums: when it was reserved or last
                               * known to be its borrower's, in seconds */
     uint64_t next_sweep_ns, sweep_cursor;
     struct kvf_dead dead[KVF_DEAD_MAX];
-    uint64_t dead_bytes, dead_cursor;
+    uint64_t dead_bytes;
     uint64_t others_bytes;   /* lent to others, also to dead ones */
     uint64_t limit_bytes;    /* the most that may be: the least of what was ordered (kvf lend) and what our own claim leaves */
     uint64_t ordered_bytes;
@@ -58,6 +67,7 @@ static inline bool kvf_lend_is_dead(const struct kvf_entry *slot)
 }
 
 void kvf_lend_slot_free(struct kvf_core *core, kvf_handle slot);
+void kvf_lend_check(const struct kvf_core *core); /* lists and counts agree with the slots, by assert: for tests */
 /* Every change of a slot's state goes through this, so that the counts agree. */
 void kvf_lend_slot_state(struct kvf_core *core, struct kvf_entry *slot, enum kvf_lent_state state);
 /* reclaim.c */
