@@ -102,6 +102,7 @@ struct kvf_node_peer {
     bool untidy, resetting;      /* it may hold a few beside those in use: RELEASE_ALL goes when these are no more; it is sent */
     uint64_t adopt_ns;           /* until then it may hold blocks under our name that moved with a session: no RELEASE_ALL */
     uint64_t retry_ns;           /* DOWN: when to connect anew */
+    unsigned serving_pieces;     /* of its READs, on their way to it, but for small ones (serve.c) */
     struct kvf_pace pace;        /* how fast it answers */
     struct kvf_key releases[2][KVF_BATCH_MAX]; /* waiting to be sent: to a lender, to an old home */
     unsigned n_releases[2];

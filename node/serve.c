@@ -305,6 +305,7 @@ static void piece_free(struct piece *p)
     }
     s->out_bytes -= p->bytes;
     s->pieces--;
+    s->peer->serving_pieces -= !s->small;
     core->serves->pieces_out--;
     p->serve = NULL;
 }
@@ -334,6 +335,7 @@ static bool piece_make(struct serve *s)
     p->reading = 0;
     p->sent = false;
     s->pieces++;
+    s->peer->serving_pieces += !s->small;
     s->out_bytes += p->bytes;
     core->serves->pieces_out++;
     for (unsigned i = 0; i < p->n; i++)
@@ -455,16 +457,6 @@ static bool answer(struct serve *s)
 
 /* ---------------------------------------------------------------- whose turn it is */
 
-static unsigned pieces_at(const struct kvf_core *core, const struct kvf_node_peer *peer)
-{
-    unsigned n = 0;
-    for (unsigned i = 0; i < PIECES_MAX; i++) {
-        const struct serve *s = core->serves->pieces[i].serve;
-        n += s && s->peer == peer && !s->small;
-    }
-    return n;
-}
-
 static bool may_make(const struct serve *s)
 {
     const struct kvf_serve *sv = s->core->serves;
@@ -473,7 +465,7 @@ static bool may_make(const struct serve *s)
     if (s->small)
         return true;
     return (s->pieces == 0 || s->out_bytes < s->window) && sv->reading < PIECES_READING_MAX &&
-           sv->pieces_out < PIECES_MAX - PIECES_OF_SMALL && pieces_at(s->core, s->peer) < PIECES_PER_PEER;
+           sv->pieces_out < PIECES_MAX - PIECES_OF_SMALL && s->peer->serving_pieces < PIECES_PER_PEER;
 }
 
 /* The request that is given a piece next: of the peer that has fewest under way, and of its own in turn. */
@@ -486,7 +478,7 @@ static struct serve *next(struct kvf_core *core)
         struct serve *s = &sv->serves[(sv->next + i) % SERVES_MAX];
         if (!may_make(s))
             continue;
-        unsigned has = s->small ? 0 : 1 + pieces_at(core, s->peer);
+        unsigned has = s->small ? 0 : 1 + s->peer->serving_pieces;
         if (has < fewest) {
             fewest = has;
             best = s;
