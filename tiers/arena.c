@@ -18,8 +18,6 @@
 #include <sys/mman.h>
 
 #define NO_PAGE UINT32_MAX
-/* Pages that the search for a run looks at before it takes a new page. */
-#define RUN_PAGES 4u
 #define WORD_BITS 64u
 /* Two levels with at most 64 summary words: the search of a page has a fixed bound. */
 #define PAGE_SLOTS_MAX (WORD_BITS * WORD_BITS * 64u)
@@ -208,25 +206,22 @@ static void release_page(struct kvf_arena *a, uint32_t number)
     push_spare(a, number);
 }
 
-/* Slots first..first+n-1, all free, are given out. */
-static void mark_taken(struct kvf_arena *a, uint32_t number, uint32_t first, uint32_t n)
+/* A free slot is given out. */
+static void mark_taken(struct kvf_arena *a, uint32_t number, uint32_t slot)
 {
     struct page *p = &a->page[number];
     uint64_t *summary = summary_of(a, number), *slots = slots_of(a, number);
-    assert(n > 0 && n <= p->free);
-    for (uint32_t slot = first; slot < first + n; slot++) {
-        uint32_t w = slot / WORD_BITS;
-        assert(slots[w] >> slot % WORD_BITS & 1);
-        slots[w] &= ~(1ull << slot % WORD_BITS);
-        if (!slots[w])
-            summary[w / WORD_BITS] &= ~(1ull << w % WORD_BITS);
-    }
-    if (p->free == n)
+    uint32_t w = slot / WORD_BITS;
+    assert(p->free > 0 && (slots[w] >> slot % WORD_BITS & 1));
+    slots[w] &= ~(1ull << slot % WORD_BITS);
+    if (!slots[w])
+        summary[w / WORD_BITS] &= ~(1ull << w % WORD_BITS);
+    if (p->free == 1)
         unlink_partial(a, number);
     else
-        a->classes[p->units].free_slots -= n;
-    p->free -= n;
-    a->used_bytes += (uint64_t)n * p->units * a->align;
+        a->classes[p->units].free_slots--;
+    p->free--;
+    a->used_bytes += (uint64_t)p->units * a->align;
 }
 
 uint64_t kvf_arena_alloc(struct kvf_arena *a, uint32_t bytes)
@@ -247,56 +242,8 @@ uint64_t kvf_arena_alloc(struct kvf_arena *a, uint32_t bytes)
     assert(s < a->summary_words);
     uint32_t w = s * WORD_BITS + (uint32_t)__builtin_ctzll(summary[s]);
     uint32_t slot = w * WORD_BITS + (uint32_t)__builtin_ctzll(slots[w]);
-    mark_taken(a, number, slot, 1);
+    mark_taken(a, number, slot);
     return (uint64_t)number * a->page_bytes + (uint64_t)slot * units * a->align;
-}
-
-/* The longest run of free slots of a page, up to n. */
-static uint32_t longest_run(const struct kvf_arena *a, uint32_t number, uint32_t n, uint32_t *first)
-{
-    const uint64_t *slots = slots_of(a, number);
-    uint32_t best = 0, run = 0;
-    for (uint32_t slot = 0; slot < a->page[number].slots && best < n; slot++) {
-        if (slot % WORD_BITS == 0 && !slots[slot / WORD_BITS]) {
-            slot += WORD_BITS - 1;
-            run = 0;
-            continue;
-        }
-        run = slots[slot / WORD_BITS] >> slot % WORD_BITS & 1 ? run + 1 : 0;
-        if (run > best) {
-            best = run;
-            *first = slot + 1 - run;
-        }
-    }
-    return best;
-}
-
-uint64_t kvf_arena_alloc_run(struct kvf_arena *a, uint32_t bytes, uint32_t n, uint32_t *got)
-{
-    uint32_t units = units_of(a, bytes);
-    if (units == 0 || units > a->units_max || n == 0)
-        return KVF_ARENA_NONE;
-    uint32_t best = 0, page = NO_PAGE, first = 0, at = a->classes[units].head - 1;
-    if (n > a->units_max / units)
-        n = a->units_max / units;
-    for (uint32_t looked = 0; at != NO_PAGE && looked < RUN_PAGES && best < n; looked++, at = a->page[at].next) {
-        uint32_t where = 0, run = longest_run(a, at, n, &where);
-        if (run > best) {
-            best = run;
-            page = at;
-            first = where;
-        }
-    }
-    if (best < n && claim_page(a, units)) {
-        page = a->classes[units].head - 1;
-        first = 0;
-        best = n;
-    }
-    if (page == NO_PAGE)
-        return KVF_ARENA_NONE;
-    mark_taken(a, page, first, best);
-    *got = best;
-    return (uint64_t)page * a->page_bytes + (uint64_t)first * units * a->align;
 }
 
 bool kvf_arena_take(struct kvf_arena *a, uint64_t offset, uint32_t bytes)
@@ -316,7 +263,7 @@ bool kvf_arena_take(struct kvf_arena *a, uint64_t offset, uint32_t bytes)
     }
     if (a->page[number].units != units || !(slots_of(a, number)[slot / WORD_BITS] >> slot % WORD_BITS & 1))
         return false;
-    mark_taken(a, number, slot, 1);
+    mark_taken(a, number, slot);
     return true;
 }
 

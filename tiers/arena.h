@@ -17,8 +17,6 @@ void kvf_arena_destroy(struct kvf_arena *arena);
 
 /* A slot for `bytes` (rounded up to align): its offset from base, or KVF_ARENA_NONE when full. */
 uint64_t kvf_arena_alloc(struct kvf_arena *arena, uint32_t bytes);
-/* At most `n` slots side by side, as many as are found quickly: the first one's offset, *got tells how many. */
-uint64_t kvf_arena_alloc_run(struct kvf_arena *arena, uint32_t bytes, uint32_t n, uint32_t *got);
 /* This very slot, as alloc gave it out in an earlier life. False: not a place of such a slot, taken, or its page has slots of
  * another size. */
 bool kvf_arena_take(struct kvf_arena *arena, uint64_t offset, uint32_t bytes);

@@ -55,27 +55,6 @@ static void take(struct twin *t, uint32_t bytes)
     assert_int_equal(kvf_arena_room(t->arena, bytes), room - 1);
 }
 
-static void take_run(struct twin *t, uint32_t bytes, uint32_t n)
-{
-    uint64_t room = kvf_arena_room(t->arena, bytes);
-    uint32_t got = 0;
-    uint64_t offset = kvf_arena_alloc_run(t->arena, bytes, n, &got);
-    assert_int_equal(offset == KVF_ARENA_NONE, room == 0);
-    if (offset == KVF_ARENA_NONE)
-        return;
-    assert_true(got >= 1 && got <= n);
-    for (uint32_t i = 0; i < got; i++) {
-        uint64_t at = offset + (uint64_t)i * rounded(t, bytes);
-        for (uint64_t u = at / t->align; u < (at + rounded(t, bytes)) / t->align; u++) {
-            assert_int_equal(t->taken[u], 0);
-            t->taken[u] = 1;
-        }
-        t->held[t->count++] = (struct held){at, bytes};
-    }
-    t->used += (uint64_t)got * rounded(t, bytes);
-    assert_int_equal(kvf_arena_room(t->arena, bytes), room - got);
-}
-
 /* What is held, taken slot by slot in a new arena, is the same arena again; nothing that overlaps it can be taken. */
 static void rebuild(struct twin *t, uint64_t bytes, uint32_t page_bytes)
 {
@@ -129,7 +108,7 @@ static void drive(uint64_t bytes, uint32_t align, uint32_t page_bytes, unsigned 
         if (n % 2000 == 0)
             sizes[draw(&t, 6)] = 1 + (uint32_t)draw(&t, page_bytes);
         if (t.count == 0 || draw(&t, 10) < (filling ? 8u : 2u))
-            draw(&t, 4) ? take(&t, sizes[draw(&t, 6)]) : take_run(&t, sizes[draw(&t, 6)], 1 + (uint32_t)draw(&t, 20));
+            take(&t, sizes[draw(&t, 6)]);
         else
             give_back(&t, draw(&t, t.count));
         assert_int_equal(kvf_arena_used(t.arena), t.used);
@@ -179,26 +158,6 @@ static void pages_move_between_sizes(void **state)
     kvf_arena_destroy(a);
 }
 
-static void a_run_lies_together_where_there_is_room(void **state)
-{
-    struct kvf_arena *a;
-    uint32_t got = 0;
-    assert_int_equal(kvf_arena_create(NULL, 2u << 20, 4096, 1u << 20, &a), KVF_OK);
-    uint64_t first = kvf_arena_alloc(a, 65536);
-    assert_int_equal(kvf_arena_alloc_run(a, 65536, 15, &got), first + 65536);
-    assert_int_equal(got, 15);
-    assert_int_equal(kvf_arena_alloc_run(a, 65536, 99, &got), 1u << 20); /* a page at most */
-    assert_int_equal(got, 16);
-    assert_int_equal(kvf_arena_alloc_run(a, 65536, 2, &got), KVF_ARENA_NONE);
-    kvf_arena_free(a, first + 2 * 65536, 65536);
-    kvf_arena_free(a, first + 5 * 65536, 65536);
-    kvf_arena_free(a, first + 6 * 65536, 65536);
-    assert_int_equal(kvf_arena_alloc_run(a, 65536, 3, &got), first + 5 * 65536); /* the longest there is */
-    assert_int_equal(got, 2);
-    assert_int_equal(kvf_arena_alloc_run(a, 65536, 0, &got), KVF_ARENA_NONE);
-    kvf_arena_destroy(a);
-}
-
 static void slots_are_memory_over_the_base(void **state)
 {
     struct kvf_arena *a;
@@ -239,7 +198,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_use_never_overlaps_and_ends_empty),
         cmocka_unit_test(pages_move_between_sizes),
-        cmocka_unit_test(a_run_lies_together_where_there_is_room),
         cmocka_unit_test(slots_are_memory_over_the_base),
         cmocka_unit_test(bad_arguments_are_refused),
     };
