@@ -192,6 +192,10 @@ void kvf_move_member_down(struct kvf_core *core, const char *name)
 void kvf_move_release_all(struct kvf_core *core, struct kvf_node_peer *from)
 {
     each_departed(core, from->member.name, kvf_sess_free);
+    for (unsigned i = 0; i < KVF_MOVES_MAX; i++) {
+        struct kvf_one_move *m = &core->moves->moves[i];
+        m->released |= m->peer == from && (m->state == KVF_MOVE_PLACING || m->state == KVF_MOVE_SETTLING);
+    }
 }
 
 void kvf_move_forget_outcome(struct kvf_core *core, uint64_t session)

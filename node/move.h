@@ -44,6 +44,7 @@ struct kvf_one_move {
     uint64_t tokens_sent;
     uint64_t blocks_sent; /* of streams * sealed_blocks, by index, then stream */
     uint32_t tails_sent;  /* streams */
+    bool released;        /* the target, which etcd told before us, needs nothing that lies here */
     uint8_t *piece;       /* [payload_max] */
     struct kvf_move_offer offer;
 

@@ -95,9 +95,17 @@ static void block_depart(struct kvf_sess *s, kvf_handle h)
     }
 }
 
+static void block_fetched(struct kvf_sess *s, kvf_handle h)
+{
+    struct kvf_entry *e = kvf_index_entry(s->core->index, h);
+    e->flags |= e->tier == KVF_TIER_REMOTE ? 0 : KVF_FLAG_FETCHED;
+}
+
 static void depart(struct kvf_one_move *m, struct kvf_sess *s)
 {
     struct kvf_core *core = m->core;
+    if (m->released)
+        each_block(s, block_fetched);
     s->state = KVF_SESS_DEPARTED;
     kvf_device_close(s);
     memcpy(s->new_home, m->peer_name, sizeof s->new_home);

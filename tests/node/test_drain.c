@@ -1,8 +1,10 @@
-/* A node that is to be stopped takes on nothing more of others and gets rid of what it has of them; it says when. */
+/* A node that is to be stopped takes on nothing more of others and gets rid of what it has of them; it says when. And sessions that
+ * moved away leave nothing. */
 #include "tests/node/world.h"
 
 #include "node/drain.h"
 #include "node/lend.h"
+#include "node/move.h"
 
 static struct kvf_drain_stats stats_of(const struct sim_node *n)
 {
@@ -132,12 +134,47 @@ static void what_becomes_anothers_meanwhile_goes_too(void **state)
     sim_cluster_destroy(c);
 }
 
+/* The link breaks, etcd tells the target first, and it says that it needs nothing of the old home, which has not heard yet: nothing
+ * waits here for a second word, which will not come. */
+static void a_release_that_is_earlier_than_etcds_word(void **state)
+{
+    struct sim_cluster *c = sim_cluster_create(SEED);
+    struct sim_node *old = sim_cluster_add(c, &(struct sim_node_config){.name = "old", .dram = 512 * KIB});
+    struct sim_node *new = sim_cluster_add(c, &(struct sim_node_config){.name = "new", .dram = 1024 * KIB});
+    sim_cluster_connect(c);
+    struct kvf_session *s = session_on(old, 7);
+    struct kvf_move_outcome outcome = {0};
+    assert_int_equal(sim_engine_run(engine, s, 500, 50), KVF_OK);
+    assert_int_equal(kvf_move_start(old->core, s->sess, "new", c->env.now_ns + 10 * KVF_SEC, &outcome), KVF_OK);
+    c->single = true;
+    while (!outcome.done && kvf_move_find(old->core, 7)->state != KVF_MOVE_PLACING)
+        sim_cluster_step(c);
+    assert_false(outcome.done);
+    kvf_move_release_all(old->core, sim_cluster_peer(old, new));
+    c->single = false;
+    while (!outcome.done)
+        sim_cluster_step(c);
+    assert_int_equal(outcome.status, KVF_OK);
+    kvf_session_close(s);
+    s = attach(new, 7);
+    assert_int_equal(old->core->n_sessions, 0);
+    assert_true(sim_cluster_empty(old));
+    assert_int_equal(sim_engine_run(engine, s, 600, 50), KVF_OK); /* refills what was released */
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    sim_cluster_settle(c, 8 * KVF_SEC);
+    sim_cluster_check(c);
+    assert_true(sim_cluster_empty(new));
+    sim_cluster_destroy(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_it_lent_goes_and_nothing_comes),
         cmocka_unit_test(it_waits_for_those_who_still_fetch),
         cmocka_unit_test(what_becomes_anothers_meanwhile_goes_too),
+        cmocka_unit_test(a_release_that_is_earlier_than_etcds_word),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
 }
