@@ -54,7 +54,8 @@ void kvf_claim_read(struct kvf_core *core, const struct kvf_entry *e, uint64_t b
 
 bool kvf_claim_waits(const struct kvf_core *core)
 {
-    return is_on(core) && kvf_reclaim_busy(core);
+    uint64_t soon = kvf_deadline(kvf_now(core->env), core->settings.lend_reclaim_ns);
+    return is_on(core) && kvf_reclaim_busy(core) && core->lend->deadline_ns <= soon;
 }
 
 static uint64_t step_of(const struct kvf_core *core)
@@ -86,7 +87,7 @@ static bool claim(struct kvf_core *core, uint64_t bytes, uint64_t now)
 
 bool kvf_claim_urge(struct kvf_core *core)
 {
-    return is_on(core) && (kvf_reclaim_busy(core) || claim(core, 0, kvf_now(core->env)));
+    return kvf_reclaim_busy(core) ? kvf_claim_waits(core) : is_on(core) && claim(core, 0, kvf_now(core->env));
 }
 
 /* Others may have a step more. */
@@ -102,7 +103,7 @@ static void give_back(struct kvf_core *core, uint64_t now)
     kvf_count(&core->counters.lend_returns, 1);
     kvf_log_info(&core->log, "own DRAM suffices: others may have %llu MiB of %llu lent MiB again",
                  (unsigned long long)(c->limit_bytes >> 20), (unsigned long long)(all >> 20));
-    kvf_reclaim_limit(core, now);
+    kvf_reclaim_ease(core);
 }
 
 unsigned kvf_claim_poll(struct kvf_core *core)

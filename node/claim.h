@@ -18,9 +18,9 @@ void kvf_claim_create(struct kvf_core *core);
 void kvf_claim_left(struct kvf_core *core, const struct kvf_entry *entry);
 /* So many bytes of it were read below DRAM. */
 void kvf_claim_read(struct kvf_core *core, const struct kvf_entry *entry, uint64_t bytes);
-/* Lent memory is on its way back: whoever can waits for that, rather than push blocks out. */
+/* Lent memory is back within lend.reclaim_within: whoever can waits for that, rather than push blocks out. */
 bool kvf_claim_waits(const struct kvf_core *core);
-/* Nothing takes blocks that have to leave. true: lent memory is, or comes, in their place. */
+/* Nothing takes blocks that have to leave. true: lent memory is, or comes soon, in their place. */
 bool kvf_claim_urge(struct kvf_core *core);
 unsigned kvf_claim_poll(struct kvf_core *core);
 uint64_t kvf_claim_next_timer(const struct kvf_core *core, uint64_t now_ns);

@@ -7,7 +7,10 @@ void kvf_drain_set(struct kvf_core *core, bool on, uint64_t within_ns)
     if (core->draining != on)
         kvf_log_warn(&core->log, on ? "draining: nothing more is lent, no session comes in" : "draining has ended");
     core->draining = on;
-    kvf_reclaim_limit(core, kvf_deadline(kvf_now(core->env), within_ns));
+    if (on)
+        kvf_reclaim_limit(core, kvf_deadline(kvf_now(core->env), within_ns));
+    else
+        kvf_reclaim_ease(core);
     kvf_core_unlock(core);
     kvf_core_wake(core);
 }

@@ -52,6 +52,12 @@ void kvf_reclaim_limit(struct kvf_core *core, uint64_t deadline_ns)
     lend->deadline_ns = lend->deadline_ns && lend->deadline_ns < deadline_ns ? lend->deadline_ns : deadline_ns;
 }
 
+void kvf_reclaim_ease(struct kvf_core *core)
+{
+    uint64_t usual = kvf_deadline(kvf_now(core->env), core->settings.lend_reclaim_ns);
+    kvf_reclaim_limit(core, kvf_reclaim_busy(core) ? core->lend->deadline_ns : usual);
+}
+
 enum kvf_status kvf_reclaim_start(struct kvf_core *core, uint64_t limit_bytes, uint64_t deadline_ns)
 {
     struct kvf_lend *lend = core->lend;

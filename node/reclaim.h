@@ -18,6 +18,8 @@ enum kvf_status kvf_reclaim_start(struct kvf_core *core, uint64_t limit_bytes, u
 bool kvf_reclaim_busy(const struct kvf_core *core);
 /* The same for what else bounds it: what our own claim leaves to others, or the node's being drained, has just changed. */
 void kvf_reclaim_limit(struct kvf_core *core, uint64_t deadline_ns);
+/* ... and leaves more to others: what is wanted back still, for another reason, has the time that it was given. */
+void kvf_reclaim_ease(struct kvf_core *core);
 /* Starts it and waits for its end. Any thread, without the lock. *out tells how it stands then. ERR_DEADLINE: the
  * reactor is late. */
 enum kvf_status kvf_reclaim_wait(struct kvf_core *core, uint64_t limit_bytes, uint64_t within_ns, struct kvf_reclaim_stats *out);

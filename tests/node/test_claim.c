@@ -11,20 +11,25 @@ struct pair {
     struct kvf_session *theirs;
 };
 
-/* The borrower has filled what it may have of the lender's memory. */
-static struct pair pair_make(struct sim_node_config lender, enum kvf_way way)
+/* The borrower, whose blocks of so many tokens are more than its DRAM, has filled what it may have of the lender's memory. */
+static struct pair pair_of(struct sim_node_config lender, enum kvf_way way, uint64_t ssd, unsigned tokens)
 {
     struct pair t = {.c = sim_cluster_create(SEED)};
     lender.name = "lender";
     lender.way = way;
     t.lender = sim_cluster_add(t.c, &lender);
-    t.other = sim_cluster_add(t.c, &(struct sim_node_config){.name = "other", .dram = 128 * KIB, .ssd = 4096 * KIB, .way = way});
+    t.other = sim_cluster_add(t.c, &(struct sim_node_config){.name = "other", .dram = 128 * KIB, .ssd = ssd, .way = way});
     sim_cluster_connect(t.c);
     t.theirs = session_on(t.other, 8);
-    assert_int_equal(sim_engine_run(engine, t.theirs, 1300, 50), KVF_OK);
+    assert_int_equal(sim_engine_run(engine, t.theirs, tokens, 50), KVF_OK);
     sim_cluster_settle(t.c, KVF_SEC);
     assert_true(sim_cluster_peer(t.lender, t.other)->lent_bytes > lender.lend / 2);
     return t;
+}
+
+static struct pair pair_make(struct sim_node_config lender, enum kvf_way way)
+{
+    return pair_of(lender, way, 4096 * KIB, 1300);
 }
 
 static void pair_end(struct pair *t)
@@ -170,6 +175,26 @@ static void who_has_nowhere_to_go_waits_for_lent_memory(void **state)
     pair_end(&t);
 }
 
+/* The operator gave borrowers a minute, and they need it: who wants room meanwhile does not wait that long. */
+static void nobody_waits_for_what_comes_late(void **state)
+{
+    struct pair t = pair_of((struct sim_node_config){.dram = 64 * KIB, .lend = 128 * KIB, .block_max = 64 * KIB}, KVF_WAY_ASK, 0, 900);
+    struct store q = {.c = t.c, .n = t.lender};
+    assert_int_equal(kvf_queue_create(&t.lender->node, 16, &q.q), KVF_OK);
+    uint64_t start = t.c->env.now_ns;
+    assert_int_equal(kvf_reclaim_start(t.lender->core, 0, start + 60 * KVF_SEC), KVF_OK);
+    for (uint64_t k = 0; k < 40; k++)
+        assert_int_equal(put(&q, k, 1, 6000), KVF_OK);
+    assert_true(t.c->env.now_ns - start < 5 * KVF_SEC);
+    assert_true(kvf_reclaim_busy(t.lender->core)); /* and they have their minute */
+    assert_int_equal(COUNTED(t.lender, lent_blocks_revoked), 0);
+    for (uint64_t k = 0; k < 40; k++)
+        op(&q, KVF_OP_REMOVE, k);
+    kvf_queue_destroy(q.q);
+    assert_int_equal(kvf_reclaim_start(t.lender->core, UINT64_MAX, t.c->env.now_ns + KVF_SEC), KVF_OK);
+    pair_end(&t);
+}
+
 /* A borrower that hears nothing: at lend.reclaim_within its slots are taken, and what it reads there is a miss, never our bytes. */
 static void a_borrower_that_is_silent_finds_misses(void **state)
 {
@@ -219,6 +244,38 @@ static void what_is_no_longer_needed_is_lent_again(void **state)
     staging_forget(t.lender);
     decode(s, 3);
     assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    pair_end(&t);
+}
+
+/* ... and that ends nobody's time to move what is wanted back for another reason. */
+static void what_is_lent_again_takes_nothing_by_force(void **state)
+{
+    struct pair t = pair_make((struct sim_node_config){.dram = 128 * KIB, .lend = 256 * KIB, .ssd = 4096 * KIB}, KVF_WAY_ASK);
+    struct kvf_session *s = session_on(t.lender, 7);
+    assert_int_equal(sim_engine_run(engine, s, 800, 50), KVF_OK);
+    for (unsigned i = 0; i < 20; i++) {
+        decode(s, 1);
+        staging_forget(t.lender);
+        sim_cluster_settle(t.c, KVF_SEC);
+    }
+    const struct kvf_claim *claim = &t.lender->core->lend->claim;
+    uint64_t window = 10 * KVF_SEC;
+    assert_true(stats_of(t.lender).claimed_bytes > 0);
+    while (claim->window_ns + window < claim->calm_ns + claim->wait_ns || t.c->env.now_ns + KVF_SEC / 2 < claim->window_ns + window)
+        sim_cluster_settle(t.c, KVF_SEC / 4);
+    uint64_t lent = stats_of(t.lender).others_bytes, revoked = COUNTED(t.lender, lent_blocks_revoked);
+    assert_true(lent > 0 && COUNTED(t.lender, lend_returns) == 0);
+    sim_net_path(t.lender->transport, t.other->transport)->held = true;
+    assert_int_equal(kvf_reclaim_start(t.lender->core, 0, t.c->env.now_ns + 60 * KVF_SEC), KVF_OK);
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_int_equal(COUNTED(t.lender, lend_returns), 1);
+    assert_int_equal(stats_of(t.lender).others_bytes, lent);
+    sim_net_path(t.lender->transport, t.other->transport)->held = false;
+    sim_cluster_settle(t.c, 5 * KVF_SEC);
+    assert_int_equal(stats_of(t.lender).others_bytes, 0);
+    assert_int_equal(COUNTED(t.lender, lent_blocks_revoked), revoked);
+    assert_int_equal(COUNTED(t.other, blocks_lost), 0);
     assert_int_equal(kvf_session_drop(s), KVF_OK);
     pair_end(&t);
 }
@@ -290,8 +347,10 @@ int main(void)
         cmocka_unit_test(others_keep_the_minimum),
         cmocka_unit_test(switched_off_it_waits_for_the_operator),
         cmocka_unit_test(who_has_nowhere_to_go_waits_for_lent_memory),
+        cmocka_unit_test(nobody_waits_for_what_comes_late),
         cmocka_unit_test(a_borrower_that_is_silent_finds_misses),
         cmocka_unit_test(what_is_no_longer_needed_is_lent_again),
+        cmocka_unit_test(what_is_lent_again_takes_nothing_by_force),
         cmocka_unit_test(it_does_not_flap),
         cmocka_unit_test(a_pinned_block_is_not_moved),
     };
