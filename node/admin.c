@@ -9,9 +9,10 @@
  *   POST /v1/move       {"session": "7" or "0x7", "node": "b", "timeout_ms": 30000}
  *                       -> {"status":"OK","stop_ns":..,"bytes_before_switch":..,"bytes_after_switch":..,"epoch":..}
  *   POST /v1/lend       {"bytes": 1048576, "within_ms": 5000}: others may have no more of lent memory; answers when that is so
+ *                       -> {"status":"OK","limit_bytes":..,"lent_bytes":..,"revoked_blocks":..}
  *   POST /v1/drain      {"on": true, "within_ms": 60000}: nothing more of others is taken on, and what there is goes; answers at
  *                       once: /v1/status tells how far it is. {"on": false} ends it
- *                       -> {"status":"OK","limit_bytes":..,"lent_bytes":..,"revoked_blocks":..}
+ *                       -> {"status":"OK","draining":true}
  * Errors: HTTP 4xx or 5xx with {"error":"ERR_NOT_FOUND","message":"one sentence"}. */
 #include "node/internal.h"
 #include "node/peers.h"
