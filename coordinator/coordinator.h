@@ -86,6 +86,9 @@ uint64_t kvf_coord_next_timer(const struct kvf_coord *coord);
 const struct kvf_member *kvf_coord_member(const struct kvf_coord *coord, const char *name);
 const struct kvf_member *kvf_coord_member_at(const struct kvf_coord *coord, unsigned index);
 const struct kvf_placement *kvf_coord_placement_known(const struct kvf_coord *coord, uint64_t id);
+/* Whether a session that is unknown is in no record: false while the list is asked for again, and as long as a record in it could
+ * not be read. */
+bool kvf_coord_placements_whole(const struct kvf_coord *coord);
 const struct kvf_placement *kvf_coord_placement_at(const struct kvf_coord *coord, unsigned index);
 
 /* status OK: `placement` is what stands now. ERR_EXISTS / ERR_NOT_FOUND / ERR_STALE (the epoch or home differ: `placement` is

@@ -106,6 +106,7 @@ struct kvf_placements {
     unsigned n, size;
     uint32_t *index; /* open addressing by id: position + 1, 0 is empty; a power of two, at most half full */
     unsigned index_size;
+    bool partial; /* a record of them could not be read, or had no room, since they were last asked for */
 };
 
 /* What a range's or a watch's kv means. Ranges have `force`: after etcd went back, older revisions count too. */

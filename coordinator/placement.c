@@ -90,6 +90,7 @@ static void set(struct kvf_coord *coord, struct kvf_placement_entry *entry, cons
 {
     if (!entry && !(entry = add(&coord->placements, placement->id))) {
         kvf_log_error(coord->log, "session %016lx is ignored: no room for more sessions", (unsigned long)placement->id);
+        coord->placements.partial = true;
         return;
     }
     *entry = (struct kvf_placement_entry){.placement = *placement, .seen = true};
@@ -109,6 +110,7 @@ void kvf_placement_put(struct kvf_coord *coord, uint64_t id, const struct kvf_st
     }
     if (!kvf_records_decode_placement(id, kv->value, &placement)) {
         kvf_coord_refuse_record(coord, kv->key, kv->mod_revision);
+        coord->placements.partial = true;
         return;
     }
     placement.mod_revision = kv->mod_revision;
@@ -134,6 +136,7 @@ void kvf_placement_unsee(struct kvf_coord *coord)
 {
     for (unsigned i = 0; i < coord->placements.n; i++)
         coord->placements.list[i].seen = false;
+    coord->placements.partial = false;
 }
 
 void kvf_placement_sweep(struct kvf_coord *coord, uint64_t revision)
@@ -155,6 +158,11 @@ const struct kvf_placement *kvf_coord_placement_known(const struct kvf_coord *co
 {
     struct kvf_placement_entry *entry = find(&coord->placements, id);
     return entry ? &entry->placement : NULL;
+}
+
+bool kvf_coord_placements_whole(const struct kvf_coord *coord)
+{
+    return coord->synced && !coord->placements.partial;
 }
 
 const struct kvf_placement *kvf_coord_placement_at(const struct kvf_coord *coord, unsigned index)

@@ -496,9 +496,11 @@ static const struct kvf_placement *placement_of(const struct kvf_core *core, con
 }
 
 /* The borrower gave up everything. What he had of sessions that have another home by now was not his to give up: its new home is
- * about to say so (ADOPT), or it goes with the sweep. */
-static void release_all(struct kvf_core *core, const struct kvf_node_peer *p)
+ * about to say so (ADOPT), or it goes with the sweep. BUSY: etcd is away, and what moved meanwhile is not known. */
+static enum kvf_status release_all(struct kvf_core *core, const struct kvf_node_peer *p)
 {
+    if (core->coord && !core->store_up)
+        return KVF_ERR_BUSY;
     struct walk w = walk_holder(core->lend, p->number);
     for (kvf_handle h; (h = walk(core->lend, &w)) != KVF_HANDLE_NONE;) {
         const struct kvf_entry *slot = kvf_index_entry(core->lend->index, h);
@@ -506,6 +508,7 @@ static void release_all(struct kvf_core *core, const struct kvf_node_peer *p)
         if (!placement || strcmp(placement->home, p->member.name) == 0 || slot->state == KVF_LENT_RESERVED)
             kvf_lend_slot_free(core, h);
     }
+    return KVF_OK;
 }
 
 /* ---------------------------------------------------------------- what nobody will release */
@@ -517,7 +520,8 @@ static bool is_elsewhere(struct kvf_core *core, struct kvf_entry *slot, uint32_t
         return false;
     const struct kvf_placement *placement = placement_of(core, slot);
     bool his = placement && strcmp(placement->home, core->peers[slot->peer].member.name) == 0;
-    if (his || !core->store_up) /* etcd is away: nothing is concluded */
+    bool unknown = !core->store_up || (!placement && !kvf_coord_placements_whole(core->coord));
+    if (his || unknown) /* etcd is away, or a record of it cannot be read: nothing is concluded */
         slot->sums = seconds;
     return slot->sums + ELSEWHERE_NS / KVF_SEC < seconds;
 }
@@ -604,8 +608,7 @@ void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const s
         on_release(core, from, message->request, r);
         break;
     case KVF_MSG_RELEASE_ALL:
-        release_all(core, from);
-        answer(from, message->request, KVF_OK, NULL, 0);
+        answer(from, message->request, release_all(core, from), NULL, 0);
         break;
     default:
         on_adopt(core, from, message->request, r);

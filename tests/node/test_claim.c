@@ -178,7 +178,8 @@ static void who_has_nowhere_to_go_waits_for_lent_memory(void **state)
 /* The operator gave borrowers a minute, and they need it: who wants room meanwhile does not wait that long. */
 static void nobody_waits_for_what_comes_late(void **state)
 {
-    struct pair t = pair_of((struct sim_node_config){.dram = 64 * KIB, .lend = 128 * KIB, .block_max = 64 * KIB}, KVF_WAY_ASK, 0, 900);
+    struct sim_node_config small = {.dram = 64 * KIB, .lend = 128 * KIB, .block_max = 64 * KIB};
+    struct pair t = pair_of(small, KVF_WAY_ASK, 0, 900);
     struct store q = {.c = t.c, .n = t.lender};
     assert_int_equal(kvf_queue_create(&t.lender->node, 16, &q.q), KVF_OK);
     uint64_t start = t.c->env.now_ns;
