@@ -7,6 +7,7 @@
  *     serving: ok PORT       | ok */
 #include "bench/far.h"
 #include "base/env.h"
+#include "bench/bench.h"
 #include "bench/limits.h"
 
 #include <arpa/inet.h>
@@ -26,11 +27,13 @@
 #define NONCE_BYTES 16
 #define LABEL "kvf bench"
 #define WAIT_SECONDS 10
+#define PROOF_SECONDS 3 /* for all of a caller's proof: others wait behind it */
 #define HOST_MAX 256
 
 /* One end of the door. */
 struct door {
     int fd;
+    double until; /* by when a line must be whole (kvf_bench_now); 0: each part of it in the socket's time */
     size_t used; /* bytes in `text` that were read, of a line and what follows it */
     char text[LINE_MAX_BYTES];
 };
@@ -62,11 +65,24 @@ static bool say(struct door *d, const char *format, ...)
     return length > 0 && (size_t)length < sizeof line && send(d->fd, line, (size_t)length, MSG_NOSIGNAL) == length;
 }
 
+static void wait_at_most(int fd, double seconds)
+{
+    long us = (long)(seconds * 1e6);
+    struct timeval limit = {.tv_sec = us / 1000000, .tv_usec = us % 1000000};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+}
+
 /* The next line without its end, in `line`. False: there was none in time, it is too long, or the other is gone. */
 static bool hear(struct door *d, char line[LINE_MAX_BYTES])
 {
     char *end;
     while (!(end = memchr(d->text, '\n', d->used))) {
+        double left = d->until - kvf_bench_now();
+        if (d->until > 0 && left < 1e-3)
+            return false;
+        if (d->until > 0)
+            wait_at_most(d->fd, left);
         ssize_t n = d->used < sizeof d->text ? recv(d->fd, d->text + d->used, sizeof d->text - d->used, 0) : 0;
         if (n <= 0)
             return false;
@@ -78,13 +94,6 @@ static bool hear(struct door *d, char line[LINE_MAX_BYTES])
     d->used -= length + 1;
     memmove(d->text, end + 1, d->used);
     return true;
-}
-
-static void wait_at_most(int fd, unsigned seconds)
-{
-    struct timeval limit = {.tv_sec = seconds};
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
 }
 
 static void to_hex(const void *data, size_t bytes, char *text)
@@ -166,16 +175,16 @@ static bool obey(struct door *d, const char *line, const char *address, const ch
 static void receive(int fd, const struct kvf_secret *secret, const struct kvf_far_node *node, const char *address,
                     const char *settings)
 {
-    struct door d = {.fd = fd};
+    struct door d = {.fd = fd, .until = kvf_bench_now() + PROOF_SECONDS};
     char line[LINE_MAX_BYTES], text[2 * KVF_ADDRESS_MAX + 1];
     pid_t running = 0;
     int on = 1;
-    wait_at_most(fd, WAIT_SECONDS);
     if (!proved(&d, secret)) {
         fail("a caller", "it does not prove the secret");
         return;
     }
     /* From now on it may be silent for as long as it measures; a machine that is gone is found by the kernel. */
+    d.until = 0;
     wait_at_most(fd, 0);
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &(int){WAIT_SECONDS}, sizeof(int));

@@ -3,7 +3,7 @@
  * A door, one TCP connection of short lines, tells the measuring side the fabric address of the serving one, and starts and ends
  * there the programs beside which it measures (limits.h). Before any of that the caller proves the cluster's secret by
  * HMAC-SHA-256 over a fresh nonce, as nodes do (secret.h). One caller at a time; another waits. What is measured goes through the
- * fabric, not through here. One thread; every wait ends after 10 s, but for the caller's next line. */
+ * fabric, not through here. One thread; every wait ends after 10 s, that for a proof after 3 s, but for the caller's next line. */
 #ifndef KVF_BENCH_FAR_H
 #define KVF_BENCH_FAR_H
 

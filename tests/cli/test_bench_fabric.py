@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
@@ -41,6 +43,16 @@ class FabricTest(Case):
         self.assertGreater(rows["tcp 64 KiB depth 2, 3 servers of one"]["value"], 0)
         self.assertLessEqual(rows["tcp 64 KiB depth 2, 3 to one: slowest reader"]["ratio"], 1)
 
+    def hung_up_on(self, where):
+        """One that says its proof a letter at a time does not keep the others waiting."""
+        host, port = where.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=20) as caller:
+            end = time.monotonic() + 20
+            with self.assertRaises(OSError):
+                while time.monotonic() < end:
+                    caller.sendall(b"a")
+                    time.sleep(0.1)
+
     def test_two_machines(self):
         """One process serves and another measures with it, who knows the same secret; a third knows another, and learns nothing."""
         with tempfile.TemporaryDirectory() as folder:
@@ -54,6 +66,7 @@ class FabricTest(Case):
                 where = re.search(r"at (\S+);", server.stdout.readline()).group(1)
                 refused = run("kvf", "bench", "fabric", "--peer", where, "--secret-file", os.path.join(folder, "theirs"))
                 self.assert_failed(refused, 1, "another secret")
+                self.hung_up_on(where)
                 _, rows = self.bench("--peer", where, "--size", "64", "--depth", "4", *ours)
                 self.assertGreater(rows["tcp 64 KiB depth 4"]["value"], 0)
                 self.assert_failed(run("kvf", "bench", "fabric", "--peer", where, "--tls", "shm", *ours), 1, "another --tls")
