@@ -269,16 +269,11 @@ static void activate(struct kvf_one_move *m)
     kvf_core_changed(core);
 }
 
-/* What stands in etcd about a staged session: ours, still the old home's, or somebody else's. */
+/* A watch tells what stood in etcd once, perhaps of an earlier session of this id: what stands there now is asked for. */
 void kvf_move_in_placement(struct kvf_one_move *m, const struct kvf_placement *p)
 {
-    if ((m->state != KVF_MOVE_STAGED && m->state != KVF_MOVE_RECEIVING) || m->calling || p->epoch < m->epoch)
-        return;
-    bool ours = strcmp(p->home, m->core->name) == 0 && p->epoch == m->epoch;
-    if (ours && m->state == KVF_MOVE_STAGED)
-        activate(m);
-    else if (!ours)
-        discard(m);
+    if (p->epoch >= m->epoch)
+        m->retry_ns = 0;
 }
 
 static void asked(void *arg, enum kvf_status status, const struct kvf_placement *placement)
@@ -288,8 +283,11 @@ static void asked(void *arg, enum kvf_status status, const struct kvf_placement 
     m->retry_ns = kvf_deadline(kvf_now(m->core->env), ASK_NS);
     if (m->state != KVF_MOVE_STAGED)
         return;
-    if (status == KVF_OK && placement && placement->epoch >= m->epoch)
-        kvf_move_in_placement(m, placement);
+    bool settled = status == KVF_OK && placement && placement->epoch >= m->epoch;
+    if (settled && placement->epoch == m->epoch && strcmp(placement->home, m->core->name) == 0)
+        activate(m);
+    else if (settled)
+        discard(m); /* somebody else's */
     else if (status == KVF_ERR_NOT_FOUND || (status == KVF_OK && m->aborted) ||
              (status == KVF_OK && !kvf_move_peer_there(m) && kvf_now(m->core->env) >= m->deadline_ns))
         discard(m); /* the old home kept it, and is gone with it */

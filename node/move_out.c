@@ -449,9 +449,9 @@ static void settled(void *arg, enum kvf_status status, const struct kvf_placemen
 
 void kvf_move_out_placement(struct kvf_one_move *m, const struct kvf_placement *placement)
 {
-    struct kvf_sess *s = sess_of(m);
-    if (m->state == KVF_MOVE_SETTLING && !m->calling && placement->epoch > s->epoch)
-        settle(m, placement);
+    const struct kvf_sess *s = sess_of(m);
+    if (m->state == KVF_MOVE_SETTLING && placement->epoch > s->epoch)
+        m->retry_ns = 0; /* a watch tells what stood there once, perhaps of an earlier session of this id: it is asked */
 }
 
 /* ---------------------------------------------------------------- start and poll */

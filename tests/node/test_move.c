@@ -476,6 +476,10 @@ static void late_words(struct sim_cluster *c, void *arg)
     kvf_move_message(t->b->core, a,
                      &(struct kvf_message){.type = KVF_MSG_MOVE_TOKENS, .payload = payload, .bytes = kvf_writer_used(&w)});
     kvf_move_message(t->b->core, a, &(struct kvf_message){.type = KVF_MSG_MOVE_ABORT, .payload = payload, .bytes = 16});
+    /* A watch that was held back tells of an earlier session of this id, which had as high an epoch. */
+    kvf_move_placement(t->b->core, &(struct kvf_placement){.id = ID, .home = "lender", .epoch = m->epoch});
+    kvf_move_placement(t->b->core, &(struct kvf_placement){.id = ID, .home = "b", .epoch = m->epoch});
+    assert_false(active_at(t->b) && !home_is(t, "b"));
     t->late++;
 }
 
