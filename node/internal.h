@@ -206,8 +206,9 @@ struct kvf_read {
 };
 
 /* ---------------------------------------------------------------- staging (staging.c)
- * Cold blocks on their way to attention, and a small cache of them: one slot of memory per block, filled chunk by chunk. A block in
- * a lender's memory that is mapped here is not brought: its stage is a view of it, all of which is `have`, as long as it is pinned.
+ * Cold blocks on their way to attention or a get, and a small cache of them: one slot of memory per block, filled chunk by chunk. A
+ * session's block in a lender's memory that is mapped here is not brought: its stage is a view of it, all of which is `have`, as
+ * long as it is pinned.
  * Bit c of the masks is chunk c. have and failed are written by the reactor and read by waiting threads; verified and
  * corrupt are written by the thread that checks. */
 struct kvf_stage {

@@ -183,9 +183,12 @@ uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch)
     }
 }
 
-/* The lender of a block whose memory is mapped here, or NULL. */
+/* The lender of a block whose memory is mapped here, or NULL. Not of an opaque one: a get copies what it has checked, and what lies
+ * at a lender may be another's between the two. */
 static struct kvf_peer *mapped_lender(const struct kvf_core *core, const struct kvf_entry *e)
 {
+    if (kvf_entry_model(e) == KVF_ENTRY_OPAQUE)
+        return NULL;
     const struct kvf_node_peer *p = e->tier == KVF_TIER_REMOTE && e->peer != KVF_PEER_NONE ? &core->peers[e->peer] : NULL;
     return core->in_place && p && p->up && kvf_peer_way(p->peer) == KVF_WAY_MAPPED ? p->peer : NULL;
 }

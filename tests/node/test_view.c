@@ -1,5 +1,5 @@
 /* Attention in a lender's memory: the bits of a pull without one, whatever the lender does to its slots meanwhile. */
-#include "tests/node/world.h"
+#include "tests/node/store.h"
 
 #include "node/lend.h"
 
@@ -253,6 +253,72 @@ static void a_lender_dies_under_a_view(void **state)
     sim_cluster_destroy(t.c);
 }
 
+/* Some key that lies at the lender, and where. */
+static uint64_t remote_key(struct store *q, uint64_t keys, uint64_t *location)
+{
+    for (uint64_t k = 0; k < keys; k++) {
+        struct kvf_key key = key_at(k);
+        key.hi |= KVF_OPAQUE_BIT;
+        kvf_handle h = kvf_index_find(q->n->core->index, key);
+        if (h == KVF_HANDLE_NONE || kvf_index_entry(q->n->core->index, h)->tier != KVF_TIER_REMOTE)
+            continue;
+        *location = kvf_entry_location(kvf_index_entry(q->n->core->index, h));
+        return k;
+    }
+    fail();
+    return 0;
+}
+
+/* A get takes more than one turn; whenever the lender uses the slot for something else meanwhile, what it returns is right, or it
+ * is said to be damaged. */
+static void a_get_whose_slot_is_reused_is_right_or_says_so(void **state)
+{
+    enum { BYTES = 700 << 10, KEYS = 6 };
+    unsigned good = 0, missed = 0;
+    for (unsigned turns = 1; turns < 16; turns++) {
+        struct store q = {.c = sim_cluster_create(SEED)};
+        struct sim_node_config home = {.name = "n", .dram = 2048 * KIB, .staging = 4096 * KIB, .block_max = 1024 * KIB,
+                                       .way = KVF_WAY_MAPPED};
+        q.n = sim_cluster_add(q.c, &home);
+        q.lender = sim_cluster_add(
+            q.c, &(struct sim_node_config){.name = "lender", .dram = 64 * KIB, .lend = 8192 * KIB, .block_max = 1024 * KIB});
+        sim_cluster_connect(q.c);
+        assert_int_equal(kvf_queue_create(&q.n->node, 16, &q.q), KVF_OK);
+        for (uint64_t k = 0; k < KEYS; k++)
+            assert_int_equal(put(&q, k, 1, BYTES), KVF_OK);
+        sim_cluster_settle(q.c, KVF_SEC);
+        uint64_t location = 0, key = remote_key(&q, KEYS, &location);
+        uint8_t *expected = malloc(BYTES), *got = malloc(BYTES + 1), *other = malloc(BYTES);
+        bytes_of(key, 1, expected, BYTES);
+        memset(other, 0x31, BYTES);
+        struct kvf_request r = {.op = KVF_OP_GET, .key = key_at(key), .data = got + 1, .length = BYTES};
+        struct kvf_completion done;
+        size_t n = 0;
+        assert_int_equal(kvf_submit(q.q, &r, 1, 10 * KVF_SEC, &n), KVF_OK);
+        q.c->single = true;
+        for (unsigned i = 0; i < turns; i++)
+            sim_cluster_step(q.c);
+        kvf_fabric_region_write(q.lender->core->fabric, location, other, BYTES);
+        q.c->single = false;
+        for (n = 0; n == 0;) {
+            assert_int_equal(kvf_drain(q.q, &done, 1, &n), KVF_OK);
+            sim_cluster_step(q.c);
+        }
+        assert_true(done.status == KVF_OK || done.status == KVF_ERR_CORRUPT);
+        if (done.status == KVF_OK)
+            assert_memory_equal(got + 1, expected, BYTES);
+        good += done.status == KVF_OK;
+        missed += done.status != KVF_OK;
+        free(expected);
+        free(got);
+        free(other);
+        for (uint64_t k = 0; k < KEYS; k++)
+            op(&q, KVF_OP_REMOVE, k);
+        store_end(&q);
+    }
+    assert_true(good > 0 && missed > 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -263,6 +329,7 @@ int main(void)
         cmocka_unit_test(a_view_does_not_hold_up_a_lender_for_ever),
         cmocka_unit_test(own_blocks_of_the_lender_are_noticed_under_a_view),
         cmocka_unit_test(a_lender_dies_under_a_view),
+        cmocka_unit_test(a_get_whose_slot_is_reused_is_right_or_says_so),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
 }
