@@ -4,6 +4,7 @@
 
 #include "coordinator/internal.h"
 #include "node/lend.h"
+#include "node/move.h"
 #include <string.h>
 
 #define CHECK_EVERY 16 /* steps between the checks of whole cores */
@@ -176,6 +177,12 @@ void check_show(const struct world_node *n)
                     core->peers[i].member.name, core->peers[i].up, (unsigned long long)core->peers[i].borrowed_blocks,
                     (unsigned long long)core->peers[i].lent_blocks, core->peers[i].reset, core->peers[i].untidy,
                     core->peers[i].resetting);
+    for (unsigned i = 0; i < KVF_MOVES_MAX; i++) {
+        const struct kvf_one_move *m = &core->moves->moves[i];
+        if (m->state != KVF_MOVE_FREE)
+            fprintf(stderr, "  %s: move %d of session %llu, peer %s, epoch %llu, calling %d, aborted %d\n", n->name, (int)m->state,
+                    (unsigned long long)m->session, m->peer_name, (unsigned long long)m->epoch, m->calling, m->aborted);
+    }
 }
 
 /* Lenders hold nothing that nobody has. */

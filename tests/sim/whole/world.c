@@ -87,8 +87,12 @@ void world_violated(struct world *w, const char *format, ...)
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
-    fprintf(stderr, "\nrepeat with: sim --seed %llu --events %llu%s --verbose\n", (unsigned long long)w->options.seed,
-            (unsigned long long)w->steps_max, canaries[w->options.canary]);
+    /* Their number is a draw of the seed's unless it was given, and then every draw after it is another. */
+    char events[32] = "";
+    if (w->options.steps)
+        snprintf(events, sizeof events, " --events %llu", (unsigned long long)w->options.steps);
+    fprintf(stderr, "\nrepeat with: sim --seed %llu%s%s --verbose\n", (unsigned long long)w->options.seed, events,
+            canaries[w->options.canary]);
     fflush(NULL);
     _exit(1);
 }
