@@ -149,6 +149,9 @@ void kvf_move_message(struct kvf_core *core, struct kvf_node_peer *from, const s
     case KVF_MSG_MOVE_ABORT:
         kvf_move_in_message(core, from, message);
         return;
+    case KVF_MSG_MOVE_ASK:
+        kvf_move_out_asked(core, from, message);
+        return;
     default:
         kvf_count(&core->counters.messages_refused, 1);
         if (message->request)

@@ -76,6 +76,7 @@ bool kvf_moves_inward(const struct kvf_core *core, const struct kvf_node_peer *f
 
 /* move_out.c */
 void kvf_move_out_poll(struct kvf_one_move *m);
+void kvf_move_out_asked(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
 void kvf_move_out_placement(struct kvf_one_move *m, const struct kvf_placement *placement);
 void kvf_move_out_free_keys(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_key *keys, unsigned n);
 void kvf_move_out_drop(struct kvf_sess *sess); /* a departed session whose new home is gone */

@@ -276,6 +276,28 @@ void kvf_move_in_placement(struct kvf_one_move *m, const struct kvf_placement *p
         m->retry_ns = 0;
 }
 
+static void home_asked(void *arg, enum kvf_status status, const void *payload, size_t bytes)
+{
+    struct kvf_one_move *m = arg;
+    m->calling = false;
+    if (status != KVF_ERR_STALE)
+        return;
+    m->aborted = true;
+    m->retry_ns = 0; /* etcd has the last word */
+}
+
+/* Its MOVE_ABORT may be lost, and then nothing tells that its transaction will not come. */
+static void ask_home(struct kvf_one_move *m)
+{
+    uint8_t which[16];
+    struct kvf_writer w = kvf_writer_of(which, sizeof which);
+    kvf_write_u64(&w, m->session);
+    kvf_write_u64(&w, m->offer.number);
+    struct iovec part = {.iov_base = which, .iov_len = sizeof which};
+    uint64_t deadline = kvf_deadline(kvf_now(m->core->env), CALL_TIMEOUT_NS);
+    m->calling = kvf_fabric_call(m->peer->peer, KVF_MSG_MOVE_ASK, &part, 1, deadline, home_asked, m) == KVF_OK;
+}
+
 static void asked(void *arg, enum kvf_status status, const struct kvf_placement *placement)
 {
     struct kvf_one_move *m = arg;
@@ -291,6 +313,8 @@ static void asked(void *arg, enum kvf_status status, const struct kvf_placement 
     else if (status == KVF_ERR_NOT_FOUND || (status == KVF_OK && m->aborted) ||
              (status == KVF_OK && !kvf_move_peer_there(m) && kvf_now(m->core->env) >= m->deadline_ns))
         discard(m); /* the old home kept it, and is gone with it */
+    else if (status == KVF_OK && kvf_move_peer_there(m))
+        ask_home(m);
 }
 
 void kvf_move_in_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)

@@ -447,6 +447,18 @@ static void settled(void *arg, enum kvf_status status, const struct kvf_placemen
         gone(m);
 }
 
+/* A target that has all of a session wants to know whether to wait for more. ERR_STALE: there is no such move, or no more; what
+ * became of it stands in etcd. */
+void kvf_move_out_asked(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
+{
+    struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
+    uint64_t session = kvf_read_u64(&r), number = kvf_read_u64(&r);
+    const struct kvf_one_move *m = r.bad ? NULL : kvf_move_find(core, session);
+    bool under_way = m && m->state < KVF_MOVE_RECEIVING && m->peer == from && m->offer.number == number;
+    if (message->request)
+        kvf_fabric_reply(from->peer, message->request, under_way ? KVF_OK : KVF_ERR_STALE, NULL, 0, NULL, NULL);
+}
+
 void kvf_move_out_placement(struct kvf_one_move *m, const struct kvf_placement *placement)
 {
     const struct kvf_sess *s = sess_of(m);

@@ -25,6 +25,7 @@ enum kvf_node_message {
     KVF_MSG_READ_DATA, /* the one who was asked to READ -> the asker: some of it */
     KVF_MSG_ATTEND = 52,   /* home -> lender or old home: partial attention over these chunks (attend_remote.h) */
     KVF_MSG_ATTEND_PROBE,  /* home -> them: how fast would you be? */
+    KVF_MSG_MOVE_ASK,      /* target -> home: is that move still under way? */
 };
 
 /* Of a READ_DATA, or of the answer to a READ, what may stand before the bytes. */

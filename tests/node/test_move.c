@@ -649,6 +649,8 @@ static bool move_with_fault(enum fault fault, uint64_t at)
     sim_cluster_settle(c, 60 * KVF_SEC); /* leases end, time-outs too */
     if (x.two_homes)
         fail_msg("two homes: %s at message %u", fault_names[fault], (unsigned)at);
+    if (!x.t.a->dead && !x.t.b->dead && home_is(&x.t, "a"))
+        assert_null(kvf_sess_find(x.t.b->core, ID)); /* the target does not wait for what will not come */
     assert_one_home(&x, st, s);
     engine->compared = engine->different = 0;
     if (fault == CUT) /* whoever has nothing of it any more may learn so late: docs say until the other's end */
