@@ -169,17 +169,23 @@ static void ask(struct kvf_core *core, struct kvf_stage *s, uint64_t mask, uint6
         atomic_store(&s->status, st);
 }
 
+/* What has rested for longest goes. false: nothing rests, or, for a read ahead, that was read ahead itself. */
+static bool make_way(struct kvf_core *core, bool prefetch)
+{
+    uint32_t oldest = core->stage_lru.head;
+    if (oldest == KVF_STAGE_NONE || (prefetch && core->stages[oldest].prefetched))
+        return false;
+    list_remove(core, &core->stage_lru, oldest);
+    stage_free(core, oldest);
+    return true;
+}
+
 uint64_t kvf_stage_memory(struct kvf_core *core, uint32_t bytes, bool prefetch)
 {
     for (;;) {
         uint64_t at = kvf_arena_alloc(core->staging, bytes);
-        if (at != KVF_ARENA_NONE)
+        if (at != KVF_ARENA_NONE || !make_way(core, prefetch))
             return at;
-        uint32_t oldest = core->stage_lru.head;
-        if (oldest == KVF_STAGE_NONE || (prefetch && core->stages[oldest].prefetched))
-            return KVF_ARENA_NONE;
-        list_remove(core, &core->stage_lru, oldest);
-        stage_free(core, oldest);
     }
 }
 
@@ -211,16 +217,13 @@ static uint32_t stage_new(struct kvf_core *core, kvf_handle handle, bool prefetc
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
     struct kvf_stage made = {.handle = KVF_HANDLE_NONE};
+    while (core->stage_free.head == KVF_STAGE_NONE) /* a view needs no memory, and small blocks not all of it */
+        if (!make_way(core, prefetch))
+            return KVF_STAGE_NONE;
     if (!place_new(core, e, &made, prefetch))
         return KVF_STAGE_NONE;
-    uint32_t n = core->stage_free.head; /* making room may have freed some */
-    if (n == KVF_STAGE_NONE) {
-        if (made.view.data)
-            kvf_fabric_view_close(core->fabric, &made.view);
-        else
-            kvf_arena_free(core->staging, (uint64_t)(made.slot - core->memory) - core->staging_at, e->bytes);
-        return KVF_STAGE_NONE;
-    }
+    uint32_t n = core->stage_free.head;
+    assert(n != KVF_STAGE_NONE && made.slot);
     struct kvf_stage *s = &core->stages[n];
     core->stage_free.head = s->next;
     core->stage_free.count--;

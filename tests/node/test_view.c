@@ -253,6 +253,27 @@ static void a_lender_dies_under_a_view(void **state)
     sim_cluster_destroy(t.c);
 }
 
+/* A view needs no room in staging, but a place in its table: what rests there makes way. */
+static void what_rests_in_staging_makes_way_for_views(void **state)
+{
+    struct three t = three_make(NULL);
+    struct kvf_session *other = session_on(t.home, 8);
+    struct kvf_core *core = t.home->core;
+    assert_int_equal(sim_engine_run(engine, other, 1300, 50), KVF_OK);
+    sim_cluster_settle(t.c, KVF_SEC);
+    core->in_place = false;
+    assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_OK);
+    assert_int_equal(sim_engine_step(engine, other, 1), KVF_OK);
+    assert_int_equal(core->stage_free.count, 0);
+    core->in_place = true;
+    uint64_t before = COUNTED(t.home, view_chunks_read);
+    assert_int_equal(sim_engine_step(engine, t.s, 1), KVF_OK);
+    assert_true(COUNTED(t.home, view_chunks_read) > before);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(other), KVF_OK);
+    three_end(&t);
+}
+
 /* Some key that lies at the lender, and where. */
 static uint64_t remote_key(struct store *q, uint64_t keys, uint64_t *location)
 {
@@ -329,6 +350,7 @@ int main(void)
         cmocka_unit_test(a_view_does_not_hold_up_a_lender_for_ever),
         cmocka_unit_test(own_blocks_of_the_lender_are_noticed_under_a_view),
         cmocka_unit_test(a_lender_dies_under_a_view),
+        cmocka_unit_test(what_rests_in_staging_makes_way_for_views),
         cmocka_unit_test(a_get_whose_slot_is_reused_is_right_or_says_so),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
