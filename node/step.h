@@ -33,7 +33,8 @@ float *kvf_device_scores(struct kvf_sess *sess, uint32_t head, uint32_t chunks);
  * thresholds[kv_heads]: the lowest score that was chosen for its score. kvf_device_scores gave room for every head. */
 void kvf_device_step(struct kvf_sess *sess, uint32_t layer, struct kvf_want *wants, uint32_t blocks, const float *thresholds);
 const uint8_t *kvf_device_at(const struct kvf_core *core, uint32_t place);
-/* Copies the fresh chunks of a want into their places: `data` is its block as attention reads it, verified. Without the lock. */
+/* Copies the fresh chunks of a want into their places: `data` is its block as attention reads it, verified; of a view, which is
+ * verified behind its use, again if it did not match. Without the lock. */
 void kvf_device_fill(struct kvf_core *core, const struct kvf_want *want, const uint8_t *data, uint32_t chunk_bytes);
 /* The attend is over: places that are still to be filled are taken back. */
 void kvf_device_end(struct kvf_sess *sess, uint32_t layer, struct kvf_want *wants, uint32_t blocks);
