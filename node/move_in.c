@@ -302,9 +302,9 @@ static void asked(void *arg, enum kvf_status status, const struct kvf_placement 
 {
     struct kvf_one_move *m = arg;
     m->calling = false;
-    m->retry_ns = kvf_deadline(kvf_now(m->core->env), ASK_NS);
     if (m->state != KVF_MOVE_STAGED)
-        return;
+        return; /* the old home's word was faster: the lenders hear of it now */
+    m->retry_ns = kvf_deadline(kvf_now(m->core->env), ASK_NS);
     bool settled = status == KVF_OK && placement && placement->epoch >= m->epoch;
     if (settled && placement->epoch == m->epoch && strcmp(placement->home, m->core->name) == 0)
         activate(m);
