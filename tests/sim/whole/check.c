@@ -136,6 +136,7 @@ void check_step(struct world *w)
         if (w->nodes[i].sim->dead)
             continue;
         check_reclaim(w, &w->nodes[i]);
+        opaque_step(&w->nodes[i]);
         if ((w->steps + i) % CHECK_EVERY != 0)
             continue;
         kvf_core_check(w->nodes[i].sim->core);

@@ -98,13 +98,37 @@ static const struct kvf_entry *entry_of(const struct world_node *n, unsigned key
     return e;
 }
 
+/* A full SSD may evict a durable copy and, later, take the same block again without a promise. Looked at after every poll: no write
+ * ends in the poll that begins it, so a copy that was freed is seen gone even where the next one lies in its place. */
+static void copy_look(struct world_node *n, unsigned key)
+{
+    struct keyed *k = &n->keys[key];
+    uint64_t copy = 0;
+    if (!entry_of(n, key, &copy))
+        copy = 0;
+    if (copy == k->copy)
+        return;
+    if (k->copy) {
+        k->lost = ++n->world->moment;
+        k->durable = false;
+    }
+    k->copy = copy;
+}
+
+void opaque_step(struct world_node *n)
+{
+    for (unsigned key = 0; key < WORLD_KEYS && n->sim->media; key++)
+        copy_look(n, key);
+}
+
 void opaque_crashing(struct world_node *n)
 {
     for (unsigned key = 0; key < WORLD_KEYS; key++) {
         struct keyed *k = &n->keys[key];
         uint64_t copy = 0;
-        k->comes_back = k->durable && !n->rotten && entry_of(n, key, &copy) && copy; /* it may have gone for want of room */
+        k->comes_back = k->durable && !n->rotten && entry_of(n, key, &copy) && copy && copy == k->copy;
         k->durable = k->known = false;
+        k->copy = 0;
     }
 }
 
@@ -125,6 +149,7 @@ void opaque_restarted(struct world_node *n)
                     is_version(key, stamp(n, &k->versions[v], k), 0, lengths[key], n->sim->media->bytes + copy);
         if (!whole)
             world_violated(n->world, "node %s: key %u was durable, and after the crash its bytes are others", n->name, key);
+        k->copy = copy;
         k->durable = k->known = true;
         n->world->totals.durable++;
     }
@@ -242,7 +267,9 @@ static void judge(struct batch *b, const struct kvf_completion *done)
         k->removed = moment;
         versions_end(k, NULL, moment);
     } else if (r->op == KVF_OP_PERSIST) {
-        k->durable |= done->status == KVF_OK && k->known && !k->writing && k->removed < b->begins[i];
+        copy_look(c->node, b->keys[i]);
+        k->durable |= done->status == KVF_OK && k->known && !k->writing && k->removed < b->begins[i] && k->copy &&
+                      k->lost < b->begins[i];
     } else if (r->op == KVF_OP_GET) {
         w->totals.gets++;
         w->totals.misses += done->status == KVF_MISS;

@@ -119,6 +119,8 @@ struct keyed {
     bool known;          /* its bytes are right in this life of the node: put, or looked at; what a start finds may be stale */
     bool durable;        /* it was said to be, and nobody wanted it removed since */
     bool comes_back;     /* it was when the node died: it is there at the next start */
+    uint64_t copy;       /* where its copy on SSD lay when last looked at, 0: nowhere */
+    uint64_t lost;       /* the moment at which a copy was last seen gone; the next is written without a promise */
     uint64_t removed;    /* the moment at which a removal last began or ended */
     unsigned n;
     struct version versions[WORLD_VERSIONS];
@@ -246,6 +248,8 @@ void opaque_batch(struct client *client);
 void opaque_probe(struct client *client);
 /* Removes every key. */
 void opaque_drain(struct client *client);
+/* After every step: a durable copy that goes for want of room takes its promise along, wherever the block lies then. */
+void opaque_step(struct world_node *node);
 /* Just before a crash: which keys must be there after it. */
 void opaque_crashing(struct world_node *node);
 /* After a crash what was removed may be there again. */
