@@ -64,6 +64,7 @@ enum kvf_block_state { KVF_BLOCK_WRITING, KVF_BLOCK_READY, KVF_BLOCK_SPILLING, K
 #define KVF_FLAG_SUMMARY 4  /* its chunks' summaries are known here */
 #define KVF_FLAG_FETCHED 8  /* the new home has it already, though we have not heard yet that the session is its own */
 #define KVF_FLAG_REMOVED 2  /* to be removed when its spill, rise or pins end */
+#define KVF_FLAG_KEEPING 8  /* opaque, so FETCHED never: a durable copy of it is being written */
 #define KVF_FLAG_WIDE 16    /* its words have room for scales (cold.c); set when the entry is made */
 #define KVF_FLAG_INT8 32    /* it lies in 8 bits an element: bytes, chunks and checksums are of these */
 #define KVF_FLAG_FP8 64

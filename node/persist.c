@@ -271,6 +271,7 @@ static void copy_done(void *arg, enum kvf_status status)
     struct kvf_keep *k = arg;
     struct kvf_core *core = k->core;
     struct kvf_entry *e = kvf_index_entry(core->index, k->handle); /* pinned: it is still that block */
+    e->flags &= (uint8_t)~KVF_FLAG_KEEPING;
     bool use = status == KVF_OK && !e->ssd4k && !(e->flags & KVF_FLAG_REMOVED);
     if (use)
         kvf_persist_copy(core, e, k->offset);
@@ -301,6 +302,7 @@ static enum kvf_status copy_start(struct kvf_core *core, struct kvf_keep *k, str
         return KVF_ERR_BUSY;
     }
     kvf_persist_record(core, e, k->offset, &record);
+    e->flags |= KVF_FLAG_KEEPING;
     k->busy = true;
     k->request.done = copy_done;
     k->request.arg = k;
@@ -325,5 +327,7 @@ enum kvf_status kvf_persist_keep(struct kvf_core *core, struct kvf_keep *k, kvf_
         kvf_ssd_commit(core->ssd, &k->request);
         return KVF_IN_PROGRESS;
     }
-    return e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM ? copy_start(core, k, e) : KVF_IN_PROGRESS;
+    /* Never two copies: the later record, of the one that is then freed, would hide the other after a power cut. */
+    bool may_copy = e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM && !(e->flags & KVF_FLAG_KEEPING);
+    return may_copy ? copy_start(core, k, e) : KVF_IN_PROGRESS;
 }

@@ -1,5 +1,6 @@
 /* What survives on the SSD, through the public interface, on a real disk: after kill -9, and after close. */
 #include "base/hash.h"
+#include "node/internal.h"
 
 #include <jansson.h>
 #include <kvf/kvf.h>
@@ -335,6 +336,48 @@ static void without_ssd_nothing_persists(void **state)
     free(data);
 }
 
+static uint64_t blocks_written(struct kvf_node *node)
+{
+    struct kvf_ssd_stats stats;
+    kvf_core_lock(node->core);
+    kvf_ssd_stats(node->core->ssd, &stats);
+    kvf_core_unlock(node->core);
+    return stats.writes;
+}
+
+/* Two who ask for the same block at once get one copy: the record of a second, that is freed, would be the newer one, and after a
+ * loss of power it would stand before the one that lives. */
+static void two_persists_make_one_copy(void **state)
+{
+    enum { key = 5000, both = 2 };
+    uint8_t *data = malloc(BYTES);
+    struct kvf_request r[both];
+    struct kvf_queue *q;
+    struct kvf_node *node = node_open(directory);
+    assert_non_null(node);
+    assert_int_equal(kvf_queue_create(node, 8, &q), KVF_OK);
+    fill(data, key);
+    assert_int_equal(run(q, KVF_OP_PUT, key, data, BYTES).status, KVF_OK);
+    uint64_t before = blocks_written(node);
+    size_t n = 0;
+    for (unsigned i = 0; i < both; i++)
+        r[i] = (struct kvf_request){.op = KVF_OP_PERSIST, .key = {.hi = SEED, .lo = key}};
+    assert_int_equal(kvf_submit(q, r, both, 10000000000ull, &n), KVF_OK);
+    assert_int_equal(n, both);
+    for (unsigned left = both; left > 0; left -= (unsigned)n) {
+        struct kvf_completion c[both];
+        struct pollfd wait = {.fd = kvf_queue_fd(q), .events = POLLIN};
+        poll(&wait, 1, 1000);
+        assert_int_equal(kvf_drain(q, c, both, &n), KVF_OK);
+        for (size_t i = 0; i < n; i++)
+            assert_int_equal(c[i].status, KVF_OK);
+    }
+    assert_int_equal(blocks_written(node), before + 1);
+    kvf_queue_destroy(q);
+    kvf_node_close(node);
+    free(data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -343,6 +386,7 @@ int main(void)
         cmocka_unit_test(a_durable_block_stays_so_when_it_comes_back),
         cmocka_unit_test(blocks_of_sessions_are_orphans),
         cmocka_unit_test(orphans_make_room_for_entries),
+        cmocka_unit_test(two_persists_make_one_copy),
         cmocka_unit_test(without_ssd_nothing_persists),
     };
     return cmocka_run_group_tests(tests, open_world, close_world);
