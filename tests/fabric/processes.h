@@ -470,4 +470,19 @@ static inline bool no_ucx(void)
     kvf_transport_ucx_about(about, sizeof about);
     return strncmp(about, "UCX ", 4) != 0;
 }
+
+/* How main() of a test program begins: as a peer, or not at all without UCX. The exit code; -1: its tests are to be run. */
+static inline int program_start(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "peer") == 0)
+        return child_main(argc, argv);
+    if (no_ucx()) {
+        printf("skipped: UCX is not built in\n");
+        return 77;
+    }
+    if (readlink("/proc/self/exe", program, sizeof program - 1) < 0)
+        return 1;
+    signal(SIGPIPE, SIG_IGN);
+    return -1;
+}
 #endif

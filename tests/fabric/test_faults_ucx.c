@@ -136,15 +136,9 @@ static void stopped_amid_large_calls_over_shared_memory(void **state) { stopped_
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "peer") == 0)
-        return child_main(argc, argv);
-    if (no_ucx()) {
-        printf("skipped: UCX is not built in\n");
-        return 77;
-    }
-    if (readlink("/proc/self/exe", program, sizeof program - 1) < 0)
-        return 1;
-    signal(SIGPIPE, SIG_IGN);
+    int ended = program_start(argc, argv);
+    if (ended >= 0)
+        return ended;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(killed_amid_64_reads_over_tcp),
         cmocka_unit_test(killed_amid_64_reads_over_shared_memory),

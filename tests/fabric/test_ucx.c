@@ -295,15 +295,9 @@ static int rdma_tests(void)
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "peer") == 0)
-        return child_main(argc, argv);
-    if (no_ucx()) {
-        printf("skipped: UCX is not built in\n");
-        return 77;
-    }
-    if (readlink("/proc/self/exe", program, sizeof program - 1) < 0)
-        return 1;
-    signal(SIGPIPE, SIG_IGN);
+    int ended = program_start(argc, argv);
+    if (ended >= 0)
+        return ended;
     if (getenv("KVF_TEST_RDMA"))
         return rdma_tests();
     const struct CMUnitTest tests[] = {

@@ -140,15 +140,9 @@ static void a_peer_is_killed_while_it_writes_under_a_view(void **state)
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "peer") == 0)
-        return child_main(argc, argv);
-    if (no_ucx()) {
-        printf("skipped: UCX is not built in\n");
-        return 77;
-    }
-    if (readlink("/proc/self/exe", program, sizeof program - 1) < 0)
-        return 1;
-    signal(SIGPIPE, SIG_IGN);
+    int ended = program_start(argc, argv);
+    if (ended >= 0)
+        return ended;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_mixture_of_two_writes_is_never_believed),
         cmocka_unit_test(a_peer_is_killed_under_a_view),

@@ -86,8 +86,8 @@ static void own_blocks_come_before_those_of_others(void **state)
     }
 }
 
-/* What the claim leads to: everything that is read is in DRAM, so nothing is read below it any more. */
-static void the_claim_ends_when_own_dram_suffices(void **state)
+/* A lender whose own session reads more than its DRAM has, for 20 s. */
+static struct pair pair_that_claims(struct kvf_session **out)
 {
     struct pair t = pair_make((struct sim_node_config){.dram = 128 * KIB, .lend = 256 * KIB, .ssd = 4096 * KIB}, KVF_WAY_ASK);
     struct kvf_session *s = session_on(t.lender, 7);
@@ -97,6 +97,15 @@ static void the_claim_ends_when_own_dram_suffices(void **state)
         staging_forget(t.lender);
         sim_cluster_settle(t.c, KVF_SEC);
     }
+    *out = s;
+    return t;
+}
+
+/* What the claim leads to: everything that is read is in DRAM, so nothing is read below it any more. */
+static void the_claim_ends_when_own_dram_suffices(void **state)
+{
+    struct kvf_session *s;
+    struct pair t = pair_that_claims(&s);
     uint64_t claims = COUNTED(t.lender, lend_claims), limit = stats_of(t.lender).limit_bytes;
     assert_true(claims > 0 && limit > 0); /* not all of it was needed */
     for (unsigned i = 0; i < 20; i++) {
@@ -252,14 +261,8 @@ static void what_is_no_longer_needed_is_lent_again(void **state)
 /* ... and that ends nobody's time to move what is wanted back for another reason. */
 static void what_is_lent_again_takes_nothing_by_force(void **state)
 {
-    struct pair t = pair_make((struct sim_node_config){.dram = 128 * KIB, .lend = 256 * KIB, .ssd = 4096 * KIB}, KVF_WAY_ASK);
-    struct kvf_session *s = session_on(t.lender, 7);
-    assert_int_equal(sim_engine_run(engine, s, 800, 50), KVF_OK);
-    for (unsigned i = 0; i < 20; i++) {
-        decode(s, 1);
-        staging_forget(t.lender);
-        sim_cluster_settle(t.c, KVF_SEC);
-    }
+    struct kvf_session *s;
+    struct pair t = pair_that_claims(&s);
     const struct kvf_claim *claim = &t.lender->core->lend->claim;
     uint64_t window = 10 * KVF_SEC;
     assert_true(stats_of(t.lender).claimed_bytes > 0);
