@@ -27,7 +27,7 @@
 #include "fabric/transport.h"
 
 #define KVF_WIRE_MAGIC 0x4246564bu /* "KVFB" */
-#define KVF_WIRE_VERSION 5
+#define KVF_WIRE_VERSION 6
 #define KVF_WIRE_HEADER_BYTES 80
 #define KVF_WIRE_TAG_AT 72 /* the tag covers what is before it */
 _Static_assert(KVF_WIRE_HEADER_BYTES <= KVF_FRAME_HEADER_MAX, "a transport carries our header");

@@ -39,7 +39,7 @@ static void a_header_has_the_bytes_of_the_protocol(void **state)
     struct kvf_wire_header h = sample_header(), back;
     uint8_t bytes[KVF_WIRE_HEADER_BYTES];
     kvf_wire_header_encode(&h, bytes);
-    assert_memory_equal(bytes, "KVFB\5\0\50\0", 8);
+    assert_memory_equal(bytes, "KVFB\6\0\50\0", 8);
     assert_int_equal(bytes[16], 0x88); /* little-endian, at the offsets of the table in wire.h */
     assert_int_equal(bytes[24], 9);
     assert_int_equal(bytes[32], 10);
