@@ -45,15 +45,18 @@ const struct kvf_config_value *kvf_config_value_find(const char *name, size_t le
     return NULL;
 }
 
-/* Levenshtein's distance with one row. Both strings are at most NAME_MAX_BYTES long. */
-static unsigned distance(const char *a, size_t a_length, const char *b, size_t b_length)
+/* Levenshtein's distance with one row, or `limit` as soon as it is known to be no less. Both strings are at most NAME_MAX_BYTES
+ * long. */
+static unsigned distance(const char *a, size_t a_length, const char *b, size_t b_length, unsigned limit)
 {
     assert(a_length <= NAME_MAX_BYTES && b_length <= NAME_MAX_BYTES);
     unsigned row[NAME_MAX_BYTES + 1];
+    if ((a_length > b_length ? a_length - b_length : b_length - a_length) >= limit)
+        return limit;
     for (size_t j = 0; j <= b_length; j++)
         row[j] = (unsigned)j;
     for (size_t i = 1; i <= a_length; i++) {
-        unsigned diagonal = row[0];
+        unsigned diagonal = row[0], least = (unsigned)i;
         row[0] = (unsigned)i;
         for (size_t j = 1; j <= b_length; j++) {
             unsigned best = diagonal + (a[i - 1] != b[j - 1]);
@@ -63,7 +66,11 @@ static unsigned distance(const char *a, size_t a_length, const char *b, size_t b
             if (row[j - 1] + 1 < best)
                 best = row[j - 1] + 1;
             row[j] = best;
+            if (best < least)
+                least = best;
         }
+        if (least >= limit)
+            return limit;
     }
     return row[b_length];
 }
@@ -75,7 +82,7 @@ const char *kvf_config_value_nearest(const char *name, size_t length)
     if (length > NAME_MAX_BYTES)
         length = NAME_MAX_BYTES;
     for (size_t i = 0; i < TABLE_COUNT; i++) {
-        unsigned d = distance(name, length, table[i].name, strlen(table[i].name));
+        unsigned d = distance(name, length, table[i].name, strlen(table[i].name), best_distance);
         if (d < best_distance) {
             best = table[i].name;
             best_distance = d;
