@@ -7,7 +7,7 @@
  * block's stage pinned (kvf_stage_pinned). A scale that changed by itself is found like a damaged chunk, since the checksums of
  * a cold block are seeded with its scales. */
 #include "kernels/cold.h"
-#include "node/internal.h"
+#include "node/cold.h"
 #include <assert.h>
 #include <string.h>
 

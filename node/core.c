@@ -651,6 +651,8 @@ void kvf_core_check(struct kvf_core *core)
         assert(blocks[t] == core->tier_blocks[t]);
         assert(bytes[t] == core->tier_bytes[t]);
     }
+    for (const struct kvf_sess *s = core->sessions_all; s && kvf_spills_idle(core) && kvf_rises_bytes(core) == 0; s = s->after)
+        assert(s->spilling == 0);
     assert(copies == core->ssd_copies);
     assert(listed == kvf_dramlist_count(core->dram_blocks));
     kvf_dramlist_check(core->dram_blocks);

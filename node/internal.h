@@ -150,7 +150,8 @@ struct kvf_sess {
     float *summaries;    /* [streams][summary_chunks_room][summary_floats] mean keys of sealed chunks */
     uint32_t summary_chunks_room;
     uint64_t lost;       /* entries in state LOST */
-    uint64_t spilling;   /* entries in SPILLING or RISING */
+    uint64_t spilling;   /* copies of its blocks under way, up or down */
+    uint64_t life;       /* which of the sessions that had this id it is: each copy knows whose it is */
     uint64_t from_peer;  /* entries in tier PEER: still to stream in */
     uint64_t departed_left; /* DEPARTED: entries that the new home has not said it has */
     bool dropping, move_wanted; /* UNKNOWN: etcd may have forgotten it, another drop can tell; a move waits for the step to end */
@@ -322,7 +323,7 @@ struct kvf_core {
     struct kvf_sess **sessions; /* hash table of `session_buckets` */
     uint32_t session_buckets;
     struct kvf_sess *sessions_all; /* the same, the newest first */
-    uint64_t n_sessions;
+    uint64_t n_sessions, session_lives;
 
     struct kvf_reads *reads;
     struct kvf_hedges *hedges;
@@ -526,6 +527,10 @@ struct kvf_sess *kvf_sess_find(struct kvf_core *core, uint64_t id);
 uint64_t kvf_sess_owner(const struct kvf_sess *sess, uint32_t index);
 kvf_handle kvf_sess_block(struct kvf_sess *sess, uint32_t layer, uint32_t head, uint32_t index);
 enum kvf_status kvf_sess_tokens_room(struct kvf_sess *sess, uint64_t tokens);
+/* A block begins to be copied up or down, and has been: its session counts that. Returns the session's life, 0 where there is none.
+ * The block may outlive its session, and another session have its id by then. */
+uint64_t kvf_sess_copy_begin(struct kvf_core *core, const struct kvf_entry *entry);
+void kvf_sess_copy_end(struct kvf_core *core, const struct kvf_entry *entry, uint64_t life);
 void kvf_sess_summarise(struct kvf_sess *sess, uint32_t layer, uint32_t head, uint32_t index, const uint8_t *block);
 enum kvf_status kvf_model_add(struct kvf_core *core, const struct kvf_model_desc *desc, struct kvf_model **out);
 void kvf_sess_scratch_free(struct kvf_sess *sess); /* step.c */
@@ -622,7 +627,7 @@ uint64_t *kvf_ahead_masks(struct kvf_sess *sess, uint32_t layer, uint32_t blocks
 void kvf_ahead_cancel(struct kvf_sess *sess);
 void kvf_ahead_free(struct kvf_sess *sess);
 
-/* cold.c: blocks in 8 bits an element */
+/* cold.c: blocks in 8 bits an element. How they go down is in cold.h. */
 enum kvf_cold_format kvf_cold_format_named(const char *name); /* of the setting */
 enum kvf_cold_format kvf_cold_format_of(const struct kvf_entry *entry);
 struct kvf_cold kvf_cold_shape(const struct kvf_model *model, enum kvf_cold_format format);
@@ -636,22 +641,6 @@ void kvf_cold_words_free(struct kvf_core *core, const struct kvf_entry *entry);
 /* The seed of a cold block's checksums: `seed` is kvf_block_seed's. */
 uint64_t kvf_cold_seed(const struct kvf_dev *dev, uint64_t seed, const struct kvf_cold *shape, const void *scales);
 
-/* A block in DRAM as it goes down: in place, or encoded in staging memory. */
-struct kvf_cold_copy {
-    const uint8_t *data; /* whole pages may be written from it */
-    uint32_t bytes, chunk_bytes;
-    enum kvf_cold_format format;
-    uint64_t *words;       /* its checksums and scales */
-    uint64_t seed;         /* of the checksums */
-    uint64_t slot;         /* of staging, KVF_ARENA_NONE: none */
-    uint32_t slot_bytes;
-};
-void kvf_cold_turn(struct kvf_core *core); /* a new turn of the reactor: some blocks may be encoded again */
-/* false: not now (no staging memory, or enough for this turn). A block that has no cold form is taken as it is. */
-bool kvf_cold_copy_make(struct kvf_core *core, const struct kvf_entry *entry, struct kvf_cold_copy *copy);
-/* The size that the copy will have, unless the block has no cold form: then it is the block's. */
-uint32_t kvf_cold_copy_bytes(const struct kvf_core *core, const struct kvf_entry *entry);
-void kvf_cold_copy_free(struct kvf_core *core, struct kvf_cold_copy *copy);
 /* Staging memory for codes on their way, of the share that such may have; KVF_ARENA_NONE: not now. */
 uint64_t kvf_cold_slot(struct kvf_core *core, uint32_t bytes, bool prefetch);
 void kvf_cold_slot_free(struct kvf_core *core, uint64_t slot, uint32_t bytes);

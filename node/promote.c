@@ -29,6 +29,7 @@ struct rise {
     bool yields;        /* its lender wants the memory back: in DRAM it is the next to go down */
     uint64_t mask;
     uint64_t verified;  /* of it, when it came */
+    uint64_t life;      /* of the session that counts it */
     uint64_t start_ns;
 };
 
@@ -106,8 +107,7 @@ static void rise_end(struct rise *r, enum kvf_status status)
     codes_free(r);
     r->busy = false;
     core->rise->active--;
-    if (sess)
-        sess->spilling--;
+    kvf_sess_copy_end(core, e, r->life);
     if (keep) {
         kvf_latency_add(&core->latencies, KVF_LATENCY_RISE, kvf_now(core->env) - r->start_ns);
         place(r);
@@ -229,9 +229,7 @@ static bool rise_start(struct kvf_core *core, kvf_handle h, uint64_t now, bool y
         codes_free(r);
         return false;
     }
-    struct kvf_sess *sess = kvf_block_session(core, e);
-    if (sess)
-        sess->spilling++;
+    r->life = kvf_sess_copy_begin(core, e);
     e->state = KVF_BLOCK_RISING;
     kvf_bucket_take(&core->rise->budget, e->bytes, now);
     r->busy = true;

@@ -79,6 +79,7 @@ enum kvf_status kvf_sess_new(struct kvf_core *core, struct kvf_model *model, uin
     s->core = core;
     s->model = model;
     s->id = id;
+    s->life = ++core->session_lives;
     s->tail = malloc(sizeof *s->tail * model->streams * KVF_TAIL_BLOCKS);
     s->step_layers = calloc(model->desc.layers, 1);
     if (!s->tail || !s->step_layers) {
@@ -153,6 +154,25 @@ void kvf_sess_free(struct kvf_sess *s)
     free(s->step_layers);
     free(s);
     kvf_core_changed(core);
+}
+
+uint64_t kvf_sess_copy_begin(struct kvf_core *core, const struct kvf_entry *e)
+{
+    struct kvf_sess *s = kvf_block_session(core, e);
+    assert(!(e->flags & KVF_FLAG_REMOVED));
+    if (!s)
+        return 0;
+    s->spilling++;
+    return s->life;
+}
+
+void kvf_sess_copy_end(struct kvf_core *core, const struct kvf_entry *e, uint64_t life)
+{
+    struct kvf_sess *s = life ? kvf_block_session(core, e) : NULL;
+    if (!s || s->life != life)
+        return;
+    assert(s->spilling > 0);
+    s->spilling--;
 }
 
 enum kvf_status kvf_sess_tokens_room(struct kvf_sess *s, uint64_t tokens)

@@ -6,6 +6,7 @@
  * Readers use the DRAM copy until FINISHING, which closes the block to pins without the lock, finds no pin on it; only then is its
  * memory free. */
 #include "node/claim.h"
+#include "node/cold.h"
 #include "node/dram.h"
 #include "node/wire.h"
 #include <assert.h>
@@ -127,17 +128,15 @@ uint64_t kvf_spills_bytes(const struct kvf_core *core)
 
 /* ---------------------------------------------------------------- one block */
 
-static void take(struct kvf_core *core, kvf_handle h, const struct kvf_cold_copy *copy)
+static void take(struct kvf_core *core, kvf_handle h, struct kvf_cold_copy *copy)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, h);
-    struct kvf_sess *sess = kvf_block_session(core, e);
     assert(e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM);
     kvf_block_unlist(core, h);
     e->state = KVF_BLOCK_SPILLING;
     core->spills->going_bytes += e->bytes;
     kvf_bucket_take(&core->spills->budget, copy->bytes, kvf_now(core->env));
-    if (sess)
-        sess->spilling++;
+    copy->life = kvf_sess_copy_begin(core, e);
 }
 
 /* Whether the block still has to wait in DRAM though its copy is whole: somebody reads it. Else nobody can any more. */
@@ -151,11 +150,9 @@ static void give(struct kvf_core *core, kvf_handle h, enum kvf_tier to, uint16_t
                  struct kvf_cold_copy *copy)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, h);
-    struct kvf_sess *sess = kvf_block_session(core, e);
     assert(e->state == KVF_BLOCK_SPILLING);
     core->spills->going_bytes -= e->bytes;
-    if (sess)
-        sess->spilling--;
+    kvf_sess_copy_end(core, e, copy->life);
     bool removed = e->flags & KVF_FLAG_REMOVED;
     if (to == KVF_TIER_COUNT) {
         e->state = KVF_BLOCK_READY;

@@ -524,6 +524,43 @@ static void an_id_can_be_used_again_while_its_blocks_are_read(void **state)
     trio_end(&t);
 }
 
+/* A session that moved away is gone here while what it left is still being written down; a later one of its id counts only what
+ * is copied of its own. */
+static void an_id_comes_again_while_what_moved_away_is_written(void **state)
+{
+    struct sim_cluster *c = sim_cluster_create(SEED);
+    struct sim_node *a = sim_cluster_add(c, &(struct sim_node_config){.name = "a", .dram = 128 * KIB, .ssd = 4096 * KIB});
+    struct sim_node *b = sim_cluster_add(c, &(struct sim_node_config){.name = "b", .dram = 512 * KIB, .up_budget = 1});
+    struct kvf_session *s, *filler;
+    sim_cluster_connect(c);
+    s = session_on(a, 7);
+    assert_int_equal(sim_engine_run(engine, s, 400, 50), KVF_OK);
+    assert_int_equal(kvf_session_move(s, "b", KVF_SEC, NULL), KVF_OK);
+    kvf_session_close(s);
+    const struct kvf_sess *left = kvf_sess_find(a->core, 7);
+    assert_true(left && left->departed_left > 4);
+    sim_disk_hold(a->disk, true);
+    filler = session_on(a, 8);
+    assert_int_equal(sim_engine_run(engine, filler, 400, 16), KVF_ERR_FULL);
+    assert_true(left->spilling > 0);
+    assert_int_equal(kvf_session_attach(&b->node, sim_engine_model(engine, b), 7, KVF_SEC, &s), KVF_OK);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    sim_cluster_settle(c, KVF_SEC / 2); /* FREE arrives */
+    assert_null(kvf_sess_find(a->core, 7));
+    s = session_on(a, 7);
+    sim_disk_hold(a->disk, false);
+    sim_cluster_settle(c, KVF_SEC);
+    sim_cluster_check(c);
+    assert_int_equal(s->sess->spilling, 0);
+    assert_int_equal(sim_engine_run(engine, s, 100, 50), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    assert_int_equal(kvf_session_drop(filler), KVF_OK);
+    sim_cluster_settle(c, KVF_SEC);
+    assert_true(sim_cluster_empty(a) && sim_cluster_empty(b));
+    sim_cluster_destroy(c);
+}
+
 static void an_index_that_is_full_delays_sealing_and_then_says_so(void **state)
 {
     struct sim_cluster *c = sim_cluster_create(SEED);
@@ -566,6 +603,7 @@ int main(void)
         cmocka_unit_test(tokens_and_state_are_kept),
         cmocka_unit_test(an_id_can_be_used_again_at_once),
         cmocka_unit_test(an_id_can_be_used_again_while_its_blocks_are_read),
+        cmocka_unit_test(an_id_comes_again_while_what_moved_away_is_written),
         cmocka_unit_test(an_index_that_is_full_delays_sealing_and_then_says_so),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
