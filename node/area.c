@@ -2,7 +2,7 @@
  *
  * The tier's states: ok -> degraded (a write failed) -> ok (a probe went through); off: the area could not be opened at the
  * start, and the node runs without it (ssd.required false). */
-#include "node/internal.h"
+#include "node/persist.h"
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>

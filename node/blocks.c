@@ -1,10 +1,11 @@
 /* Opaque blocks under a key: put, get, exists, remove, in batches, with completions and an event fd.
  *
  * What can be done at once (exists, remove, a get from DRAM, a put into free DRAM) is done in the submit, a get from DRAM and
- * a pin without the lock wherever the index lets them (tiers/index.h); the rest stands
- * in the node's list of pending requests and is looked at in every poll: a put waits for room in DRAM, a get for its bytes
- * in staging or, where the caller's memory is registered and aligned, for the read that goes straight there. */
+ * a pin without the lock wherever the index lets them (tiers/index.h); the rest stands in the node's list of pending requests and
+ * is looked at in every poll: a put waits for room in DRAM, a get for its bytes in staging or, where the caller's memory is
+ * registered and aligned, for the read that goes straight there. */
 #include "node/dram.h"
+#include "node/persist.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -14,7 +15,6 @@
 
 #define QUEUES_MAX 256
 #define RUN_MAX 64 /* requests that are started together: bits of a mask */
-
 enum pending_state { PENDING_FREE, PENDING_PUT, PENDING_FILL, PENDING_STAGED, PENDING_DIRECT, PENDING_PERSIST };
 
 /* Bytes that one turn of the reactor copies and checks, under the lock: what is larger goes on in the next turn, so that
@@ -130,8 +130,8 @@ static struct pending *pending_new(struct kvf_queue *q, const struct kvf_request
     assert(p);
     q->free = p->next;
     *p = (struct pending){.queue = q, .state = state, .request = *r, .key = key_of(r->key), .start_ns = start_ns,
-                          .deadline_ns = deadline_ns,
-                          .stage = KVF_STAGE_NONE, .next = core->blocks->pending, .at = &core->blocks->pending};
+                          .deadline_ns = deadline_ns, .stage = KVF_STAGE_NONE, .next = core->blocks->pending,
+                          .at = &core->blocks->pending};
     if (p->next)
         p->next->at = &p->next;
     core->blocks->pending = p;
@@ -517,10 +517,22 @@ static void staged_poll(struct kvf_core *core, struct pending *p, uint64_t now)
 
 /* ---------------------------------------------------------------- persist */
 
+/* A copy that was found has been read: a portion of it is compared. false: that goes on, or the SSD does. */
+static bool found_compare(struct kvf_core *core, struct pending *p, uint64_t now)
+{
+    const struct kvf_entry *e = kvf_index_entry(core->index, p->keep.handle); /* which is there as long as the keep has data */
+    enum kvf_status st = p->queue->closing ? KVF_CANCELLED : now >= p->deadline_ns ? KVF_ERR_DEADLINE : KVF_OK;
+    p->mask = mask_of(core, e, 0, e->bytes);
+    if (st == KVF_OK && (st = verify(core, p, e, p->keep.data)) == KVF_IN_PROGRESS)
+        return false;
+    kvf_persist_compared(&p->keep, st);
+    return !p->keep.busy;
+}
+
 static void persist_poll(struct kvf_core *core, struct pending *p, uint64_t now)
 {
     kvf_handle h = KVF_HANDLE_NONE;
-    if (p->keep.busy)
+    if (p->keep.busy || (p->keep.data && !found_compare(core, p, now)))
         return; /* the SSD has the request: it ends it */
     enum kvf_status st = p->keep.status;
     if (st == KVF_IN_PROGRESS) {

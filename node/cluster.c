@@ -1,6 +1,7 @@
 /* The node among others: members from etcd become peers of the fabric; a peer's death makes its blocks misses. */
 #include "node/internal.h"
 #include "node/move.h"
+#include "node/persist.h"
 #include "node/reclaim.h"
 #include "node/wire.h"
 #include <assert.h>

@@ -3,6 +3,7 @@
 #include "node/claim.h"
 #include "node/dram.h"
 #include "node/lend.h"
+#include "node/persist.h"
 #include "node/ram.h"
 #include "node/scrub.h"
 #include <assert.h>
@@ -284,7 +285,7 @@ void kvf_block_lose(struct kvf_core *core, kvf_handle handle)
 void kvf_block_remove(struct kvf_core *core, kvf_handle handle)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
-    bool held = !kvf_entry_close(e, true);
+    bool held = !kvf_entry_close(e, true) || kvf_persist_keeping(e);
     if (held || e->state == KVF_BLOCK_SPILLING || e->state == KVF_BLOCK_RISING || e->state == KVF_BLOCK_WRITING) {
         e->flags |= KVF_FLAG_REMOVED;
         if (e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_DRAM) {
@@ -315,8 +316,7 @@ void kvf_block_disown(struct kvf_core *core, kvf_handle handle)
     forget(core, handle);
 }
 
-/* A block that was to go when its pins end, and may now. */
-static void reap(struct kvf_core *core, kvf_handle handle)
+void kvf_block_reap(struct kvf_core *core, kvf_handle handle)
 {
     const struct kvf_entry *e = kvf_index_entry(core->index, handle);
     if (kvf_entry_pins(e) == 0 && e->state == KVF_BLOCK_READY && (e->flags & KVF_FLAG_REMOVED))
@@ -326,7 +326,7 @@ static void reap(struct kvf_core *core, kvf_handle handle)
 void kvf_block_let_go(struct kvf_core *core, kvf_handle handle)
 {
     if (kvf_entry_unpin(kvf_index_entry(core->index, handle)) == 0)
-        reap(core, handle);
+        kvf_block_reap(core, handle);
 }
 
 /* A reader without the lock let go last of what somebody waits for. Whoever had the lock meanwhile may have been faster. */
@@ -335,7 +335,7 @@ static void last_pin_gone(void *arg, kvf_handle handle)
     struct kvf_core *core = arg;
     kvf_core_lock(core);
     if (kvf_index_is_live(core->index, handle))
-        reap(core, handle);
+        kvf_block_reap(core, handle);
     kvf_core_unlock(core);
 }
 
@@ -639,6 +639,8 @@ void kvf_core_check(struct kvf_core *core)
             bytes[e->tier] += e->bytes;
         }
         copies += e->ssd4k != 0;
+        bool opaque = kvf_entry_model(e) == KVF_ENTRY_OPAQUE;
+        assert(!opaque || !(e->flags & KVF_FLAG_FOUND) || e->ssd4k || e->tier == KVF_TIER_SSD);
         bool in_dram = e->tier == KVF_TIER_DRAM && (e->state == KVF_BLOCK_READY || e->state == KVF_BLOCK_SPILLING);
         bool kept = in_dram && !(e->flags & KVF_FLAG_REMOVED);
         assert(!kvf_entry_is_open(e) || kept);

@@ -8,6 +8,7 @@
 #include "base/hash.h"
 #include "node/claim.h"
 #include "node/dram.h"
+#include "node/persist.h"
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,6 +179,8 @@ static uint64_t hand_on(struct kvf_core *core, uint64_t bytes, bool copies)
         }
         struct kvf_entry *e = kvf_index_entry(core->index, h);
         bool above = e->tier == KVF_TIER_DRAM || e->tier == KVF_TIER_REMOTE;
+        if (kvf_persist_keeping(e)) /* its slot is being written */
+            continue;
         if (copies && opaque(e) && e->ssd4k && above && e->state == KVF_BLOCK_READY) {
             sum += e->bytes;
             kvf_persist_forget(core, e);

@@ -6,6 +6,7 @@
  * over long since. It is verified here, so that a damaged copy loses the race instead of spoiling it.
  *
  * Not for one-sided reads (RDMA): nothing short of ending the link stops them from writing into the caller's memory. */
+#include "node/persist.h"
 #include "node/read.h"
 #include <assert.h>
 #include <stdlib.h>

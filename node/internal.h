@@ -64,7 +64,8 @@ enum kvf_block_state { KVF_BLOCK_WRITING, KVF_BLOCK_READY, KVF_BLOCK_SPILLING, K
 #define KVF_FLAG_SUMMARY 4  /* its chunks' summaries are known here */
 #define KVF_FLAG_FETCHED 8  /* the new home has it already, though we have not heard yet that the session is its own */
 #define KVF_FLAG_REMOVED 2  /* to be removed when its spill, rise or pins end */
-#define KVF_FLAG_KEEPING 8  /* opaque, so FETCHED never: a durable copy of it is being written */
+#define KVF_FLAG_FOUND 4    /* opaque, so SUMMARY never: its copy on SSD was found at the start, and not written since */
+#define KVF_FLAG_KEEPING 8  /* opaque, so FETCHED never: a durable copy of it is being written; the copy that it has stays */
 #define KVF_FLAG_WIDE 16    /* its words have room for scales (cold.c); set when the entry is made */
 #define KVF_FLAG_INT8 32    /* it lies in 8 bits an element: bytes, chunks and checksums are of these */
 #define KVF_FLAG_FP8 64
@@ -421,6 +422,8 @@ void kvf_block_remove(struct kvf_core *core, kvf_handle handle); /* frees its co
 void kvf_block_disown(struct kvf_core *core, kvf_handle handle);
 /* Ends a pin; a block marked REMOVED goes with its last one. */
 void kvf_block_let_go(struct kvf_core *core, kvf_handle handle);
+/* A block marked REMOVED goes, if nothing holds it any more. */
+void kvf_block_reap(struct kvf_core *core, kvf_handle handle);
 void kvf_block_release_copy(struct kvf_core *core, enum kvf_tier tier, uint16_t peer, uint64_t location, uint32_t bytes,
                             unsigned chunks, struct kvf_key key);
 /* Takes a DRAM block out of the list of blocks that may be spilled, and back. */
@@ -468,42 +471,6 @@ enum kvf_status kvf_area_create(struct kvf_core *core, char *error, size_t error
 void kvf_area_off(struct kvf_core *core, enum kvf_status status, const char *why);
 /* Each turn: logs and counts when the tier becomes degraded or recovers. */
 void kvf_area_watch(struct kvf_core *core);
-
-/* persist.c: what survives on this node's SSD */
-/* A block on its way to stay; the caller's, until it is not busy. */
-struct kvf_keep {
-    struct kvf_core *core;
-    kvf_handle handle;
-    uint64_t offset;
-    bool busy;              /* the SSD has the request */
-    enum kvf_status status; /* IN_PROGRESS: not begun, or not done */
-    struct kvf_ssd_request request;
-};
-enum kvf_status kvf_persist_create(struct kvf_core *core, struct kvf_ssd_owner *out);
-void kvf_persist_destroy(struct kvf_core *core);
-void kvf_persist_report(const struct kvf_core *core); /* logs what was found */
-/* The tier could not be started: what was found already is forgotten again. Before anything else is in the index. */
-void kvf_persist_abandon(struct kvf_core *core);
-/* A session of this id begins: blocks of an earlier one are freed. */
-void kvf_persist_session(struct kvf_core *core, uint64_t session);
-/* Frees orphans, the bytes of which are returned; 0: there are none. */
-uint64_t kvf_persist_evict(struct kvf_core *core, uint64_t bytes);
-/* Frees orphans until no more than this are left: they have checksums too, of which there are enough for block.count_max in all. */
-void kvf_persist_limit(struct kvf_core *core, uint64_t orphans_max);
-uint64_t kvf_persist_orphans(const struct kvf_core *core, uint64_t *bytes); /* how many */
-/* What the journal keeps of an exact block whose copy lies at `offset`. */
-void kvf_persist_record(const struct kvf_core *core, const struct kvf_entry *entry, uint64_t offset, struct kvf_ssd_record *out);
-/* Frees the copy beside the block, if there is one. */
-/* The entry has a copy at this offset of the SSD from now on; 0: none. */
-void kvf_persist_copy(struct kvf_core *core, struct kvf_entry *entry, uint64_t offset);
-void kvf_persist_forget(struct kvf_core *core, struct kvf_entry *entry);
-/* A block in DRAM with a copy on the SSD leaves DRAM. false: it is pinned. */
-bool kvf_persist_shed(struct kvf_core *core, kvf_handle handle);
-/* A block at a lender goes back to its copy on the SSD, and the lender's is released. false: it has none, or is no such block. */
-bool kvf_persist_fall_back(struct kvf_core *core, kvf_handle handle);
-/* Makes a block durable. IN_PROGRESS: begun when keep->busy, and keep->status tells the end; else it is to be asked for again.
- * ERR_UNSUPPORTED (no SSD), ERR_STATE (it lies at another node), ERR_FULL, ERR_IO (degraded), ERR_BUSY. */
-enum kvf_status kvf_persist_keep(struct kvf_core *core, struct kvf_keep *keep, kvf_handle handle);
 
 /* cluster.c */
 enum kvf_status kvf_cluster_start(struct kvf_core *core);

@@ -8,6 +8,7 @@
  * there. When it leaves DRAM it goes to a lender as any other and keeps the copy, or back to it, and nothing is written. When the
  * lender is lost, or wants its memory back, the block lies where its copy is. */
 #include "node/dram.h"
+#include "node/persist.h"
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,6 +121,7 @@ static bool opaque_add(struct kvf_core *core, const struct kvf_ssd_record *r)
     e->sums = sums;
     kvf_entry_set_shape(e, KVF_ENTRY_OPAQUE, r->chunks);
     e->state = KVF_BLOCK_WRITING;
+    e->flags = KVF_FLAG_FOUND;
     kvf_block_place(core, h, KVF_TIER_SSD, KVF_PEER_NONE, r->offset);
     return true;
 }
@@ -227,8 +229,12 @@ void kvf_persist_copy(struct kvf_core *core, struct kvf_entry *e, uint64_t offse
 
 void kvf_persist_forget(struct kvf_core *core, struct kvf_entry *e)
 {
-    if (e->ssd4k && core->ssd)
+    if (!e->ssd4k || kvf_persist_keeping(e))
+        return;
+    assert(kvf_entry_model(e) == KVF_ENTRY_OPAQUE);
+    if (core->ssd)
         kvf_ssd_free(core->ssd, (uint64_t)e->ssd4k * KVF_LOCATION_UNIT, e->bytes, kvf_entry_chunks(e));
+    e->flags &= (uint8_t)~KVF_FLAG_FOUND;
     kvf_persist_copy(core, e, 0);
 }
 
@@ -310,6 +316,100 @@ static enum kvf_status copy_start(struct kvf_core *core, struct kvf_keep *k, str
     return KVF_IN_PROGRESS;
 }
 
+/* A copy that was found at the start is no promise, whatever the syncs since have said: it may have been written by an earlier
+ * process whose sync failed, which no later one tells; its slot may have been another block's when the power went; it may have
+ * rotted. So it is read, compared, and written once more to where it lies, with its record. The bytes are the same: whoever reads
+ * them meanwhile is right, and what a power cut leaves of the write is the block.
+ *
+ *     found_start -> (SSD reads) -> found_read -> (the owner compares) -> kvf_persist_compared -> (SSD writes) -> found_end */
+
+/* The copy is no good: what is above it is another matter. */
+static void found_drop(struct kvf_core *core, kvf_handle handle, const char *why)
+{
+    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    kvf_log_error(&core->log, "block %016llx%016llx, found on SSD at the start, %s: dropped", (unsigned long long)e->key.hi,
+                  (unsigned long long)e->key.lo, why);
+    if (e->tier == KVF_TIER_SSD)
+        kvf_block_lose(core, handle);
+    else
+        kvf_persist_forget(core, e);
+}
+
+/* `why` the copy is dropped, or NULL: then with OK it is as good as one that was written in this life. */
+static void found_end(struct kvf_keep *k, enum kvf_status status, const char *why)
+{
+    struct kvf_core *core = k->core;
+    struct kvf_entry *e = kvf_index_entry(core->index, k->handle); /* KEEPING: it is still that block */
+    bool removed = e->flags & KVF_FLAG_REMOVED;
+    assert(k->data && kvf_persist_keeping(e));
+    kvf_arena_free(core->staging, (uint64_t)(k->data - core->memory) - core->staging_at, e->bytes);
+    k->data = NULL;
+    k->busy = false;
+    k->status = removed && status == KVF_OK ? KVF_MISS : status;
+    e->flags &= (uint8_t)~(status == KVF_OK ? KVF_FLAG_KEEPING | KVF_FLAG_FOUND : KVF_FLAG_KEEPING);
+    if (removed)
+        kvf_block_reap(core, k->handle);
+    else if (why)
+        found_drop(core, k->handle, why);
+    kvf_core_changed(core);
+}
+
+static void found_written(void *arg, enum kvf_status status)
+{
+    found_end(arg, status, NULL);
+}
+
+static void found_read(void *arg, enum kvf_status status)
+{
+    struct kvf_keep *k = arg;
+    k->busy = false;
+    if (status == KVF_OK)
+        return; /* the owner compares it in its turn */
+    kvf_count(&k->core->counters.ssd_read_failed, status != KVF_CANCELLED);
+    if (status == KVF_CANCELLED)
+        found_end(k, status, NULL);
+    else
+        found_end(k, KVF_IN_PROGRESS, "cannot be read"); /* what there is now is looked at again */
+}
+
+void kvf_persist_compared(struct kvf_keep *k, enum kvf_status status)
+{
+    struct kvf_core *core = k->core;
+    const struct kvf_entry *e = kvf_index_entry(core->index, k->handle);
+    assert(k->data && !k->busy && status != KVF_IN_PROGRESS);
+    if (status == KVF_ERR_CORRUPT) {
+        kvf_count(&core->counters.blocks_corrupt, 1);
+        found_end(k, KVF_IN_PROGRESS, "does not match its checksum");
+        return;
+    }
+    if (status != KVF_OK || (e->flags & KVF_FLAG_REMOVED)) {
+        found_end(k, status, NULL);
+        return;
+    }
+    struct kvf_ssd_record record;
+    assert(copy_of(e) == k->offset);
+    kvf_persist_record(core, e, k->offset, &record);
+    k->busy = true;
+    k->request.done = found_written;
+    kvf_ssd_put(core->ssd, &k->request, &record, k->data, true);
+}
+
+static enum kvf_status found_start(struct kvf_core *core, struct kvf_keep *k, struct kvf_entry *e)
+{
+    uint64_t slot;
+    if (kvf_ssd_degraded(core->ssd))
+        return KVF_ERR_IO;
+    if (kvf_persist_keeping(e) || (slot = kvf_stage_memory(core, e->bytes, false)) == KVF_ARENA_NONE)
+        return KVF_IN_PROGRESS;
+    e->flags |= KVF_FLAG_KEEPING;
+    k->offset = copy_of(e);
+    k->data = core->memory + core->staging_at + slot;
+    k->busy = true;
+    k->request = (struct kvf_ssd_request){.done = found_read, .arg = k, .priority = KVF_PRIORITY_DEMAND};
+    kvf_ssd_read(core->ssd, &k->request, k->offset, k->data, (e->bytes + 4095) / 4096 * 4096);
+    return KVF_IN_PROGRESS;
+}
+
 enum kvf_status kvf_persist_keep(struct kvf_core *core, struct kvf_keep *k, kvf_handle handle)
 {
     struct kvf_entry *e = kvf_index_entry(core->index, handle);
@@ -320,7 +420,9 @@ enum kvf_status kvf_persist_keep(struct kvf_core *core, struct kvf_keep *k, kvf_
         return KVF_ERR_UNSUPPORTED;
     if (!copy_of(e) && (e->tier == KVF_TIER_REMOTE || e->tier == KVF_TIER_PEER))
         return KVF_ERR_STATE;
-    if (copy_of(e)) { /* it lies there: its record must be safe */
+    if (copy_of(e) && (e->flags & KVF_FLAG_FOUND))
+        return found_start(core, k, e);
+    if (copy_of(e)) { /* it was written to there: its record must be safe */
         k->busy = true;
         k->request.done = commit_done;
         k->request.arg = k;

@@ -5,6 +5,7 @@
  * sends the bytes in pieces as it has them. What is not demand takes at most half of each source's places, so that a demand read
  * always finds one soon. */
 #include "node/claim.h"
+#include "node/persist.h"
 #include "node/read.h"
 #include "node/wire.h"
 #include <assert.h>

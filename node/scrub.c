@@ -6,6 +6,7 @@
  * A pass goes through the index by handle: what is added meanwhile may wait for the next one. Between passes it pauses. A
  * block that does not match is read once more, because its slot may have been given to another block while it was read; one
  * that still does not match is lost, as if a reader had found it. */
+#include "node/persist.h"
 #include "node/scrub.h"
 #include <assert.h>
 #include <stdlib.h>

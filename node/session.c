@@ -1,6 +1,7 @@
 /* Sessions and models: what a home knows of them. Steps are in step.c, moves in move.c. */
 #include "base/hash.h"
 #include "node/dram.h"
+#include "node/persist.h"
 #include "node/wire.h"
 #include <assert.h>
 #include <stdlib.h>

@@ -8,6 +8,7 @@
 #include "node/claim.h"
 #include "node/cold.h"
 #include "node/dram.h"
+#include "node/persist.h"
 #include "node/wire.h"
 #include <assert.h>
 #include <stdlib.h>

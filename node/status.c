@@ -5,6 +5,7 @@
 #include "node/attend_remote.h"
 #include "node/drain.h"
 #include "node/dram.h"
+#include "node/persist.h"
 #include "node/ram.h"
 #include "node/reclaim.h"
 #include "node/scrub.h"

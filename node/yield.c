@@ -6,6 +6,7 @@
  * are tested on it. Where neither DRAM nor anything below it has room, or the time is over, the block is dropped: an opaque one is
  * a miss, a session's is listed as lost. The batch is answered when the last of it has gone. A block of a session that is being
  * moved stays: where it lies was told to the new home already. */
+#include "node/persist.h"
 #include "node/reclaim.h"
 #include "node/wire.h"
 #include <assert.h>

@@ -382,9 +382,10 @@ struct kvf_key {
 /* PERSIST makes a block that was put durable: it completes when the block lies on this node's SSD such that a node of the same
  * name finds it there after kill -9 or the loss of power. The copy in DRAM stays. Like every block on a full SSD it may be
  * evicted later for want of room; REMOVE removes it for good, though a crash soon after (about a second; longer
- * where the SSD cannot keep up) may bring it back. So may an eviction: of a block that this node found at its start and has not
- * read since, OK says that its record is durable, not that its bytes are there. A get tests them: it is right or a miss.
- * KVF_MISS when there is no such block; ERR_UNSUPPORTED (no SSD), ERR_FULL, ERR_IO, ERR_DISK_FULL (the SSD takes no blocks now),
+ * where the SSD cannot keep up) may bring it back. OK is said of what this process wrote and synced: a block that the node found at
+ * its start is read, compared with its checksums and written once more first; one that does not match or cannot be read is dropped.
+ * KVF_MISS when there is no such block (any more); ERR_UNSUPPORTED (no SSD), ERR_FULL, ERR_IO, ERR_DISK_FULL (the SSD takes no
+ * blocks now; after a sync that failed, until the node starts again),
  * ERR_STATE (the block lies at a lender, without a copy here: get it, remove it, put it again), ERR_DEADLINE. */
 enum kvf_op { KVF_OP_PUT, KVF_OP_GET, KVF_OP_EXISTS, KVF_OP_REMOVE, KVF_OP_PERSIST };
 

@@ -2,6 +2,7 @@
  * lender costs none of them, and who is slow gets no more. */
 #include "tests/node/store.h"
 
+#include "node/persist.h"
 #include "node/reclaim.h"
 
 #define BLOCK (64 * KIB)

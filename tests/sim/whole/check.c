@@ -5,6 +5,7 @@
 #include "coordinator/internal.h"
 #include "node/lend.h"
 #include "node/move.h"
+#include "node/persist.h"
 #include <string.h>
 
 #define CHECK_EVERY 16 /* steps between the checks of whole cores */

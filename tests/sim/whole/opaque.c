@@ -127,7 +127,7 @@ void opaque_crashing(struct world_node *n)
         struct keyed *k = &n->keys[key];
         uint64_t copy = 0;
         k->comes_back = k->durable && !n->rotten && entry_of(n, key, &copy) && copy && copy == k->copy;
-        k->durable = k->known = false;
+        k->durable = false;
         k->copy = 0;
     }
 }
@@ -150,7 +150,7 @@ void opaque_restarted(struct world_node *n)
         if (!whole)
             world_violated(n->world, "node %s: key %u was durable, and after the crash its bytes are others", n->name, key);
         k->copy = copy;
-        k->durable = k->known = true;
+        k->durable = true;
         n->world->totals.durable++;
     }
 }
@@ -259,7 +259,6 @@ static void judge(struct batch *b, const struct kvf_completion *done)
     if (r->op == KVF_OP_PUT && done->status == KVF_OK) {
         b->puts[i]->came = true;
         k->durable = false;
-        k->known = true;
         versions_end(k, b->puts[i], moment);
     } else if (r->op == KVF_OP_PUT) {
         b->puts[i]->end = 0;
@@ -268,8 +267,7 @@ static void judge(struct batch *b, const struct kvf_completion *done)
         versions_end(k, NULL, moment);
     } else if (r->op == KVF_OP_PERSIST) {
         copy_look(c->node, b->keys[i]);
-        k->durable |= done->status == KVF_OK && k->known && !k->writing && k->removed < b->begins[i] && k->copy &&
-                      k->lost < b->begins[i];
+        k->durable |= done->status == KVF_OK && !k->writing && k->removed < b->begins[i] && k->copy && k->lost < b->begins[i];
     } else if (r->op == KVF_OP_GET) {
         w->totals.gets++;
         w->totals.misses += done->status == KVF_MISS;

@@ -116,7 +116,6 @@ struct version {
 };
 struct keyed {
     bool writing;        /* a client puts or removes it */
-    bool known;          /* its bytes are right in this life of the node: put, or looked at; what a start finds may be stale */
     bool durable;        /* it was said to be, and nobody wanted it removed since */
     bool comes_back;     /* it was when the node died: it is there at the next start */
     uint64_t copy;       /* where its copy on SSD lay when last looked at, 0: nowhere */
