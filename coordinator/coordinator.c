@@ -101,6 +101,7 @@ static void on_watch(void *arg, const struct kvf_store_kv *kvs, size_t n, uint64
         take_in(coord, &kvs[i], false);
     if (revision > coord->revision)
         coord->revision = revision;
+    kvf_fresh_told(coord);
 }
 
 /* ---------------------------------------------------------------------------------------------------- joining */
@@ -255,6 +256,7 @@ static void on_range(struct kvf_coord *coord, struct kvf_call *call, const struc
     }
     coord->synced = true;
     coord->failures = 0;
+    kvf_fresh_ranged(coord);
     if (coord->state == KVF_JOIN_JOINING)
         end_join(coord, KVF_OK);
 }
@@ -267,6 +269,7 @@ static bool send_range(struct kvf_coord *coord)
         return false;
     snprintf(prefix, sizeof prefix, "%.254s/", coord->prefix);
     coord->range_sent_revision = coord->revision;
+    coord->range = kvf_fresh_sends(coord);
     if (coord->store->ops->range(coord->store, prefix, kvf_calls_answered, call) != KVF_OK) {
         kvf_calls_give(call);
         return false;
@@ -372,6 +375,7 @@ unsigned kvf_coord_poll(struct kvf_coord *coord)
 {
     unsigned n = coord->store->ops->poll(coord->store);
     n += kvf_keepalive_poll(coord, &coord->lease);
+    n += kvf_fresh_poll(coord);
     n += advance(coord);
     n += kvf_election_poll(coord);
     if (coord->state == KVF_JOIN_LEAVING && !coord->lease.wanted && !coord->election.lease.wanted && !coord->busy) {
@@ -384,7 +388,9 @@ unsigned kvf_coord_poll(struct kvf_coord *coord)
 uint64_t kvf_coord_next_timer(const struct kvf_coord *coord)
 {
     uint64_t next = kvf_keepalive_next(&coord->lease), election = kvf_election_next(coord);
+    uint64_t fresh = kvf_fresh_next(coord);
     if (wants_step(coord) && coord->next_ns < next)
         next = coord->next_ns;
+    next = fresh < next ? fresh : next;
     return election < next ? election : next;
 }

@@ -45,7 +45,7 @@ struct kvf_placement {
 
 struct kvf_coord_handler {
     void *arg;
-    /* Of other members and of ourselves; an update of a known one is `up` again. All optional (NULL). */
+    /* Of other members and of ourselves; one that is another is `up` again. All optional (NULL). */
     void (*member_up)(void *arg, const struct kvf_member *member);
     void (*member_down)(void *arg, const char *name, uint64_t incarnation);
     void (*placement)(void *arg, const struct kvf_placement *placement); /* created or changed, by anyone */
@@ -81,6 +81,15 @@ void kvf_coord_destroy(struct kvf_coord *coord);
  * called at the latest (the env's time), UINT64_MAX: never; the store's event_fd tells the rest. */
 unsigned kvf_coord_poll(struct kvf_coord *coord);
 uint64_t kvf_coord_next_timer(const struct kvf_coord *coord);
+
+/* The view below holds all that etcd had at this moment (the env's time), and perhaps more; 0: it holds nothing yet. It is proven
+ * anew every few seconds, so what is much older means that etcd is away or its watch tells nothing any more. Nothing is to be
+ * taken from anybody because of what an old view says. */
+uint64_t kvf_coord_as_of(const struct kvf_coord *coord);
+/* Wants the view to hold what etcd has had up to this call. It does once refreshed(ticket): a matter of milliseconds, of seconds
+ * where the watch has to be made anew, and while etcd is away it waits. */
+uint64_t kvf_coord_refresh(struct kvf_coord *coord);
+bool kvf_coord_refreshed(const struct kvf_coord *coord, uint64_t ticket);
 
 /* What is known now (from the watch). NULL: unknown. Valid until the next poll. */
 const struct kvf_member *kvf_coord_member(const struct kvf_coord *coord, const char *name);

@@ -6,6 +6,7 @@
  *   members.c      who lives          placement.c  where sessions live (what the watch says)
  *   sessions.c     the transactions on placement     models.c  those on models
  *   election.c     the leader         records.c    keys and records as text
+ *   fresh.c        how old all this may be, and a watch that tells nothing any more
  *
  * News have revisions. A key's record is replaced only by one with a higher mod_revision, so that an answer of our own and the
  * watch may tell the same thing in any order. Only a range may take things back (etcd restored from a backup). */
@@ -144,6 +145,28 @@ void kvf_election_sweep(struct kvf_coord *coord, uint64_t revision);
 unsigned kvf_election_poll(struct kvf_coord *coord);
 uint64_t kvf_election_next(const struct kvf_coord *coord);
 
+/* ---------------------------------------------------------------------------------------------------- fresh.c */
+/* A read or range that tells, by its answer's revision, what etcd had when it was sent. */
+struct kvf_proof {
+    uint64_t number, sent_ns;
+};
+struct kvf_fresh {
+    enum { KVF_FRESH_IDLE, KVF_FRESH_BEHIND, KVF_FRESH_TOUCHING, KVF_FRESH_TOUCHED } state;
+    struct kvf_proof shown; /* the view holds all that etcd had when this was sent; number 0: nothing yet */
+    uint64_t numbers;       /* of proofs that were sent */
+    uint64_t wanted;        /* somebody waits for this one */
+    struct kvf_proof proof; /* the read that is under way (busy), or (not IDLE) shown when the view has come to `revision` */
+    bool busy;
+    uint64_t revision, since_ns;
+    uint64_t next_ns;       /* IDLE: the next read */
+    uint64_t renew_ns;      /* not before is everything ranged anew again */
+};
+struct kvf_proof kvf_fresh_sends(struct kvf_coord *coord); /* one that is being sent */
+void kvf_fresh_ranged(struct kvf_coord *coord);            /* the answer to coord->range was taken in */
+void kvf_fresh_told(struct kvf_coord *coord); /* coord->revision is another */
+unsigned kvf_fresh_poll(struct kvf_coord *coord);
+uint64_t kvf_fresh_next(const struct kvf_coord *coord);
+
 /* ---------------------------------------------------------------------------------------------------- coordinator.c */
 enum kvf_join_state {
     KVF_JOIN_OFF,     /* join was not called, or it failed */
@@ -173,12 +196,14 @@ struct kvf_coord {
     uint64_t next_ns;
     unsigned failures;
     uint64_t revision, range_sent_revision; /* the newest that the watch or a range told; the same when the range was sent */
+    struct kvf_proof range;
     struct kvf_keepalive lease;
     enum { KVF_REACHABLE_UNKNOWN, KVF_REACHABLE_NO, KVF_REACHABLE_YES } reachable;
 
     struct kvf_members members;
     struct kvf_placements placements;
     struct kvf_election election;
+    struct kvf_fresh fresh;
     uint64_t hostile[KVF_HOSTILE_MAX]; /* records already complained about, as hashes */
     unsigned n_hostile;
 };

@@ -44,6 +44,10 @@ void kvf_members_put(struct kvf_coord *coord, const char *name, const struct kvf
         kvf_coord_refuse_record(coord, kv->key, kv->mod_revision);
         return;
     }
+    if (entry && !memcmp(&entry->member, &member, sizeof member)) { /* put again, as it was */
+        entry->mod_revision = kv->mod_revision;
+        return;
+    }
     if (entry && entry->member.incarnation != member.incarnation)
         down(coord, &entry->member);
     if (!entry && !(entry = add(&coord->members))) {

@@ -17,6 +17,7 @@ struct item {
 struct change {
     struct change *next;
     struct kvf_store_kv kv; /* value NULL: removed */
+    uint64_t time_ns;
 };
 
 struct lease {
@@ -52,7 +53,8 @@ struct client {
     unsigned outstanding;
     uint64_t requests;
     /* faults */
-    bool cut, hang, hold;
+    bool cut, hang, hold, deaf;
+    uint64_t lag_ns;
     unsigned drop;
     bool drop_carried_out;
     /* watch */
@@ -142,6 +144,7 @@ static void note_change(struct kvf_sim_etcd *etcd, const struct kvf_store_kv *kv
 {
     struct change *change = get_memory(sizeof *change);
     change->kv = copy_kv(kv);
+    change->time_ns = kvf_now(etcd->env);
     etcd->hash = kvf_mix(etcd->hash, kv->mod_revision);
     etcd->hash = kvf_hash(kv->key, strlen(kv->key), etcd->hash);
     etcd->hash = kv->value ? kvf_hash(kv->value, strlen(kv->value), etcd->hash) : etcd->hash;
@@ -440,6 +443,7 @@ static enum kvf_status sim_watch(struct kvf_store *store, const char *prefix, ui
     struct client *client = client_of(store);
     client->after = NULL;
     client->watching = prefix != NULL;
+    client->deaf = false;
     client->from = from_revision;
     client->event = event;
     client->arg = arg;
@@ -456,7 +460,7 @@ static bool hand_out(struct client *client)
     struct kvf_store_kv *kvs = NULL;
     size_t n = 0;
     uint64_t revision = 0;
-    if (!client->watching || client->hold || client->cut || etcd->down)
+    if (!client->watching || client->hold || client->deaf || client->cut || etcd->down)
         return false;
     if (client->from <= etcd->compacted) {
         client->watching = false;
@@ -465,6 +469,8 @@ static bool hand_out(struct client *client)
     }
     struct change *change = client->after ? client->after->next : etcd->changes;
     for (; change && (!revision || change->kv.mod_revision == revision); change = change->next) {
+        if (kvf_now(etcd->env) < kvf_deadline(change->time_ns, client->lag_ns))
+            break;
         client->after = change;
         if (change->kv.mod_revision < client->from || strncmp(change->kv.key, client->prefix, strlen(client->prefix)))
             continue;
@@ -683,6 +689,16 @@ void kvf_sim_store_hang(struct kvf_store *store, bool on)
 void kvf_sim_store_hold(struct kvf_store *store, bool on)
 {
     client_of(store)->hold = on;
+}
+
+void kvf_sim_store_deafen(struct kvf_store *store)
+{
+    client_of(store)->deaf = client_of(store)->watching;
+}
+
+void kvf_sim_store_lag(struct kvf_store *store, uint64_t ns)
+{
+    client_of(store)->lag_ns = ns;
 }
 
 void kvf_sim_etcd_compact(struct kvf_sim_etcd *etcd)

@@ -15,7 +15,9 @@
  *   cut       one client does not reach it; the others do, and leases go on
  *   drop      answers of a client get lost: ERR_DEADLINE for a transaction (ERR_STORE for the rest), carried out or not
  *   hang      requests of a client are not answered at all for the time being
- *   hold      watch events of a client are held back (a watch that lags)
+ *   hold      watch events of a client are held back, also those of a watch that is made anew
+ *   deafen    the watch that a client has now tells nothing more, and nobody notices: its connection stands, and is dead
+ *   lag       watch events of a client come so much later
  *   compact   watches that have not seen everything yet get `lost`
  * One thread. */
 #ifndef KVF_TESTS_SIM_SIM_STORE_H
@@ -44,6 +46,8 @@ void kvf_sim_store_cut(struct kvf_store *store, bool cut);
 void kvf_sim_store_drop(struct kvf_store *store, unsigned n, bool carried_out);
 void kvf_sim_store_hang(struct kvf_store *store, bool on);
 void kvf_sim_store_hold(struct kvf_store *store, bool on);
+void kvf_sim_store_deafen(struct kvf_store *store);
+void kvf_sim_store_lag(struct kvf_store *store, uint64_t ns); /* 0: not */
 void kvf_sim_etcd_compact(struct kvf_sim_etcd *etcd);
 
 /* What becomes of a request that is made now, when somebody is asked (fate). Stepping by hand must be on. */
