@@ -12,10 +12,9 @@
 #include "coordinator/internal.h"
 
 #include <assert.h>
-#include <stdio.h>
 
 #define PROOF_NS (3 * KVF_SEC)       /* from one to the next */
-#define CATCH_UP_NS (1 * KVF_SEC)    /* so much may the watch lag before anything is done about it; twice that before it is given up */
+#define CATCH_UP_NS (1 * KVF_SEC)    /* so much may the watch lag before anything is done, and then twice that */
 #define OBSERVER_NS (30 * KVF_SEC)
 #define RENEW_NS (10 * KVF_SEC)      /* at most so often is everything ranged for want of a word */
 

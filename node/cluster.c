@@ -64,6 +64,7 @@ static void peer_drop(struct kvf_core *core, struct kvf_node_peer *p)
 {
     struct kvf_peer *peer = p->peer;
     p->up = false;
+    kvf_lend_wait_drop(core, p);
     lose_blocks_at(core, p);
     p->peer = NULL;
     if (peer)
@@ -100,6 +101,7 @@ static void on_peer_down(void *arg, struct kvf_peer *peer, enum kvf_status why)
     if (p->up)
         p->reset = true; /* releases and blocks may have been on their way */
     p->up = false;
+    kvf_lend_wait_drop(core, p);
     p->retry_ns = kvf_now(core->env) + RECONNECT_NS;
     if (!core->closing)
         lose_blocks_at(core, p);

@@ -655,6 +655,7 @@ enum kvf_status kvf_lend_create(struct kvf_core *core);
 void kvf_lend_destroy(struct kvf_core *core);
 void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message);
 void kvf_lend_borrower_gone(struct kvf_core *core, const char *name, uint64_t incarnation);
+void kvf_lend_wait_drop(struct kvf_core *core, const struct kvf_node_peer *p); /* of it nothing waits for etcd any more */
 /* A session whose blocks lie in our own lent part moved here: they are our own (tier REMOTE, peer NONE), and freed by key. */
 void kvf_lend_adopt_own(struct kvf_core *core, uint64_t session);
 /* One that lay in our own lent part has left us: what its new home does not adopt in 30 s is freed. */

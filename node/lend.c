@@ -12,6 +12,7 @@
 #define RESERVE_TIMEOUT_NS (30 * KVF_SEC)
 #define SWEEP_NS (RESERVE_TIMEOUT_NS / 4)
 #define ELSEWHERE_NS (45 * KVF_SEC) /* ADOPT comes within 30 s of the new home's hearing of the move, and that within some */
+#define OLD_NS (10 * KVF_SEC) /* by a view of etcd that is so old nothing is swept */
 #define SWEEP_MAX 1024 /* slots looked at in one turn of the sweep, under the lock */
 
 /* ---------------------------------------------------------------- who has what, and of which session */
@@ -448,24 +449,32 @@ static void adopt(struct kvf_core *core, uint64_t session, struct kvf_node_peer 
     }
 }
 
-/* Only whom etcd names as the session's home may take its blocks over; what we have not heard from etcd yet is asked for again. */
-static enum kvf_status may_adopt(struct kvf_core *core, const struct kvf_node_peer *p, uint64_t session, uint64_t epoch)
+/* Only whom etcd names as the session's home may take its blocks over. */
+enum kvf_status kvf_lend_adopt(struct kvf_core *core, struct kvf_node_peer *p, uint64_t session, uint64_t epoch)
 {
     const struct kvf_placement *placement = core->coord ? kvf_coord_placement_known(core->coord, session) : NULL;
     if (!placement || placement->epoch < epoch)
         return KVF_ERR_BUSY;
-    return placement->epoch == epoch && strcmp(placement->home, p->member.name) == 0 ? KVF_OK : KVF_ERR_STALE;
+    if (placement->epoch != epoch || strcmp(placement->home, p->member.name) != 0)
+        return KVF_ERR_STALE;
+    kvf_lend_wait_overtaken(core, p);
+    adopt(core, session, p);
+    return KVF_OK;
 }
 
-static void on_adopt(struct kvf_core *core, struct kvf_node_peer *p, uint64_t request, struct kvf_reader r)
+/* What we know of etcd may be old: nobody is refused by it. */
+static void on_adopt(struct kvf_core *core, struct kvf_node_peer *p, const struct kvf_message *message, struct kvf_reader r)
 {
     uint64_t session = kvf_read_u64(&r), epoch = kvf_read_u64(&r);
-    enum kvf_status st = r.bad || kvf_reader_left(&r) ? KVF_ERR_INVALID : may_adopt(core, p, session, epoch);
-    if (st == KVF_OK)
-        adopt(core, session, p);
-    else if (st != KVF_ERR_BUSY)
+    bool good = !r.bad && kvf_reader_left(&r) == 0;
+    if (good && kvf_lend_adopt(core, p, session, epoch) == KVF_OK) {
+        answer(p, message->request, KVF_OK, NULL, 0);
+    } else if (!good) {
         kvf_count(&core->counters.messages_refused, 1);
-    answer(p, request, st, NULL, 0);
+        answer(p, message->request, KVF_ERR_INVALID, NULL, 0);
+    } else if (!kvf_lend_wait_add(core, p, message, session, epoch)) {
+        answer(p, message->request, KVF_ERR_BUSY, NULL, 0);
+    }
 }
 
 /* Whether a block of ours lies in this slot. */
@@ -495,12 +504,8 @@ static const struct kvf_placement *placement_of(const struct kvf_core *core, con
     return core->coord && !(slot->key.hi & KVF_OPAQUE_BIT) ? kvf_coord_placement_known(core->coord, slot->key.hi) : NULL;
 }
 
-/* The borrower gave up everything. What he had of sessions that have another home by now was not his to give up: its new home is
- * about to say so (ADOPT), or it goes with the sweep. BUSY: etcd is away, and what moved meanwhile is not known. */
-static enum kvf_status release_all(struct kvf_core *core, const struct kvf_node_peer *p)
+void kvf_lend_release_all(struct kvf_core *core, const struct kvf_node_peer *p)
 {
-    if (core->coord && !core->store_up)
-        return KVF_ERR_BUSY;
     struct walk w = walk_holder(core->lend, p->number);
     for (kvf_handle h; (h = walk(core->lend, &w)) != KVF_HANDLE_NONE;) {
         const struct kvf_entry *slot = kvf_index_entry(core->lend->index, h);
@@ -508,12 +513,23 @@ static enum kvf_status release_all(struct kvf_core *core, const struct kvf_node_
         if (!placement || strcmp(placement->home, p->member.name) == 0 || slot->state == KVF_LENT_RESERVED)
             kvf_lend_slot_free(core, h);
     }
-    return KVF_OK;
+}
+
+/* What has moved by now is known when our view of etcd is newer than the message. */
+static void on_release_all(struct kvf_core *core, struct kvf_node_peer *p, const struct kvf_message *message)
+{
+    kvf_lend_wait_overtaken(core, p);
+    if (!core->coord)
+        kvf_lend_release_all(core, p);
+    else if (kvf_lend_wait_add(core, p, message, 0, 0))
+        return;
+    answer(p, message->request, core->coord ? KVF_ERR_BUSY : KVF_OK, NULL, 0);
 }
 
 /* ---------------------------------------------------------------- what nobody will release */
 
-/* Whether a borrower has a block of a session that by etcd is not his: it moved or ended, and its home could not tell us. */
+/* Whether a borrower has a block of a session that by etcd is not his: it moved or ended, and its home could not tell us. What
+ * counts is how long etcd has said so, to our knowledge: a view that is not proven grows old, and nothing with it. */
 static bool is_elsewhere(struct kvf_core *core, struct kvf_entry *slot, uint32_t seconds)
 {
     if (!core->coord || (slot->key.hi & KVF_OPAQUE_BIT) || kvf_lend_is_dead(slot))
@@ -523,7 +539,8 @@ static bool is_elsewhere(struct kvf_core *core, struct kvf_entry *slot, uint32_t
     bool unknown = !core->store_up || (!placement && !kvf_coord_placements_whole(core->coord));
     if (his || unknown) /* etcd is away, or a record of it cannot be read: nothing is concluded */
         slot->sums = seconds;
-    return slot->sums + ELSEWHERE_NS / KVF_SEC < seconds;
+    uint64_t as_of = kvf_coord_as_of(core->coord);
+    return slot->sums + ELSEWHERE_NS / KVF_SEC < as_of / KVF_SEC && kvf_now(core->env) < kvf_deadline(as_of, OLD_NS);
 }
 
 /* Reservations without COMMIT, our own slots of sessions that moved away and were not adopted, others' of sessions elsewhere. */
@@ -596,6 +613,7 @@ void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const s
     }
     switch (message->type) {
     case KVF_MSG_RESERVE:
+        kvf_lend_wait_overtaken(core, from);
         on_reserve(core, from, message->request, r);
         break;
     case KVF_MSG_PUT:
@@ -608,10 +626,10 @@ void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const s
         on_release(core, from, message->request, r);
         break;
     case KVF_MSG_RELEASE_ALL:
-        answer(from, message->request, release_all(core, from), NULL, 0);
+        on_release_all(core, from, message);
         break;
     default:
-        on_adopt(core, from, message->request, r);
+        on_adopt(core, from, message, r);
     }
 }
 
@@ -621,11 +639,12 @@ unsigned kvf_lend_poll(struct kvf_core *core)
     if (!lend->index)
         return 0;
     uint64_t now = kvf_now(core->env);
+    unsigned judged = kvf_lend_wait_poll(core);
     bool sweeping = sweep(core, now);
     for (unsigned i = 0; lend->dead_bytes > 0 && i < KVF_DEAD_MAX; i++)
         if (lend->dead[i].name[0] && now >= lend->dead[i].until_ns)
             dead_free(core, &lend->dead[i]);
-    return kvf_claim_poll(core) + kvf_reclaim_poll(core) + sweeping;
+    return kvf_claim_poll(core) + kvf_reclaim_poll(core) + judged + sweeping;
 }
 
 void kvf_lend_check(const struct kvf_core *core)

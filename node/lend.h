@@ -1,4 +1,5 @@
-/* What lend.c (the slots that others have of us) and reclaim.c (getting them back) share. docs/PROTOCOL.md, "Lending". */
+/* What lend.c (the slots that others have of us), lend_wait.c (what waits for etcd's word) and reclaim.c (getting slots back)
+ * share. docs/PROTOCOL.md, "Lending". */
 #ifndef KVF_NODE_LEND_H
 #define KVF_NODE_LEND_H
 
@@ -9,6 +10,7 @@
 #define KVF_DEAD_MAX 32       /* borrowers that are gone and whose blocks are kept */
 #define KVF_PEER_DEAD 0xf000u /* + place in the table: whose a slot is, in place of a peer's number */
 #define KVF_ASKS_MAX 16       /* RECLAIMs under way */
+#define KVF_LEND_WAITS 64     /* messages that wait for etcd's word; more are told to come again */
 
 /* States of a slot: RESERVED (for a borrower, who writes it) -> WHOLE (verified) <-> ASKED (he was told to move it away). */
 enum kvf_lent_state { KVF_LENT_RESERVED, KVF_LENT_WHOLE, KVF_LENT_ASKED };
@@ -29,6 +31,14 @@ struct kvf_ask {
     uint64_t incarnation;
     unsigned n;
     struct kvf_place places[KVF_BATCH_MAX];
+};
+
+/* A message that is answered when our view of etcd has come to what etcd had when it arrived, or at its deadline: come again. */
+struct kvf_lend_wait {
+    struct kvf_node_peer *peer; /* NULL: free */
+    uint16_t type;              /* ADOPT, RELEASE_ALL */
+    uint64_t request, ticket, deadline_ns;
+    uint64_t session, epoch;    /* of ADOPT */
 };
 
 /* Where a slot stands in its holder's list, and in that of its session (and of others whose hash is the same). */
@@ -59,6 +69,10 @@ struct kvf_lend {
     unsigned forcing;               /* after the deadline: 1 takes what was asked for, 2 anything; else 0 */
     uint64_t revoked;               /* so far, this time */
     struct kvf_ask asks[KVF_ASKS_MAX];
+
+    /* lend_wait.c */
+    struct kvf_lend_wait waits[KVF_LEND_WAITS];
+    unsigned n_waits;
 };
 
 static inline bool kvf_lend_is_dead(const struct kvf_entry *slot)
@@ -70,6 +84,17 @@ void kvf_lend_slot_free(struct kvf_core *core, kvf_handle slot);
 void kvf_lend_check(const struct kvf_core *core); /* lists and counts agree with the slots, by assert: for tests */
 /* Every change of a slot's state goes through this, so that the counts agree. */
 void kvf_lend_slot_state(struct kvf_core *core, struct kvf_entry *slot, enum kvf_lent_state state);
+/* By what we know of etcd. The session's blocks become p's. BUSY: that epoch is not known; STALE: it is somebody else's. */
+enum kvf_status kvf_lend_adopt(struct kvf_core *core, struct kvf_node_peer *p, uint64_t session, uint64_t epoch);
+/* p gave up everything. What he had of sessions that have another home by now was not his to give up: its new home is about to
+ * say so (ADOPT), or it goes with the sweep. */
+void kvf_lend_release_all(struct kvf_core *core, const struct kvf_node_peer *p);
+/* lend_wait.c. false: it has no room, or there is no etcd */
+bool kvf_lend_wait_add(struct kvf_core *core, struct kvf_node_peer *p, const struct kvf_message *message, uint64_t session,
+                       uint64_t epoch);
+/* p wants room or blocks again, so a RELEASE_ALL of his that waits is not meant any more. */
+void kvf_lend_wait_overtaken(struct kvf_core *core, const struct kvf_node_peer *p);
+unsigned kvf_lend_wait_poll(struct kvf_core *core);
 /* reclaim.c */
 void kvf_reclaim_create(struct kvf_core *core);
 unsigned kvf_reclaim_poll(struct kvf_core *core);

@@ -100,7 +100,7 @@ static void one_who_only_watches_finds_out_too(void **state)
     assert_int_equal(kvf_sim_etcd_leases(w->etcd), 2);
 }
 
-/* Every watch that is made tells nothing: the view is as old as the last range, and etcd is not asked for everything all the time. */
+/* No watch that is made tells anything: the view is as old as the last range, and not everything is asked for all the time. */
 static void watches_that_never_tell_are_made_anew_now_and_then(void **state)
 {
     struct world *w = *state;

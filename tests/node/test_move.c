@@ -249,6 +249,7 @@ static void what_moved_is_not_the_old_homes_to_release(void **state)
     struct kvf_node_peer *a = sim_cluster_peer(t.lender, t.a);
     assert_int_equal(a->lent_blocks, there + others);
     kvf_lend_message(t.lender->core, a, &(struct kvf_message){.type = KVF_MSG_RELEASE_ALL});
+    sim_cluster_settle(t.c, 10 * KVF_MS);
     assert_int_equal(a->lent_blocks, there);
     sim_net_path(t.b->transport, t.lender->transport)->held = false;
     t.c->single = false;
