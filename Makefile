@@ -72,6 +72,7 @@ avx2 := -O3 -ffp-contract=off -mavx2 -mfma -mf16c
 avx512 := $(avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
 $(B)/kernels/%_avx2.o $(B)/examples/llm/%_avx2.o: simd := $(avx2)
 $(B)/kernels/%_avx512.o $(B)/examples/llm/%_avx512.o: simd := $(avx512)
+$(B)/kernels/checksum_plain.o: simd := -O3
 
 $(B)/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)

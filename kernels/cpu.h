@@ -62,6 +62,12 @@ enum kvf_status kvf_cache_reference_forget(const struct kvf_dev *dev, struct kvf
 enum kvf_status kvf_cache_plain_step(const struct kvf_dev *dev, struct kvf_stream *stream, const struct kvf_cache_step *steps,
                                      size_t n);
 
+/* The checksums as the compiler makes them without wide instructions (checksum_plain.c). */
+enum kvf_status kvf_checksum_plain(const struct kvf_dev *dev, struct kvf_stream *stream, const void *data, size_t bytes,
+                                   uint64_t seed, uint64_t *out);
+enum kvf_status kvf_checksum_plain_copy(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from,
+                                        bool foreign, size_t bytes, size_t chunk_bytes, uint64_t seed, uint64_t *out);
+
 /* A number that orders like the value, below which nothing is but the key 0 of an empty slot. No value is NaN. */
 static inline uint32_t kvf_cache_key(float value)
 {

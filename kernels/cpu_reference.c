@@ -1,5 +1,5 @@
-/* The reference: plain loops, one thing after another, that the fast tables and the GPU are tested against. It is also
- * the table "cpu plain" of machines without AVX2. */
+/* The reference: plain loops, one thing after another, that the fast tables and the GPU are tested against. It is also, but for the
+ * checksums and the cache step, the table "cpu plain" of machines without AVX2. */
 #include "kernels/cpu.h"
 
 #include <math.h>
@@ -299,10 +299,12 @@ static enum kvf_status merge(const struct kvf_dev *dev, struct kvf_stream *strea
 }
 
 #define OPS                                                                                                            \
-    KVF_CPU_MEMORY, .gather = copy_all, .scatter = copy_all, .checksum = checksum, .copy_checksum = copy_checksum,     \
+    KVF_CPU_MEMORY, .gather = copy_all, .scatter = copy_all,                                                           \
     .convert = convert, .summarise = summarise, .score = score, .topk = topk, .attend = attend, .merge = merge,      \
     .cache_forget = kvf_cache_reference_forget,                                                                        \
     .encode = kvf_cold_reference_encode, .decode = kvf_cold_reference_decode
 
-const struct kvf_dev kvf_cpu_reference_dev = {.name = "cpu reference", .cache_step = kvf_cache_reference_step, OPS};
-const struct kvf_dev kvf_cpu_plain_dev = {.name = "cpu plain", .cache_step = kvf_cache_plain_step, OPS};
+const struct kvf_dev kvf_cpu_reference_dev = {.name = "cpu reference", .cache_step = kvf_cache_reference_step,
+                                              .checksum = checksum, .copy_checksum = copy_checksum, OPS};
+const struct kvf_dev kvf_cpu_plain_dev = {.name = "cpu plain", .cache_step = kvf_cache_plain_step,
+                                          .checksum = kvf_checksum_plain, .copy_checksum = kvf_checksum_plain_copy, OPS};
