@@ -323,6 +323,8 @@ unsigned kvf_fabric_poll(struct kvf_fabric *fabric)
     step_peers(fabric);
     if (!kvf_ring_empty(&fabric->copying))
         n += kvf_pull_copy(fabric) > 0;
+    if (!kvf_ring_empty(&fabric->looking)) /* behind what was posted: the wire goes on meanwhile */
+        n += kvf_pull_look(fabric) > 0;
     n += kvf_request_due(fabric);
     fabric->polling = false;
     return n;
@@ -331,7 +333,8 @@ unsigned kvf_fabric_poll(struct kvf_fabric *fabric)
 uint64_t kvf_fabric_next_timer(const struct kvf_fabric *fabric)
 {
     uint64_t next = fabric->next_deadline_ns < fabric->next_peer_ns ? fabric->next_deadline_ns : fabric->next_peer_ns;
-    if (!kvf_ring_empty(&fabric->copying) || !kvf_ring_empty(&fabric->due) || fabric->changes > 0)
+    if (!kvf_ring_empty(&fabric->copying) || !kvf_ring_empty(&fabric->looking) || !kvf_ring_empty(&fabric->due) ||
+        fabric->changes > 0)
         return 0;
     /* Room that is waited for comes with an event of the transport; this is in case it does not. */
     if (fabric->work > 0 && fabric->polled_ns + KVF_RETRY_NS < next)

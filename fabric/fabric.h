@@ -156,10 +156,12 @@ enum kvf_status kvf_fabric_pull(struct kvf_peer *peer, const struct kvf_pull_ran
 
 /* Brings bytes of a pull to their place, instead of memcpy: those of range number `range` (of the array) from its byte `at` on,
  * which lie at `from` during the call; `foreign`: in memory of the peer, who may write it meanwhile. A range comes in stretches of
- * any length, in rising order and each byte once. So its owner can compute checksums of what it has in hand anyway. */
+ * any length, in rising order and each byte once. So its owner can compute checksums of what it has in hand anyway.
+ * Where the peer's memory is read one-sided the bytes are in place already, and `from` is `to`: there is nothing to bring, but they
+ * can be looked at while more is on its way. What is not shown by the time all is there, of the later ranges or the end of one, is
+ * not shown any more: a pull does not wait for its owner. */
 typedef void (*kvf_take_fn)(void *arg, unsigned range, uint32_t at, void *to, const void *from, bool foreign, uint32_t bytes);
-/* As pull. take is called with done's arg, inside polls, never after done; not at all where the peer's memory is read one-sided,
- * which leaves nothing to bring. */
+/* As pull. take is called with done's arg, inside polls, never after done. */
 enum kvf_status kvf_fabric_pull_take(struct kvf_peer *peer, const struct kvf_pull_range *ranges, unsigned n, uint64_t deadline_ns,
                                      kvf_take_fn take, kvf_done_fn done, void *arg);
 

@@ -43,6 +43,14 @@
 #define KVF_ASK_ALONE_BYTES (128u << 10) /* a pull of so many bytes or less, with no other on its way, asks for ... */
 #define KVF_ASK_ALONE_FRAME (32u << 10)  /* ... frames of this size: what one side does overlaps with what the other does */
 #define KVF_REKEY_NS (10 * KVF_SEC)    /* a peer has so long to prove a secret that is still accepted */
+/* One-sided: a pull that is alone at its peer and whose bytes its owner looks at comes in about so many reads, of sizes between
+ * these. What is there is looked at while the rest is on its way. Where a MiB takes longer than KVF_GET_SLOW_NS, a look at it is
+ * short beside that, and more reads cost more than they gain: software RoCE lost a tenth (make test-rdma BENCH=1). */
+#define KVF_GET_PIECES 8
+#define KVF_GET_PIECE_MIN (16u << 10)
+#define KVF_GET_PIECE_MAX (256u << 10)
+#define KVF_GET_SLOW_NS (1 * KVF_MS)
+#define KVF_LOOK_BYTES (64u << 10)     /* looked at between two polls of the transport */
 #define KVF_PART_BLOCK 64              /* parts that a pull takes from the pool at once */
 #define KVF_PART_BLOCKS_MAX (KVF_PULL_RANGES_MAX / KVF_PART_BLOCK)
 #define KVF_ANSWER_NS (10 * KVF_MS)    /* between two answers to hellos of one peer */
@@ -81,14 +89,17 @@ struct kvf_tx {
     uint8_t data[KVF_COPY_MAX];
 };
 
-/* One range of a pull. `start` is where its bytes begin in the sequence of all the pull's bytes. */
+/* One range of a pull, or a piece of one that is read one-sided. `start` is where its bytes begin in the sequence of all the pull's
+ * bytes. */
 struct kvf_pull_part {
     struct kvf_request_slot *slot;
     uint64_t offset, start;
     uint8_t *to;
     uint32_t bytes;
     uint16_t piece; /* of the peer's region; not where the way is to ask */
+    uint16_t range : 15, there : 1; /* the caller's; a one-sided read of it is over, and was good */
 };
+_Static_assert(KVF_PULL_RANGES_MAX < 1 << 15, "as wide");
 
 struct kvf_ask_gap {
     uint64_t from, to;
@@ -135,7 +146,7 @@ struct kvf_request_slot {
 
     /* links */
     struct kvf_ring of_peer; /* peer->requests, as long as the callback is owed */
-    struct kvf_ring queue;   /* free list, peer->asking, fabric->copying or fabric->due */
+    struct kvf_ring queue;   /* free list, peer->asking, fabric->copying, fabric->looking or fabric->due */
 
     /* of a pull: positions in the sequence of all its bytes */
     enum kvf_way way; /* of this pull: pieces that were not known when it began are asked for */
@@ -147,6 +158,13 @@ struct kvf_request_slot {
     uint64_t asked;      /* asked, posted or copied up to here */
     uint64_t taken;      /* bytes that are there */
     unsigned asks;       /* PULL frames that ask for a part of it and are not answered in full */
+
+    /* of one that is read one-sided and whose owner looks at it; positions as above */
+    bool looking;        /* in fabric->looking: there is something that was not looked at yet */
+    unsigned look_part;  /* the part that `looked` lies in */
+    uint64_t looked;     /* up to here its owner was shown what is there */
+    uint64_t look_range; /* where the range of look_part begins */
+    uint64_t start_ns;   /* it was alone when it began, then; 0: it was not */
 };
 
 /* A peer's PULL frame that waits for its bytes to be sent. */
@@ -203,6 +221,7 @@ struct kvf_peer {
     struct kvf_ring requests; /* whose callback is owed */
     struct kvf_ring asking;   /* pulls of which something is not asked yet, in order */
     uint64_t inflight;        /* bytes asked and not yet there */
+    uint64_t get_ns;          /* what a MiB takes of pulls that are read one-sided and alone, smoothed; 0: not known */
     unsigned asks;            /* PULL frames it owes us: those of asks_table that are not free */
     struct kvf_ask *asks_table; /* [KVF_ASKS_MAX] */
 
@@ -236,7 +255,7 @@ struct kvf_fabric {
     struct kvf_pull_part *parts;       /* [part_blocks][KVF_PART_BLOCK] of all pulls */
     uint32_t *free_parts;              /* [part_blocks] a stack of blocks that no pull has */
     uint32_t part_blocks, free_parts_n;
-    struct kvf_ring free_requests, due, copying;
+    struct kvf_ring free_requests, due, copying, looking;
     struct kvf_ring serving; /* peers that wait for bytes of ours */
     uint64_t serve_tag;      /* of who was sent the last frame */
     const struct kvf_peer *serve_last; /* who that was, or the slot's former peer */
@@ -344,6 +363,8 @@ void kvf_pull_release(struct kvf_request_slot *slot);
 void kvf_pull_step(struct kvf_peer *peer);
 /* Copies a portion from mapped memory; bytes copied. */
 size_t kvf_pull_copy(struct kvf_fabric *fabric);
+/* Shows the owners of one-sided pulls a portion of what is there; bytes shown. */
+size_t kvf_pull_look(struct kvf_fabric *fabric);
 /* Bytes of a pull from position on go to their places. */
 void kvf_pull_bring(struct kvf_request_slot *slot, uint64_t position, const uint8_t *from, size_t bytes);
 /* Takes an ended pull out of queues and gives back its credits. */

@@ -203,7 +203,7 @@ static void free_peer(struct kvf_peer *peer)
     peer->rekey_ns = 0;
     peer->told = false;
     peer->user = NULL;
-    peer->id = peer->incarnation = peer->region_bytes = peer->inflight = peer->served_bytes = peer->serve_tag = 0;
+    peer->id = peer->incarnation = peer->region_bytes = peer->inflight = peer->get_ns = peer->served_bytes = peer->serve_tag = 0;
     fabric->peer_count--;
     index_all(fabric);
 }

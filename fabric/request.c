@@ -6,6 +6,7 @@ void kvf_request_init(struct kvf_fabric *fabric)
     kvf_ring_init(&fabric->free_requests);
     kvf_ring_init(&fabric->due);
     kvf_ring_init(&fabric->copying);
+    kvf_ring_init(&fabric->looking);
     kvf_ring_init(&fabric->serving);
     for (unsigned i = 0; i < fabric->config.requests_max; i++) {
         struct kvf_request_slot *slot = &fabric->requests[i];
@@ -39,7 +40,9 @@ struct kvf_request_slot *kvf_request_take(struct kvf_peer *peer, enum kvf_reques
     slot->arg = arg;
     slot->n_parts = slot->at_part = slot->asks = 0;
     slot->total = slot->asked = slot->taken = 0;
-    slot->sure = false;
+    slot->sure = slot->looking = false;
+    slot->look_part = 0;
+    slot->looked = slot->look_range = slot->start_ns = 0;
     kvf_ring_append(&peer->requests, &slot->of_peer);
     if (deadline_ns < fabric->next_deadline_ns)
         fabric->next_deadline_ns = deadline_ns;

@@ -182,7 +182,7 @@ struct kvf_session {
 
 /* ---------------------------------------------------------------- reads (read.c)
  * Brings chunks of one block from wherever it lies below DRAM to a place in memory. What is copied on its way here is verified in
- * the same pass (`verified`); the rest, and what did not match, is for who uses it to verify.
+ * the same pass (`verified`), what comes one-sided while more is on its way; the rest, and what did not match, is for who uses it.
  * QUEUED -> POSTED -> (done called, freed). Grouped by source when dispatched. */
 struct kvf_read {
     struct kvf_core *core;

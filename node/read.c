@@ -387,6 +387,23 @@ static void pull_done(void *arg, enum kvf_status status)
     batch_end(arg, status);
 }
 
+/* Bytes of a pull are in their place, and so is what is before them of their range: chunks that end here are compared with their
+ * checksums. One that does not match is for its user to find. */
+static void pull_look(const struct kvf_batch *b, unsigned range, uint32_t at, uint32_t bytes)
+{
+    struct kvf_core *core = b->core;
+    struct kvf_read *read = b->reads[b->ranges[range].read];
+    const struct kvf_entry *e = kvf_read_entry(core, read);
+    uint32_t offset = b->ranges[range].offset + at, chunk = read->chunk_bytes, end = offset + bytes;
+    unsigned first = offset / chunk, past = end == read->bytes ? (end + chunk - 1) / chunk : end / chunk;
+    assert(end <= read->bytes && b->ranges[range].offset % chunk == 0);
+    if (!e || e->bytes != read->bytes || first == past)
+        return;
+    uint64_t mask = (past - first == 64 ? UINT64_MAX : (1ull << (past - first)) - 1) << first;
+    if (kvf_block_verify(core->dev, kvf_block_seed_of(core, e), read->to, e->bytes, chunk, mask, kvf_sums_at(core->sums, e->sums)))
+        read->verified |= mask;
+}
+
 /* Bytes of a pull arrive: chunks that are whole are compared with their checksums while they are copied. */
 static void pull_take(void *arg, unsigned range, uint32_t at, void *to, const void *from, bool foreign, uint32_t bytes)
 {
@@ -397,6 +414,10 @@ static void pull_take(void *arg, unsigned range, uint32_t at, void *to, const vo
     uint32_t offset = b->ranges[range].offset + at, chunk = read->chunk_bytes, end = offset + bytes, done = 0;
     uint64_t sums[64];
     assert(end <= read->bytes && read->to + offset == (uint8_t *)to);
+    if (from == to) {
+        pull_look(b, range, at, bytes);
+        return;
+    }
     unsigned first = (offset + chunk - 1) / chunk, past = end == read->bytes ? (end + chunk - 1) / chunk : end / chunk;
     if (e && e->bytes == read->bytes && first < past) {
         done = first * chunk - offset;
