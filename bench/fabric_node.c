@@ -82,6 +82,7 @@ struct process {
     struct kvf_spin spin;
 
     uint8_t *memory;
+    void *registered;   /* what it is to the device, as a node's */
     uint64_t memory_at; /* where the next request's bytes go */
     struct kvf_fabric_task task;
     struct op ops[DEPTH_MAX];
@@ -171,20 +172,33 @@ static uint64_t draw(struct process *p, uint64_t below)
     return p->random % below;
 }
 
-static bool right(const struct process *p, const struct op *op)
+/* Whether the pages of an op, from number `first` on, are those of the region. */
+static bool right_from(const struct process *p, const struct op *op, uint64_t first)
 {
     const struct kvf_dev *dev = kvf_dev_cpu();
-    uint32_t pages = p->task.bytes / KVF_FABRIC_NODE_PAGE;
-    for (uint32_t r = 0; r < p->task.ranges; r++) {
-        for (uint32_t i = 0; i < pages; i++) {
-            uint64_t sum;
-            const uint8_t *at = op->to + ((uint64_t)r * pages + i) * KVF_FABRIC_NODE_PAGE;
-            dev->checksum(dev, NULL, at, KVF_FABRIC_NODE_PAGE, p->task.seed + op->pages[r] + i, &sum);
-            if (sum != p->region->sums[op->pages[r] + i])
-                return false;
-        }
+    uint64_t pages = p->task.bytes / KVF_FABRIC_NODE_PAGE;
+    for (uint64_t i = first; i < pages * p->task.ranges; i++) {
+        uint64_t sum, page = op->pages[i / pages] + i % pages;
+        dev->checksum(dev, NULL, op->to + i * KVF_FABRIC_NODE_PAGE, KVF_FABRIC_NODE_PAGE, p->task.seed + page, &sum);
+        if (sum != p->region->sums[page])
+            return false;
     }
     return true;
+}
+
+static bool right(const struct process *p, const struct op *op) { return right_from(p, op, 0); }
+
+/* Bytes are in their place, in order from the first: the pages that end with them are compared with their checksums. */
+static void op_look(struct op *op, unsigned range, uint32_t end)
+{
+    struct process *p = op->process;
+    const struct kvf_dev *dev = kvf_dev_cpu();
+    uint64_t before = (uint64_t)range * (p->task.bytes / KVF_FABRIC_NODE_PAGE), past = before + end / KVF_FABRIC_NODE_PAGE;
+    for (; op->pages_right < past; op->pages_right++) {
+        uint64_t sum, page = op->pages[range] + op->pages_right - before;
+        dev->checksum(dev, NULL, op->to + op->pages_right * KVF_FABRIC_NODE_PAGE, KVF_FABRIC_NODE_PAGE, p->task.seed + page, &sum);
+        p->wrong |= sum != p->region->sums[page];
+    }
 }
 
 /* Brings bytes to their place; whole pages are compared with their checksums on the way, those that come in two parts when all is
@@ -195,6 +209,10 @@ static void op_take(void *arg, unsigned range, uint32_t at, void *to, const void
     struct process *p = op->process;
     const struct kvf_dev *dev = kvf_dev_cpu();
     uint64_t sums[TAKE_PAGES];
+    if (from == to) {
+        op_look(op, range, at + bytes);
+        return;
+    }
     uint32_t done = (KVF_FABRIC_NODE_PAGE - at % KVF_FABRIC_NODE_PAGE) % KVF_FABRIC_NODE_PAGE;
     done = done < bytes ? done : bytes;
     memcpy(to, from, done);
@@ -217,7 +235,9 @@ static void op_done(void *arg, enum kvf_status status)
     if (status != KVF_OK)
         complain("a pull", kvf_status_text(status));
     uint64_t pages = (uint64_t)p->task.bytes / KVF_FABRIC_NODE_PAGE * p->task.ranges;
-    p->wrong |= status != KVF_OK || (p->task.verify && op->pages_right < pages && !right(p, op));
+    /* What was read one-sided and not looked at yet is the rest; of what was copied any page may be missing. */
+    uint64_t first = kvf_peer_way(p->peers[0]) == KVF_WAY_GET ? op->pages_right : 0;
+    p->wrong |= status != KVF_OK || (p->task.verify && op->pages_right < pages && !right_from(p, op, first));
     if (p->n_samples < SAMPLES_MAX)
         p->samples[p->n_samples++] = (double)(kvf_now(kvf_env_real()) - op->start_ns) * 1e-3;
     op->busy = false;
@@ -264,7 +284,7 @@ static void op_copy(struct process *p, struct op *op)
 }
 
 /* Reads the block in the server's memory, or in ours. */
-static void op_look(struct process *p, struct op *op)
+static void op_read(struct process *p, struct op *op)
 {
     struct kvf_peer *peer = p->peers[p->next_peer++ % p->n_peers];
     uint64_t at = op->pages[0] * KVF_FABRIC_NODE_PAGE;
@@ -318,7 +338,7 @@ static struct kvf_fabric_answer work(struct process *p)
             else if (task->work == KVF_FABRIC_COPY)
                 op_copy(p, op);
             else
-                op_look(p, op);
+                op_read(p, op);
         }
         if (task->work == KVF_FABRIC_PULL)
             turn(p);
@@ -421,6 +441,8 @@ static enum kvf_status open_process(struct process *p)
         int none;
         p->memory = kvf_pages_reserve(o->memory_bytes);
         st = p->memory && back(p->memory, o->memory_bytes, false, &none) ? KVF_OK : KVF_ERR_NO_MEMORY;
+        if (st == KVF_OK)
+            st = p->transport->ops->memory_register(p->transport, p->memory, o->memory_bytes, &p->registered);
         for (unsigned i = 0; i < DEPTH_MAX && st == KVF_OK; i++) {
             p->ops[i] = (struct op){.process = p, .pages = calloc(KVF_PULL_RANGES_MAX, sizeof(uint64_t))};
             st = p->ops[i].pages ? KVF_OK : KVF_ERR_NO_MEMORY;
@@ -515,6 +537,8 @@ static void run_process(const struct kvf_fabric_nodes *nodes, unsigned index, in
         kvf_fabric_destroy(p->fabric);
     if (p->own)
         p->transport->ops->region_destroy(p->transport, p->own);
+    if (p->registered)
+        p->transport->ops->memory_unregister(p->transport, p->registered);
     if (p->transport)
         p->transport->ops->destroy(p->transport);
     kvf_secret_destroy(p->secret);
