@@ -109,6 +109,15 @@ static uint64_t deadline_of(const struct kvf_ask *ask)
     return deadline_ns;
 }
 
+/* The largest frame of data that suits us; 0: any. */
+static uint32_t frame_bytes(const struct kvf_peer *peer, const struct kvf_ask *ask)
+{
+    assert(ask->total > 0);
+    if (peer->asks > 0 || ask->total > KVF_ASK_ALONE_BYTES)
+        return 0;
+    return ask->total > KVF_ASK_SMALL_BYTES ? KVF_ASK_ALONE_FRAME : KVF_ASK_SMALL_FRAME;
+}
+
 /* The frame went. */
 static void commit(struct kvf_peer *peer, struct kvf_ask *ask)
 {
@@ -145,8 +154,7 @@ enum kvf_status kvf_ask_post(struct kvf_peer *peer)
     compose(peer, ask, &pull);
     if (ask->n == 0)
         return KVF_ERR_BUSY;
-    if (peer->asks == 0 && ask->total <= KVF_ASK_ALONE_BYTES)
-        pull.frame_pages = KVF_ASK_ALONE_FRAME / KVF_WIRE_PAGE;
+    pull.frame_pages = (uint16_t)(frame_bytes(peer, ask) / KVF_WIRE_PAGE);
     uint8_t payload[KVF_WIRE_PULL_BYTES_MAX];
     size_t bytes = sizeof payload;
     enum kvf_status st = kvf_wire_pull_encode(&pull, payload, &bytes);

@@ -32,16 +32,19 @@
 #define KVF_ASKS_MAX 64                /* PULL frames that one peer may owe us */
 #define KVF_ASK_PARTS_MAX 16           /* pulls that one of them asks for */
 #define KVF_SERVES_MAX 128             /* PULL frames of one peer that wait here; more are refused with ERR_BUSY */
-#define KVF_SERVE_FRAMES_MAX 16        /* PULL_DATA frames on their way to one peer */
+#define KVF_SERVE_FRAMES_MAX 8         /* PULL_DATA frames on their way to one peer */
 #define KVF_SERVE_STREAK 64 /* frames in a row to one peer: it is alone */
 #define KVF_SERVE_LEAD_BYTES (256u << 10) /* that a peer which comes back may be sent before the others have their next frame */
-/* Bytes of one of them, at most. The peer takes a frame when it is whole, and copies it while the next one arrives: larger ones
- * leave less to overlap, and no second cache; smaller ones cost calls (kvf bench fabric). */
-#define KVF_SERVE_FRAME_BYTES (96u << 10)
+/* Bytes of one of them, at most. Smaller ones cost calls of the kernel (kvf bench fabric). */
+#define KVF_SERVE_FRAME_BYTES (160u << 10)
 #define KVF_PULL_ASKS_MAX 2            /* PULL frames for one pull on their way */
 #define KVF_ASK_GAPS_MAX 8             /* stretches that arrived ahead of their turn; more are dropped */
-#define KVF_ASK_ALONE_BYTES (128u << 10) /* a pull of so many bytes or less, with no other on its way, asks for ... */
-#define KVF_ASK_ALONE_FRAME (32u << 10)  /* ... frames of this size: what one side does overlaps with what the other does */
+/* A frame is taken when it is whole, and copied while the next one arrives. So what is asked for while nothing else is on its way
+ * comes in smaller frames, that what one side does overlaps with what the other does: up to so many bytes, frames of that size. */
+#define KVF_ASK_SMALL_BYTES (128u << 10)
+#define KVF_ASK_SMALL_FRAME (32u << 10)
+#define KVF_ASK_ALONE_BYTES (512u << 10)
+#define KVF_ASK_ALONE_FRAME (96u << 10)
 #define KVF_REKEY_NS (10 * KVF_SEC)    /* a peer has so long to prove a secret that is still accepted */
 /* One-sided: a pull that is alone at its peer and whose bytes its owner looks at comes in about so many reads, of sizes between
  * these. What is there is looked at while the rest is on its way. Where a MiB takes longer than KVF_GET_SLOW_NS, a look at it is

@@ -40,7 +40,9 @@
 #include <unistd.h>
 
 #define AM_FRAME 1           /* the only active message id */
-#define POLL_ROUNDS 32       /* of progress in one poll, at most */
+/* Of progress in one poll, at most: while bytes come faster than they are taken there is always more, and what they complete, and
+ * what is asked for next, waits for the end of the poll. The other side would have nothing to send meanwhile. */
+#define POLL_ROUNDS 4
 #define SENDS_PER_LINK 128   /* in flight on one link, so that a stuck peer leaves room to others */
 #define SENDS_MAX 8192
 #define SEGMENT_OVERHEAD 4096 /* added to a segment: headers of UCX and ours, with room to spare */
