@@ -73,18 +73,10 @@ static void copy_own(char *to, const char *from, size_t bytes)
 /* Fewer bytes than these will be read soon, and need no place for long. */
 enum { CHECKED_PAST_CACHE = 32 << 10 };
 
-static uint64_t copy_chunk(char *to, const char *from, bool foreign, size_t bytes, uint64_t seed, bool past_cache)
+/* Past the caches, memory that others may write. */
+static uint64_t copy_foreign(char *to, const char *from, size_t bytes, uint64_t seed)
 {
     _Alignas(64) char own[STEP];
-    if (!past_cache) { /* nobody else writes `to` */
-        copy_own(to, from, bytes);
-        return XXH3_64bits_withSeed(to, bytes, seed);
-    }
-    if (!foreign) { /* hashed first: what is written past the caches holds up other writes for a while */
-        uint64_t sum = XXH3_64bits_withSeed(from, bytes, seed);
-        copy_past_cache(to, from, bytes, from + bytes);
-        return sum;
-    }
     if (bytes <= STEP) {
         copy_own(own, from, bytes);
         copy_past_cache(to, own, bytes, from + bytes);
@@ -102,16 +94,51 @@ static uint64_t copy_chunk(char *to, const char *from, bool foreign, size_t byte
     return XXH3_64bits_digest(&state);
 }
 
+/* Writes past the caches are done long after the processor took them. Hashed in slices, the next slice's hash fills that time; with
+ * whole chunks the queue of such writes is full before the hash begins. A slice is copied when the hash is two ahead of it: the
+ * processor takes a load for one that must wait when it lies at the same place of a page as a write before it. */
+enum { SLICE = 1 << 10 };
+
+/* Past the caches, memory that nobody writes. */
+static void copy_hashed(char *to, const char *from, size_t bytes, size_t chunk_bytes, uint64_t seed, uint64_t *out)
+{
+    XXH3_state_t state;
+    size_t copied = 0;
+    XXH3_INITSTATE(&state);
+    for (size_t chunk = 0; chunk < bytes; chunk += chunk_bytes) {
+        size_t end = bytes - chunk < chunk_bytes ? bytes : chunk + chunk_bytes;
+        XXH3_64bits_reset_withSeed(&state, seed++);
+        for (size_t at = chunk; at < end; at += SLICE) {
+            size_t n = end - at < SLICE ? end - at : SLICE;
+            XXH3_64bits_update(&state, from + at, n);
+            if (at + n >= copied + 3 * SLICE) {
+                copy_past_cache(to + copied, from + copied, SLICE, from + at + n);
+                copied += SLICE;
+            }
+        }
+        *out++ = XXH3_64bits_digest(&state);
+    }
+    copy_past_cache(to + copied, from + copied, bytes - copied, from + bytes);
+}
+
 static enum kvf_status copy_checksum(const struct kvf_dev *dev, struct kvf_stream *stream, void *to, const void *from, bool foreign,
                                      size_t bytes, size_t chunk_bytes, uint64_t seed, uint64_t *out)
 {
     if (!kvf_check_copy_checksum(to, from, bytes, chunk_bytes, out))
         return KVF_ERR_INVALID;
-    for (size_t at = 0; at < bytes; at += chunk_bytes) {
+    bool past_cache = bytes >= CHECKED_PAST_CACHE;
+    if (past_cache && !foreign)
+        copy_hashed(to, from, bytes, chunk_bytes, seed, out);
+    for (size_t at = 0; at < bytes && (!past_cache || foreign); at += chunk_bytes) {
         size_t n = bytes - at < chunk_bytes ? bytes - at : chunk_bytes;
-        *out++ = copy_chunk((char *)to + at, (const char *)from + at, foreign, n, seed++, bytes >= CHECKED_PAST_CACHE);
+        if (past_cache) {
+            *out++ = copy_foreign((char *)to + at, (const char *)from + at, n, seed++);
+            continue;
+        }
+        copy_own((char *)to + at, (const char *)from + at, n);
+        *out++ = XXH3_64bits_withSeed((char *)to + at, n, seed++); /* nobody else writes `to` */
     }
-    if (bytes >= CHECKED_PAST_CACHE)
+    if (past_cache)
         _mm_sfence(); /* such stores are ordered by nothing else */
     return KVF_OK;
 }
