@@ -490,6 +490,7 @@ static bool has_dram(struct kvf_sess *s)
     return false;
 }
 
+/* While it waits, a session that is not parked may move away and be gone. */
 static void placement_update(struct kvf_core *core, struct kvf_sess *s)
 {
     if (!core->coord)
@@ -497,13 +498,15 @@ static void placement_update(struct kvf_core *core, struct kvf_sess *s)
     struct answer *a = calloc(1, sizeof *a);
     if (!a)
         return;
+    uint64_t id = s->id;
+    bool parked = s->parked;
     enum kvf_status st =
         answer_wait(core, a,
-                    kvf_coord_session_update(core->coord, s->id, core->name, s->epoch,
-                                             s->parked ? KVF_SESSION_PARKED : KVF_SESSION_ACTIVE, s->n_tokens, answered, a));
+                    kvf_coord_session_update(core->coord, id, core->name, s->epoch,
+                                             parked ? KVF_SESSION_PARKED : KVF_SESSION_ACTIVE, s->n_tokens, answered, a));
     if (st != KVF_OK)
-        kvf_log_warn(&core->log, "telling etcd that session %llx is %s: %s", (unsigned long long)s->id,
-                     s->parked ? "parked" : "resumed", kvf_status_text(st));
+        kvf_log_warn(&core->log, "telling etcd that session %llx is %s: %s", (unsigned long long)id, parked ? "parked" : "resumed",
+                     kvf_status_text(st));
 }
 
 enum kvf_status kvf_session_park(struct kvf_session *h, uint64_t timeout_ns)
@@ -557,9 +560,10 @@ enum kvf_status kvf_session_resume(struct kvf_session *h, uint64_t timeout_ns)
         s->rising = true;
         placement_update(core, s);
         kvf_core_wake(core);
-        while (s->rising || s->spilling)
+        while (!atomic_load(&h->moved) && (s->rising || s->spilling))
             if (!kvf_core_wait(core, deadline))
                 break; /* what is not up yet comes when it is read */
+        st = atomic_load(&h->moved) ? KVF_MOVED : KVF_OK; /* an operator may move it meanwhile */
     }
     kvf_core_unlock(core);
     return st;

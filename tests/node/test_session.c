@@ -390,6 +390,38 @@ static void a_parked_session_leaves_dram_and_comes_back(void **state)
 }
 
 /* The node finds that nothing is left to go before the caller, who wakes late, sees that all went: the next time starts afresh. */
+/* An operator's order, as soon as the session may be moved. */
+static void move_away(struct sim_cluster *c, void *arg)
+{
+    static struct kvf_move_outcome outcome;
+    struct sim_node *home = arg;
+    struct kvf_sess *s = kvf_sess_find(home->core, 7);
+    if (s && s->state == KVF_SESS_ACTIVE && !s->parked)
+        (void)kvf_move_start(home->core, s, "lender", kvf_deadline(kvf_now(home->core->env), 5 * KVF_SEC), &outcome);
+}
+
+/* Whoever waits for it to come up finds it gone, and looks at it no more. */
+static void a_session_moves_away_while_it_is_resumed(void **state)
+{
+    struct trio t = {.c = sim_cluster_create(SEED)};
+    t.home = sim_cluster_add(t.c, &(struct sim_node_config){.name = "home", .dram = 256 * KIB, .ssd = 4096 * KIB, .up_budget = 1});
+    t.lender = sim_cluster_add(t.c, &(struct sim_node_config){.name = "lender", .dram = 256 * KIB});
+    sim_cluster_connect(t.c);
+    struct kvf_session *s = session_on(t.home, 7);
+    assert_int_equal(sim_engine_run(engine, s, 300, 50), KVF_OK);
+    assert_int_equal(kvf_session_park(s, KVF_SEC), KVF_OK);
+    t.c->stepped = move_away;
+    t.c->stepped_arg = t.home;
+    assert_int_equal(kvf_session_resume(s, 60 * KVF_SEC), KVF_MOVED);
+    t.c->stepped = NULL;
+    kvf_session_close(s);
+    assert_int_equal(kvf_session_attach(&t.lender->node, sim_engine_model(engine, t.lender), 7, KVF_SEC, &s), KVF_OK);
+    assert_int_equal(sim_engine_run(engine, s, 350, 50), KVF_OK);
+    assert_same_bits(engine);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    trio_end(&t);
+}
+
 static void a_session_is_parked_again_after_a_late_wake(void **state)
 {
     struct trio t = trio_make(256 * KIB, 0, 4096 * KIB, KVF_WAY_ASK);
@@ -597,6 +629,7 @@ int main(void)
         cmocka_unit_test(a_fork_can_be_parked),
         cmocka_unit_test(a_node_may_end_with_forks_open),
         cmocka_unit_test(a_parked_session_leaves_dram_and_comes_back),
+        cmocka_unit_test(a_session_moves_away_while_it_is_resumed),
         cmocka_unit_test(a_session_is_parked_again_after_a_late_wake),
         cmocka_unit_test(a_session_that_finds_no_room_to_park_goes_on),
         cmocka_unit_test(a_session_has_one_home_and_one_handle),
