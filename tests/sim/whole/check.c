@@ -3,6 +3,7 @@
 #include "tests/sim/whole/world.h"
 
 #include "coordinator/internal.h"
+#include "node/drain.h"
 #include "node/lend.h"
 #include "node/move.h"
 #include "node/persist.h"
@@ -112,6 +113,19 @@ static void check_reclaim(struct world *w, const struct world_node *n)
                        (double)(now + n->sim->skew_ns - lend->deadline_ns) / 1e9);
 }
 
+/* A node that is drained takes on no session. */
+static void check_drain(struct world *w, struct world_node *n)
+{
+    struct kvf_drain_stats stats;
+    if (!n->draining)
+        return;
+    kvf_drain_stats(n->sim->core, &stats);
+    if (!stats.draining || stats.incoming_sessions > n->incoming)
+        world_violated(w, "node %s: %llu sessions are on their way to it, which is being drained; it were %llu", n->name,
+                       (unsigned long long)stats.incoming_sessions, (unsigned long long)n->incoming);
+    n->incoming = stats.incoming_sessions;
+}
+
 /* Lent memory is somebody's, and is counted as what it is. */
 static void check_slots(struct world *w, const struct world_node *n)
 {
@@ -137,6 +151,7 @@ void check_step(struct world *w)
         if (w->nodes[i].sim->dead)
             continue;
         check_reclaim(w, &w->nodes[i]);
+        check_drain(w, &w->nodes[i]);
         opaque_step(&w->nodes[i]);
         if ((w->steps + i) % CHECK_EVERY != 0)
             continue;

@@ -328,6 +328,12 @@ static void resume(struct client *c, struct record *r)
     r->parked = false;
 }
 
+/* Whatever the target may answer to an offer or a piece is an answer to the caller, too. */
+#define MOVE_MAY                                                                                                             \
+    (MAY(KVF_MOVED) | MAY(KVF_ERR_INVALID) | MAY(KVF_ERR_NOT_FOUND) | MAY(KVF_ERR_BUSY) | MAY(KVF_ERR_FULL) |                \
+     MAY(KVF_ERR_DEADLINE) | MAY(KVF_ERR_STATE) | MAY(KVF_ERR_PEER_LOST) | MAY(KVF_ERR_PEER_UNREACHABLE) |                   \
+     MAY(KVF_ERR_STALE) | MAY(KVF_ERR_STORE))
+
 static void move(struct client *c, struct record *r)
 {
     struct world *w = c->world;
@@ -336,11 +342,7 @@ static void move(struct client *c, struct record *r)
     uint64_t timeout = draw(&w->work, 3) ? 5 * KVF_SEC : 200 * KVF_MS;
     client_begin(c, "move", timeout + STORE_NS + CALLS_NS);
     enum kvf_status st = kvf_session_move(r->handle, target, timeout, &report);
-    /* Whatever the target may answer to an offer or a piece is an answer to the caller, too. */
-    uint64_t may = MAY(KVF_MOVED) | MAY(KVF_ERR_INVALID) | MAY(KVF_ERR_NOT_FOUND) | MAY(KVF_ERR_BUSY) | MAY(KVF_ERR_FULL) |
-                   MAY(KVF_ERR_DEADLINE) | MAY(KVF_ERR_STATE) | MAY(KVF_ERR_PEER_LOST) | MAY(KVF_ERR_PEER_UNREACHABLE) |
-                   MAY(KVF_ERR_STALE) | MAY(KVF_ERR_STORE);
-    ended(c, st, r->id, may);
+    ended(c, st, r->id, MOVE_MAY);
     if (over(c))
         return;
     w->totals.moves += st == KVF_OK;
@@ -348,6 +350,26 @@ static void move(struct client *c, struct record *r)
         handle_close(r);
     else
         moved_away(c, r, st);
+}
+
+/* An operator moves a session, whoever works with it: `kvf move`. */
+static void order(struct client *c)
+{
+    struct world *w = c->world;
+    const char *target = w->nodes[draw(&w->orders, w->n)].name;
+    uint64_t timeout = draw(&w->orders, 3) ? 5 * KVF_SEC : 200 * KVF_MS;
+    unsigned first = (unsigned)draw(&w->orders, WORLD_SESSIONS);
+    const struct record *r = NULL;
+    for (unsigned i = 0; i < WORLD_SESSIONS && !r; i++) {
+        r = &w->records[(first + i) % WORLD_SESSIONS];
+        r = r->id && check_home(w, r->id) == c->node ? r : NULL;
+    }
+    if (!r)
+        return;
+    uint64_t id = r->id;
+    client_begin(c, "order", timeout + STORE_NS + CALLS_NS);
+    enum kvf_status st = ended(c, kvf_node_move(node_of(c), id, target, timeout, NULL), id, MOVE_MAY);
+    w->totals.moves += !over(c) && st == KVF_OK;
 }
 
 static enum kvf_status drop(struct client *c, struct record *r)
@@ -371,7 +393,7 @@ static void session_work(struct client *c)
     struct world *w = c->world;
     unsigned what = (unsigned)draw(&w->work, 100);
     struct record *r = what < 10 ? NULL : choose(c);
-    if (over(c))
+    if (over(c) || (!r && c->node->draining))
         return;
     if (!r) {
         create(c);
@@ -436,7 +458,9 @@ void client_run(void *arg)
             client_wait(c);
         if (over(c))
             return;
-        if (draw(&w->work, 3))
+        if (faults_order(w) || (c->node->draining && draw(&w->orders, 2)))
+            order(c);
+        else if (draw(&w->work, 3))
             session_work(c);
         else
             opaque_batch(c);

@@ -3,6 +3,7 @@
 
 #include "base/hash.h"
 #include "fabric/wire.h"
+#include "node/drain.h"
 #include "node/reclaim.h"
 #include <string.h>
 
@@ -25,12 +26,12 @@ static const uint32_t highest[FAULT_COUNT] = {
     [FAULT_DISK_MISPLACE] = 800, [FAULT_DISK_FULL] = 1500,  [FAULT_DISK_SYNC] = 600,    [FAULT_ROT] = 500,
     [FAULT_ETCD_DOWN] = 60,      [FAULT_ETCD_CUT] = 150,    [FAULT_ETCD_SLOW] = 30000,  [FAULT_ETCD_LOST] = 6000,
     [FAULT_ETCD_LATE] = 6000,    [FAULT_ETCD_HOLD] = 200,   [FAULT_ETCD_COMPACT] = 200, [FAULT_LEASE] = 150,
-    [FAULT_RECLAIM] = 1500,
+    [FAULT_RECLAIM] = 1500,      [FAULT_DRAIN] = 300,       [FAULT_ORDER] = 6000,
 };
 
 static struct sim_env *stream_of(struct world *w, enum fault fault)
 {
-    return fault < FAULT_RECLAIM ? &w->chance : &w->later;
+    return fault < FAULT_RECLAIM ? &w->chance : fault == FAULT_RECLAIM ? &w->later : &w->orders;
 }
 
 static bool strikes(struct world *w, enum fault fault)
@@ -237,6 +238,23 @@ static void reclaim(struct world_node *n)
     lend_at_most(n, n->reclaim_limit, within);
 }
 
+void faults_drain(struct world_node *n, uint64_t within_ns, uint64_t end_ns)
+{
+    struct world *w = n->world;
+    n->draining = true;
+    n->incoming = UINT64_MAX;
+    n->reclaim_limit = 0;
+    n->reclaim_ns = world_now(w) + within_ns;
+    n->lend_again_ns = end_ns;
+    kvf_drain_set(n->sim->core, true, within_ns);
+    world_trace(w, "drain", n->number, within_ns, end_ns, 0);
+}
+
+bool faults_order(struct world *w)
+{
+    return strikes(w, FAULT_ORDER);
+}
+
 static unsigned lives(const struct world *w)
 {
     unsigned sum = 0;
@@ -278,6 +296,10 @@ static void node_faults(struct world *w)
         world_pause(n, a_while(&w->chance));
     if (n->sim->config.lend && !n->lend_again_ns && strikes(w, FAULT_RECLAIM))
         reclaim(n);
+    if (!n->lend_again_ns && strikes(w, FAULT_DRAIN)) {
+        uint64_t within = a_while(&w->orders) / 2;
+        faults_drain(n, within, world_now(w) + within + a_while(&w->orders));
+    }
     bool power = strikes(w, FAULT_POWER);
     if (lives(w) < LIVES_MAX && (power || strikes(w, FAULT_CRASH)))
         world_crash(n, power, draw(&w->chance, 2));
@@ -314,8 +336,11 @@ static void ends(struct world *w, uint64_t now)
         }
         if (n->lend_again_ns && now >= n->lend_again_ns) {
             n->reclaim_ns = n->lend_again_ns = 0;
-            if (!n->sim->dead)
+            if (!n->sim->dead && n->draining)
+                kvf_drain_set(n->sim->core, false, 0);
+            else if (!n->sim->dead)
                 lend_at_most(n, UINT64_MAX, KVF_SEC);
+            n->draining = false;
         }
     }
     if (w->etcd_up_ns && now >= w->etcd_up_ns) {

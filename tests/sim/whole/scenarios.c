@@ -1,6 +1,7 @@
 /* Regressions: small scripted cases, and seeds that found a bug once. */
 #include "tests/sim/whole/world.h"
 
+#include "node/drain.h"
 #include <string.h>
 
 struct scenario {
@@ -36,10 +37,46 @@ static void links_clog(struct world *w)
     world_settle(w, 4 * KVF_SEC);
 }
 
+/* The first node of which others have something and which has sessions; NULL: none. */
+static struct world_node *lender_and_home(struct world *w)
+{
+    for (unsigned i = 0; i < w->n; i++) {
+        struct kvf_drain_stats stats;
+        kvf_drain_stats(w->nodes[i].sim->core, &stats);
+        if (stats.lent_bytes > 0 && stats.home_sessions > 0)
+            return &w->nodes[i];
+    }
+    return NULL;
+}
+
+/* A node is drained while all work: in time it has nothing of others any more. */
+static void one_is_drained(struct world *w)
+{
+    struct world_node *n;
+    struct kvf_drain_stats stats;
+    uint64_t end = world_now(w) + 20 * KVF_SEC;
+    while (!(n = lender_and_home(w)))
+        if (world_step(w), world_now(w) >= end)
+            world_violated(w, "nobody lends anything");
+    end = world_now(w) + 30 * KVF_SEC;
+    faults_drain(n, 5 * KVF_SEC, end);
+    do {
+        world_step(w);
+        kvf_drain_stats(n->sim->core, &stats);
+    } while (!stats.empty && world_now(w) < end);
+    if (!stats.empty)
+        world_violated(w, "node %s is not empty: %llu bytes lent, %llu sessions came, %llu have left with %llu blocks", n->name,
+                       (unsigned long long)stats.lent_bytes, (unsigned long long)stats.incoming_sessions,
+                       (unsigned long long)stats.departed_sessions, (unsigned long long)stats.departed_blocks);
+    world_settle(w, 2 * KVF_SEC);
+}
+
 static const struct scenario scenarios[] = {
     {"one node dies silently", {.seed = 7, .steps = 200, .calm = true, .script = one_dies}},
     {"one node stands still", {.seed = 11, .steps = 200, .calm = true, .script = one_stands_still}},
     {"links clog one by one", {.seed = 5, .steps = 200, .calm = true, .script = links_clog}},
+    {"one node is drained", {.seed = 13, .steps = 200, .calm = true, .script = one_is_drained}},
+    {"one node of two is drained", {.seed = 9, .steps = 200, .calm = true, .script = one_is_drained}},
     /* Seeds, each of which found a bug once. */
     {"a session without tokens moves", {.seed = 48, .steps = 200}},
     {"the answer to a drop is lost", {.seed = 33, .steps = 400}},

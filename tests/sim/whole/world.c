@@ -121,6 +121,7 @@ static void node_attach(struct world_node *n)
     w->instances[instance] = n->number;
     n->lives++;
     n->reclaim_ns = n->lend_again_ns = 0;
+    n->draining = false;
     faults_attach_disk(n);
     world_trace(w, "start", n->number, instance, n->sim->core->incarnation, 0);
 }
@@ -447,6 +448,7 @@ struct world *world_create(const struct world_options *options, struct sim_engin
     sim_env_init(&w->work, kvf_mix(options->seed, 3));
     sim_env_init(&w->order, kvf_mix(options->seed, 4));
     sim_env_init(&w->later, kvf_mix(options->seed, 5));
+    sim_env_init(&w->orders, kvf_mix(options->seed, 6));
     living = w;
     w->n = 0;
     w->n_clients = 1 + (unsigned)draw(&w->order, WORLD_CLIENTS);

@@ -54,7 +54,9 @@
     X(ETCD_HOLD, "watches held")                      \
     X(ETCD_COMPACT, "compactions")                    \
     X(LEASE, "leases ended")                          \
-    X(RECLAIM, "times lent memory was wanted back")
+    X(RECLAIM, "times lent memory was wanted back")   \
+    X(DRAIN, "nodes drained")                         \
+    X(ORDER, "sessions ordered elsewhere")
 
 enum fault {
 #define FAULT_ENUM(name, text) FAULT_##name,
@@ -151,6 +153,8 @@ struct world_node {
     uint64_t resume_ns, restart_ns; /* when; 0: not paused, not dead */
     uint64_t resumed_ns;       /* the last time */
     uint64_t reclaim_ns, lend_again_ns, reclaim_limit; /* others have at most so much from the first to the second moment; 0: any */
+    bool draining;             /* as if it wanted all of it back; its sessions are ordered elsewhere, */
+    uint64_t incoming;         /* ... and no more than so many are still on their way here */
     uint64_t etcd_back_ns;
     bool rotten;               /* what its disk holds was damaged without a word */
     unsigned lives;
@@ -166,7 +170,7 @@ struct world {
     struct world_options options;
     struct sim_cluster *cluster;
     struct sim_env chance, work, order; /* generators of the faults, the clients, the order of things, */
-    struct sim_env later;               /* ... and of what the simulator learned later: a seed without it is what it was */
+    struct sim_env later, orders;       /* ... and of what the simulator learned later: a seed without it is what it was */
     struct world_node nodes[WORLD_NODES];
     unsigned n, n_clients;
     enum phase phase;
@@ -228,6 +232,10 @@ void faults_attach_disk(struct world_node *node);
 /* Begins and ends what lasts. */
 void faults_step(struct world *world);
 void faults_heal(struct world *world);
+/* Whether the operator wants something now. */
+bool faults_order(struct world *world);
+/* An operator drains a node, until the second moment; what it lends is free within the first time. */
+void faults_drain(struct world_node *node, uint64_t within_ns, uint64_t end_ns);
 /* One of them, now. */
 void faults_direction(struct world *world, unsigned from, unsigned to, bool cut, uint64_t ns);
 
