@@ -134,19 +134,29 @@ static void tx_sent(void *arg, enum kvf_status status)
         done(done_arg, status);
 }
 
-enum kvf_status kvf_fabric_post_copy(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts,
-                                     unsigned n_parts, kvf_done_fn done, void *arg)
+/* NULL: all are in use. */
+static struct kvf_tx *tx_take(struct kvf_peer *peer, kvf_done_fn done, void *arg)
 {
     struct kvf_fabric *fabric = peer->fabric;
     struct kvf_tx *tx = fabric->tx_free;
     if (!tx)
-        return KVF_ERR_BUSY;
+        return NULL;
+    assert(fabric->tx_used < fabric->tx_count);
     fabric->tx_free = tx->next;
     fabric->tx_used++;
     tx->done = done;
     tx->arg = arg;
     tx->peer = peer;
     tx->life = peer->life;
+    return tx;
+}
+
+enum kvf_status kvf_fabric_post_copy(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts,
+                                     unsigned n_parts, kvf_done_fn done, void *arg)
+{
+    struct kvf_tx *tx = tx_take(peer, done, arg);
+    if (!tx)
+        return KVF_ERR_BUSY;
     size_t bytes = 0;
     for (unsigned i = 0; i < n_parts; i++) {
         assert(bytes + parts[i].iov_len <= sizeof tx->data);
@@ -156,6 +166,18 @@ enum kvf_status kvf_fabric_post_copy(struct kvf_peer *peer, struct kvf_wire_head
     }
     struct iovec part = {.iov_base = tx->data, .iov_len = bytes};
     enum kvf_status st = kvf_fabric_post(peer, header, &part, bytes ? 1 : 0, tx_sent, tx);
+    if (st != KVF_OK)
+        tx_free(tx);
+    return st;
+}
+
+enum kvf_status kvf_fabric_post_counted(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts,
+                                        unsigned n_parts, kvf_done_fn done, void *arg)
+{
+    struct kvf_tx *tx = tx_take(peer, done, arg);
+    if (!tx)
+        return KVF_ERR_BUSY;
+    enum kvf_status st = kvf_fabric_post(peer, header, parts, n_parts, tx_sent, tx);
     if (st != KVF_OK)
         tx_free(tx);
     return st;
@@ -478,7 +500,10 @@ void kvf_fabric_destroy(struct kvf_fabric *fabric)
     drain(fabric, start + CLOSE_NS);
     t->ops->handler_set(t, &(struct kvf_transport_handler){0});
     if (outstanding(fabric)) {
-        /* The transport may still call back into this memory: it is given up rather than freed under it. */
+        /* The transport may still call back into this memory: it is given up rather than freed under it. Nobody else is called
+         * back from it: whoever gave us a callback goes when this returns. */
+        for (unsigned i = 0; i < fabric->tx_count; i++)
+            fabric->tx[i].done = NULL;
         kvf_log_error(fabric->config.log, "the transport did not let go of %u sends in time", fabric->tx_used + fabric->frames_out);
         return;
     }

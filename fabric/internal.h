@@ -81,7 +81,7 @@ static inline void kvf_ring_remove(struct kvf_ring *r)
 }
 #define KVF_RING_OF(at, type, field) ((type *)(void *)((char *)(at) - offsetof(type, field)))
 
-/* A copied payload on its way out. */
+/* A copied payload on its way out, or a reply of the owner's memory. */
 struct kvf_tx {
     struct kvf_fabric *fabric;
     struct kvf_tx *next; /* free list */
@@ -288,6 +288,9 @@ enum kvf_status kvf_fabric_post(struct kvf_peer *peer, struct kvf_wire_header *h
 /* The same for at most KVF_COPY_MAX bytes, which are copied. done may be NULL. */
 enum kvf_status kvf_fabric_post_copy(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts,
                                      unsigned n_parts, kvf_done_fn done, void *arg);
+/* A frame of the caller's memory whose end the close waits for, as for those that are copied. ERR_BUSY: too many are under way. */
+enum kvf_status kvf_fabric_post_counted(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts,
+                                        unsigned n_parts, kvf_done_fn done, void *arg);
 /* Bytes of all parts; SIZE_MAX when there are too many of them. */
 size_t kvf_fabric_parts_bytes(const struct iovec *parts, unsigned n_parts);
 /* Counts a frame that is not believed, and says so now and then. peer is the one in whose name it came, or NULL. */

@@ -274,7 +274,7 @@ enum kvf_status kvf_fabric_reply(struct kvf_peer *peer, uint64_t request, enum k
         .type = KVF_WIRE_REPLY, .request = request, .status = status, .payload_bytes = (uint32_t)bytes};
     if (bytes <= KVF_COPY_MAX)
         return kvf_fabric_post_copy(peer, &header, parts, n_parts, done, arg);
-    return kvf_fabric_post(peer, &header, parts, n_parts, done, arg);
+    return kvf_fabric_post_counted(peer, &header, parts, n_parts, done, arg);
 }
 
 void kvf_request_reply(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload)

@@ -32,6 +32,7 @@
 #define COUNT 33 /* answered by a u64: the payloads of SINK so far that were not whole */
 #define SINK 34  /* a message of sink_fill's bytes, of which nothing comes back but the status */
 #define REWRITE 35 /* a struct rewrite; answered by the status alone when it is done */
+#define BRING 36   /* a u32: so many bytes come back, all of them 0 */
 #define SEED 20240613ull
 
 /* Words over a range of the receiver's region, all of them the same: `first`, then the next number, `rounds` times. */
@@ -61,6 +62,7 @@ struct node {
     struct kvf_secret *secret;
     struct kvf_fabric *fabric;
     unsigned ups, downs;
+    unsigned replying; /* replies to ECHO and BRING whose end was not told yet */
     uint64_t down_ns, broken; /* when the last one went down; payloads of SINK that were not whole */
     bool forgets;             /* a peer that is down is removed, so that it may come again as a stranger */
     uint8_t address[KVF_ADDRESS_MAX];
@@ -111,7 +113,17 @@ static inline void on_down(void *arg, struct kvf_peer *peer, enum kvf_status why
         kvf_fabric_peer_remove(n->fabric, peer);
 }
 
-static inline void echo_done(void *arg, enum kvf_status status) { free(arg); }
+struct echo {
+    struct node *node;
+    uint8_t bytes[];
+};
+
+static inline void echo_done(void *arg, enum kvf_status status)
+{
+    struct echo *echo = arg;
+    echo->node->replying--;
+    free(echo);
+}
 
 static inline void rewrite_region(struct node *n, const struct rewrite *what)
 {
@@ -142,12 +154,18 @@ static inline void on_message(void *arg, struct kvf_peer *peer, const struct kvf
         kvf_fabric_reply(peer, m->request, KVF_OK, &count, m->type == COUNT, NULL, NULL);
         return;
     }
-    void *copy = malloc(m->bytes + 1);
-    struct iovec part = {.iov_base = copy, .iov_len = m->bytes};
-    if (m->bytes)
-        memcpy(copy, m->payload, m->bytes);
-    if (kvf_fabric_reply(peer, m->request, KVF_OK, &part, 1, echo_done, copy) != KVF_OK)
-        free(copy);
+    uint32_t bytes = (uint32_t)m->bytes;
+    if (m->type == BRING)
+        memcpy(&bytes, m->payload, sizeof bytes);
+    struct echo *echo = calloc(1, sizeof *echo + bytes);
+    assert_non_null(echo);
+    echo->node = n;
+    struct iovec part = {.iov_base = echo->bytes, .iov_len = bytes};
+    if (m->type != BRING && bytes)
+        memcpy(echo->bytes, m->payload, bytes);
+    n->replying++;
+    if (kvf_fabric_reply(peer, m->request, KVF_OK, &part, 1, echo_done, echo) != KVF_OK)
+        echo_done(echo, KVF_CANCELLED);
 }
 
 static inline void on_stranger(void *arg, const char *name, uint64_t incarnation, const void *address, size_t bytes)

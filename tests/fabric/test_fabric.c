@@ -577,6 +577,33 @@ static void destroy_cancels_what_is_open(void **state)
     world_free(w);
 }
 
+/* A reply of the owner's memory, too: its callback comes before the owner goes on to free what that needs. */
+static void destroy_waits_for_replies(void **state)
+{
+    struct kvf_peer *peer;
+    struct world *w = pair(KVF_WAY_ASK, &peer);
+    struct node *a = &w->node[0], *b = &w->node[1];
+    struct result r = {0}, sent = {0};
+    static uint8_t big[8000];
+    struct iovec part = {.iov_base = big, .iov_len = sizeof big};
+    b->echoes = false;
+    assert_int_equal(call(peer, "x", 1, UINT64_MAX, &r), KVF_OK);
+    settle(w);
+    sim_net_path(b->t, a->t)->held = true;
+    assert_int_equal(kvf_fabric_reply(b->last_peer, b->last_request, KVF_OK, &part, 1, on_done, &sent), KVF_OK);
+    settle(w);
+    assert_int_equal(sent.count, 0);
+    kvf_fabric_destroy(b->fabric);
+    assert_int_equal(sent.count, 1);
+    assert_int_equal(sent.status, KVF_CANCELLED);
+    b->fabric = NULL;
+    kvf_secret_destroy(b->secret);
+    b->t->ops->region_destroy(b->t, b->region);
+    b->t->ops->destroy(b->t);
+    assert_int_equal(sent.count, 1);
+    world_free(w);
+}
+
 static void timers_say_when_poll_is_needed(void **state)
 {
     struct kvf_peer *peer;
@@ -733,6 +760,7 @@ int main(void)
         cmocka_unit_test(a_stuck_large_call_ends_with_the_link),
         cmocka_unit_test(duplicated_frames_do_no_harm),
         cmocka_unit_test(destroy_cancels_what_is_open),
+        cmocka_unit_test(destroy_waits_for_replies),
         cmocka_unit_test(timers_say_when_poll_is_needed),
         cmocka_unit_test(a_pause_of_ours_is_not_their_death),
         cmocka_unit_test(random_trouble_ends_every_request),

@@ -205,6 +205,38 @@ static void a_goodbye_takes_the_peer_down_at_once(void **state)
     node_close(&n);
 }
 
+/* A node that closes while a peer that hangs does not take its replies: whoever waits for the end of one is told before the fabric
+ * is gone, because it frees what its callback needs next. */
+static void replies_that_are_not_taken_end_before_the_fabric(void **state)
+{
+    static struct node n, hung;
+    static struct answer answers[100];
+    uint32_t bytes = 200 << 10;
+    struct iovec part = {.iov_base = &bytes, .iov_len = sizeof bytes};
+    assert_int_equal(node_open(&n, "closer", 12, "tcp"), KVF_OK);
+    assert_int_equal(node_open(&hung, "hung", 13, "tcp"), KVF_OK);
+    struct kvf_peer *peer, *back;
+    assert_int_equal(kvf_fabric_peer_add(hung.fabric, "closer", 12, n.address, n.address_bytes, &peer), KVF_OK);
+    assert_int_equal(kvf_fabric_peer_add(n.fabric, "hung", 13, hung.address, hung.address_bytes, &back), KVF_OK);
+    for (uint64_t start = now_ns(); (!n.ups || !hung.ups) && now_ns() - start < 5 * KVF_SEC;) {
+        kvf_fabric_poll(n.fabric);
+        kvf_fabric_poll(hung.fabric);
+    }
+    assert_true(kvf_peer_is_up(peer) && kvf_peer_is_up(back));
+    for (unsigned i = 0; i < 100; i++)
+        assert_int_equal(kvf_fabric_call(peer, BRING, &part, 1, UINT64_MAX, on_answer, &answers[i]), KVF_OK);
+    for (unsigned i = 0; i < 50; i++) /* the questions go out, and that is the last it does */
+        kvf_fabric_poll(hung.fabric);
+    for (uint64_t start = now_ns(); now_ns() - start < 200 * KVF_MS;)
+        kvf_fabric_poll(n.fabric);
+    assert_true(n.replying > 0);
+    kvf_fabric_destroy(n.fabric);
+    assert_int_equal(n.replying, 0);
+    n.fabric = NULL;
+    node_close(&n);
+    node_close(&hung);
+}
+
 /* A peer that is not there: no call blocks, and the peer goes DOWN. */
 static void an_absent_peer_goes_down(const char *kind)
 {
@@ -355,6 +387,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(processes_pull_over_shared_memory),
         cmocka_unit_test(an_armed_transport_wakes_by_its_event_fd),
         cmocka_unit_test(a_goodbye_takes_the_peer_down_at_once),
+        cmocka_unit_test(replies_that_are_not_taken_end_before_the_fabric),
         cmocka_unit_test(an_absent_peer_goes_down_over_tcp),
         cmocka_unit_test(an_absent_peer_goes_down_over_shared_memory),
         cmocka_unit_test(the_environment_does_not_leak_in),
