@@ -413,7 +413,7 @@ static bool write_journal(const struct bench *b)
                 kvf_journal_init(&j, sb.incarnation, sb.journal_start, (uint32_t)(sb.half_bytes / 4096)) == KVF_OK;
     if (!good)
         return false;
-    kvf_journal_position(&j, 2, 77, 0);
+    kvf_journal_position(&j, 2, 77, 0, 0);
     for (uint64_t i = 0; i <= RECORDS && good; i++) {
         uint64_t sums[16], place = i * 2654435761u % RECORDS, key = kvf_mix(i, 3);
         struct kvf_ssd_record r = {.key = {.hi = 1ull << 63 | key >> 1, .lo = i}, .offset = sb.slots_start + place * 4096,

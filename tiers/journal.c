@@ -32,6 +32,7 @@ bool kvf_journal_open(const void *block, uint64_t area, struct kvf_journal_head 
     out->generation = kvf_read_u64(&r);
     out->nonce = kvf_read_u64(&r);
     out->number = kvf_read_u32(&r);
+    out->synced = kvf_read_u32(&r);
     return le64toh(sum) == kvf_hash(block, CHECKSUM_AT, area);
 }
 
@@ -85,7 +86,7 @@ bool kvf_journal_read(const void *block, const struct kvf_journal_head *head, ui
 enum kvf_status kvf_journal_init(struct kvf_journal *j, uint64_t area, uint64_t start, uint32_t half_blocks)
 {
     assert(half_blocks >= 2);
-    *j = (struct kvf_journal){.area = area, .start = start, .half_blocks = half_blocks};
+    *j = (struct kvf_journal){.area = area, .start = start, .half_blocks = half_blocks, .end = half_blocks};
     j->ring = aligned_alloc(KVF_JOURNAL_BLOCK, (size_t)KVF_JOURNAL_RING * KVF_JOURNAL_BLOCK);
     return j->ring ? KVF_OK : KVF_ERR_NO_MEMORY;
 }
@@ -96,12 +97,15 @@ void kvf_journal_fini(struct kvf_journal *j)
     j->ring = NULL;
 }
 
-void kvf_journal_position(struct kvf_journal *j, uint64_t generation, uint64_t nonce, uint32_t next)
+void kvf_journal_position(struct kvf_journal *j, uint64_t generation, uint64_t nonce, uint32_t next, uint32_t synced)
 {
     assert(j->count == 0 && j->written == j->sealed && next <= j->half_blocks);
+    assert(synced <= j->half_blocks);
     j->generation = generation;
     j->nonce = nonce;
     j->next = next;
+    j->end = j->half_blocks;
+    j->synced = synced;
 }
 
 static uint8_t *open_block(const struct kvf_journal *j)
@@ -109,23 +113,35 @@ static uint8_t *open_block(const struct kvf_journal *j)
     return j->ring + j->sealed % KVF_JOURNAL_RING * KVF_JOURNAL_BLOCK;
 }
 
+/* Head, checksum and the zeros behind the records of a block. */
+static void close_block(const struct kvf_journal *j, uint8_t *block, uint32_t number, uint32_t used)
+{
+    struct kvf_writer w = kvf_writer_of(block, HEAD_BYTES);
+    kvf_write_u32(&w, MAGIC);
+    kvf_write_u32(&w, used);
+    kvf_write_u64(&w, j->area);
+    kvf_write_u64(&w, j->generation);
+    kvf_write_u64(&w, j->nonce);
+    kvf_write_u32(&w, number);
+    kvf_write_u32(&w, j->synced);
+    assert(!w.bad && kvf_writer_used(&w) == HEAD_BYTES);
+    memset(block + HEAD_BYTES + used, 0, PAYLOAD - used);
+    w = kvf_writer_of(block + CHECKSUM_AT, 8);
+    kvf_write_u64(&w, kvf_hash(block, CHECKSUM_AT, j->area));
+    assert(!w.bad);
+}
+
+void kvf_journal_blank(const struct kvf_journal *j, uint32_t number, void *block)
+{
+    assert(number < j->half_blocks);
+    close_block(j, block, number, 0);
+}
+
 void kvf_journal_seal(struct kvf_journal *j)
 {
     if (j->count == 0)
         return;
-    uint8_t *block = open_block(j);
-    struct kvf_writer w = kvf_writer_of(block, HEAD_BYTES);
-    kvf_write_u32(&w, MAGIC);
-    kvf_write_u32(&w, j->used);
-    kvf_write_u64(&w, j->area);
-    kvf_write_u64(&w, j->generation);
-    kvf_write_u64(&w, j->nonce);
-    kvf_write_u32(&w, j->next);
-    kvf_write_u32(&w, j->count);
-    assert(!w.bad && kvf_writer_used(&w) == HEAD_BYTES);
-    memset(block + HEAD_BYTES + j->used, 0, PAYLOAD - j->used);
-    w = kvf_writer_of(block + CHECKSUM_AT, 8);
-    kvf_write_u64(&w, kvf_hash(block, CHECKSUM_AT, j->area));
+    close_block(j, open_block(j), j->next, j->used);
     j->sealed++;
     j->next++;
     j->used = j->count = 0;
@@ -137,7 +153,7 @@ static uint8_t *append(struct kvf_journal *j, uint32_t bytes)
     bool fits = j->count > 0 && j->used + bytes <= PAYLOAD;
     unsigned ahead = j->count > 0;
     if (!fits) {
-        if (j->next + ahead >= j->half_blocks || j->sealed + ahead - j->written >= KVF_JOURNAL_RING)
+        if (j->next + ahead >= j->end || j->sealed + ahead - j->written >= KVF_JOURNAL_RING)
             return NULL;
         kvf_journal_seal(j);
     }
@@ -202,7 +218,7 @@ uint64_t kvf_journal_ticket(const struct kvf_journal *j)
 
 uint32_t kvf_journal_left(const struct kvf_journal *j)
 {
-    return j->next + 1 < j->half_blocks ? j->half_blocks - j->next - 1 : 0;
+    return j->next + 1 < j->end ? j->end - j->next - 1 : 0;
 }
 
 bool kvf_journal_hand(struct kvf_journal *j, void **data, uint64_t *offset, uint32_t *bytes)
@@ -224,4 +240,11 @@ void kvf_journal_wrote(struct kvf_journal *j, uint32_t bytes)
 {
     j->written += bytes / KVF_JOURNAL_BLOCK;
     assert(j->written == j->handed);
+}
+
+void kvf_journal_synced(struct kvf_journal *j, uint64_t durable)
+{
+    assert(durable >= j->durable && durable <= j->written && j->sealed - durable <= j->next);
+    j->durable = durable;
+    j->synced = j->next - (uint32_t)(j->sealed - durable);
 }

@@ -45,6 +45,7 @@ struct kvf_journal_head {
     uint64_t nonce;  /* drawn when the generation began: blocks of one that failed to begin are not taken for it */
     uint32_t number; /* of the block in its half */
     uint32_t used;   /* bytes of records */
+    uint32_t synced; /* this many blocks of the generation, from its first on, were durable when this one was sealed */
 };
 
 /* False: not a whole block of this area's journal. */
@@ -67,7 +68,9 @@ struct kvf_journal {
     uint64_t start; /* of half 0 in the area */
     uint32_t half_blocks;
     uint64_t generation, nonce;
-    uint32_t next;  /* number of the open block in its half; half_blocks: the half is full */
+    uint32_t next;  /* number of the open block in its half; `end`: there is no room for it */
+    uint32_t end;   /* half_blocks; less where only a hole of the half is filled */
+    uint32_t synced; /* blocks of the generation, from its first on, that are durable */
     uint8_t *ring;  /* [KVF_JOURNAL_RING] blocks; block i since the start is in i % KVF_JOURNAL_RING */
     uint64_t sealed, handed, written, durable; /* blocks since the start: each at most the one before */
     uint32_t used, count; /* of the open block */
@@ -76,8 +79,10 @@ struct kvf_journal {
 /* ERR_NO_MEMORY. */
 enum kvf_status kvf_journal_init(struct kvf_journal *journal, uint64_t area, uint64_t start, uint32_t half_blocks);
 void kvf_journal_fini(struct kvf_journal *journal);
-/* Goes on at block `next` of a generation. Nothing may be open or unwritten. */
-void kvf_journal_position(struct kvf_journal *journal, uint64_t generation, uint64_t nonce, uint32_t next);
+/* Goes on at block `next` of a generation, of which the first `synced` are durable. Nothing may be open or unwritten. */
+void kvf_journal_position(struct kvf_journal *journal, uint64_t generation, uint64_t nonce, uint32_t next, uint32_t synced);
+/* A block without records in the place of one that was never whole. */
+void kvf_journal_blank(const struct kvf_journal *journal, uint32_t number, void *block);
 
 /* Append a record. False: the half or the ring is full (nothing was done). */
 bool kvf_journal_put(struct kvf_journal *journal, const struct kvf_ssd_record *record);
@@ -93,4 +98,6 @@ uint32_t kvf_journal_left(const struct kvf_journal *journal);
 /* The next run of sealed blocks to write: false when there is none. One at a time: kvf_journal_wrote ends it. */
 bool kvf_journal_hand(struct kvf_journal *journal, void **data, uint64_t *offset, uint32_t *bytes);
 void kvf_journal_wrote(struct kvf_journal *journal, uint32_t bytes);
+/* The first `durable` blocks since the start are so. */
+void kvf_journal_synced(struct kvf_journal *journal, uint64_t durable);
 #endif

@@ -155,7 +155,7 @@ bool kvf_ssd_commit_idle(const struct kvf_ssd *s)
 static void begin_generation(struct kvf_ssd *s)
 {
     struct kvf_journal *j = &s->journal;
-    kvf_journal_position(j, j->generation + 1, s->env->random(s->env->arg), 0);
+    kvf_journal_position(j, j->generation + 1, s->env->random(s->env->arg), 0, 0);
     s->reserved_bytes = s->live_bytes;
     s->cursor = 0;
     s->has_pending = false;
@@ -236,7 +236,7 @@ static void sync_done(void *arg, enum kvf_status status)
         return;
     }
     s->stats.syncs++;
-    s->journal.durable = s->sync_mark;
+    kvf_journal_synced(&s->journal, s->sync_mark);
     if (s->checkpoint == KVF_SSD_ENDING && s->journal.durable >= s->end_ticket)
         s->checkpoint = KVF_SSD_WHOLE;
     end_waiting(s);

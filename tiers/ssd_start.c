@@ -6,7 +6,16 @@
  *
  *   newest generation has its END   -> it tells all
  *   it has none (a crash during the checkpoint) -> the generation before is read behind it; what still lives there is
- *                                      appended to the newest, END follows, and so the checkpoint is finished here */
+ *                                      appended to the newest, or written into its holes where that is full; END follows, and so
+ *                                      the checkpoint is finished here
+ *
+ * Holes, blocks of the journal that are not whole. A power cut leaves some among those that no sync had covered; what they told was
+ * promised to nobody, and they are filled with empty blocks, so that there are none when the node serves. A block that *was* synced
+ * (a later one says so), or that cannot be read, is damage: it may have told that older blocks were removed. So nothing older is
+ * believed, which costs misses; and a new generation is written at once, so that nothing older is believed another time either.
+ *
+ * What the journal's last blocks say may lie in a cache whose sync failed in an earlier process. They, and the superblocks, are
+ * written again and synced before the node serves: a start builds on nothing that its own sync did not cover. */
 #include "base/hash.h"
 #include "tiers/ssd_internal.h"
 
@@ -26,7 +35,10 @@
 #define PIECES 8u
 #define PROBE_BYTES (64u << 10)
 #define PROBE_BLOCKS (PROBE_BYTES / BLOCK)
+#define PIECE_BLOCKS (PIECE_BYTES / BLOCK)
 #define GAP_BLOCKS KVF_SSD_GAP_BLOCKS
+/* A journal of which more blocks than this cannot be read is on a disk that is ill: the area is left as it is. */
+#define UNREADABLE_MAX 64u
 /* The disk is asked before the node serves, so this is the one place that waits. */
 #define NAP_NS (10 * KVF_MS)
 #define NAPS_MAX 3000u
@@ -51,6 +63,9 @@ struct start_io {
     bool abandoned;
     struct piece pieces[PIECES];
     uint8_t *memory;
+    uint64_t unreadable[UNREADABLE_MAX]; /* offsets of blocks of the journal */
+    unsigned n_unreadable;
+    uint8_t superblock[KVF_SUPERBLOCK_BYTES]; /* as it was read */
 };
 
 static void io_free(struct start_io *io)
@@ -90,12 +105,13 @@ static void io_done(void *arg, enum kvf_status status)
         io_free(p->io);
 }
 
-static enum kvf_status io_post(struct piece *p, bool write, uint64_t offset, uint32_t bytes)
+/* From or to the piece's memory, from its byte `at` on. */
+static enum kvf_status io_post(struct piece *p, bool write, uint64_t offset, uint32_t at, uint32_t bytes)
 {
-    assert(!p->busy && bytes <= PIECE_BYTES);
+    assert(!p->busy && at + bytes <= PIECE_BYTES);
     struct kvf_disk *disk = p->io->disk;
-    p->request =
-        (struct kvf_disk_request){.write = write, .data = p->data, .offset = offset, .bytes = bytes, .done = io_done, .arg = p};
+    p->request = (struct kvf_disk_request){
+        .write = write, .data = p->data + at, .offset = offset, .bytes = bytes, .done = io_done, .arg = p};
     enum kvf_status st = disk->ops->submit(disk, &p->request);
     if (st == KVF_OK) {
         p->busy = true;
@@ -116,17 +132,50 @@ static enum kvf_status io_await(struct piece *p)
     return p->status;
 }
 
-/* One request from beginning to end, through the first piece's memory. */
-static enum kvf_status io_run(struct start_io *io, bool write, uint64_t offset, uint32_t bytes)
+/* One request from beginning to end. */
+static enum kvf_status io_run(struct piece *p, bool write, uint64_t offset, uint32_t at, uint32_t bytes)
 {
-    struct piece *p = &io->pieces[0];
-    enum kvf_status st = io_post(p, write, offset, bytes);
-    for (unsigned i = 1; i < PIECES && st == KVF_ERR_BUSY; i++) { /* what is read ahead has all places of the disk */
+    struct start_io *io = p->io;
+    enum kvf_status st = io_post(p, write, offset, at, bytes);
+    for (unsigned i = 0; i < PIECES && st == KVF_ERR_BUSY; i++) { /* what is read ahead has all places of the disk */
         if (io->pieces[i].busy && io_await(&io->pieces[i]) == KVF_ERR_DEADLINE)
             return KVF_ERR_DEADLINE;
-        st = io_post(p, write, offset, bytes);
+        st = io_post(p, write, offset, at, bytes);
     }
     return st == KVF_OK ? io_await(p) : st;
+}
+
+static bool io_unreadable(const struct start_io *io, uint64_t offset)
+{
+    for (unsigned i = 0; i < io->n_unreadable; i++)
+        if (io->unreadable[i] == offset)
+            return true;
+    return false;
+}
+
+/* A read of the journal failed: each of its blocks is read by itself. Those that cannot be are zeros, and remembered. */
+static enum kvf_status io_salvage(struct piece *p, uint64_t offset, uint32_t bytes)
+{
+    struct start_io *io = p->io;
+    for (uint32_t at = 0; at < bytes; at += BLOCK) {
+        enum kvf_status st = io_run(p, false, offset + at, at, BLOCK);
+        bool known = io_unreadable(io, offset + at);
+        if (st == KVF_OK && !known)
+            continue;
+        if (st != KVF_OK && (st != KVF_ERR_IO || (!known && io->n_unreadable == UNREADABLE_MAX)))
+            return st;
+        if (!known)
+            io->unreadable[io->n_unreadable++] = offset + at;
+        memset(p->data + at, 0, BLOCK); /* also one that can be read now: it is one or the other for all of this start */
+    }
+    return KVF_OK;
+}
+
+/* Blocks of the journal into the first piece's memory. */
+static enum kvf_status io_read(struct start_io *io, uint64_t offset, uint32_t bytes)
+{
+    enum kvf_status st = io_run(&io->pieces[0], false, offset, 0, bytes);
+    return st == KVF_ERR_IO ? io_salvage(&io->pieces[0], offset, bytes) : st;
 }
 
 /* Everything that stands in the journal's memory goes to the disk. ERR_FULL: the half is full. */
@@ -139,7 +188,7 @@ static enum kvf_status io_flush(struct start_io *io, struct kvf_journal *j)
     while (kvf_journal_hand(j, &data, &offset, &bytes)) {
         assert(bytes <= PIECE_BYTES);
         memcpy(io->pieces[0].data, data, bytes);
-        enum kvf_status st = io_run(io, true, offset, bytes);
+        enum kvf_status st = io_run(&io->pieces[0], true, offset, 0, bytes);
         if (st != KVF_OK)
             return st;
         kvf_journal_wrote(j, bytes);
@@ -160,11 +209,19 @@ static enum kvf_status read_superblock(struct start_io *io, struct kvf_superbloc
     enum kvf_status st = KVF_ERR_CORRUPT, first = KVF_ERR_CORRUPT;
     for (unsigned copy = 0; copy < 2 && (st == KVF_ERR_CORRUPT || st == KVF_ERR_IO); copy++) {
         first = st;
-        st = io_run(io, false, copy * KVF_SUPERBLOCK_BYTES, KVF_SUPERBLOCK_BYTES);
+        st = io_run(&io->pieces[0], false, copy * KVF_SUPERBLOCK_BYTES, 0, KVF_SUPERBLOCK_BYTES);
         if (st == KVF_OK)
             st = kvf_superblock_decode(io->pieces[0].data, KVF_SUPERBLOCK_BYTES, out);
+        memcpy(io->superblock, io->pieces[0].data, KVF_SUPERBLOCK_BYTES);
     }
     return st == KVF_ERR_CORRUPT ? first : st; /* what cannot be read now may be whole: it is not made anew */
+}
+
+/* The superblock as it was read, to one of its places: an earlier process may have written it and seen its sync fail. */
+static enum kvf_status repeat_superblock(struct start_io *io, unsigned copy)
+{
+    memcpy(io->pieces[0].data, io->superblock, KVF_SUPERBLOCK_BYTES);
+    return io_run(&io->pieces[0], true, copy * KVF_SUPERBLOCK_BYTES, 0, KVF_SUPERBLOCK_BYTES);
 }
 
 static void lay_out(struct kvf_superblock *sb, const struct kvf_ssd_options *o)
@@ -185,7 +242,7 @@ static enum kvf_status format(struct kvf_ssd *s, struct start_io *io, const stru
 {
     struct kvf_journal *j = &s->journal;
     for (uint64_t generation = 0; generation < 2; generation++) {
-        kvf_journal_position(j, generation, s->env->random(s->env->arg), 0);
+        kvf_journal_position(j, generation, s->env->random(s->env->arg), 0, 0);
         (void)kvf_journal_end(j);
         enum kvf_status st = io_flush(io, j);
         if (st != KVF_OK)
@@ -194,7 +251,7 @@ static enum kvf_status format(struct kvf_ssd *s, struct start_io *io, const stru
     enum kvf_status st = s->disk->ops->sync(s->disk);
     for (unsigned copy = 0; copy < 2 && st == KVF_OK; copy++) {
         kvf_superblock_encode(sb, io->pieces[0].data);
-        st = io_run(io, true, copy * KVF_SUPERBLOCK_BYTES, KVF_SUPERBLOCK_BYTES);
+        st = io_run(&io->pieces[0], true, copy * KVF_SUPERBLOCK_BYTES, 0, KVF_SUPERBLOCK_BYTES);
     }
     return st == KVF_OK ? s->disk->ops->sync(s->disk) : st;
 }
@@ -211,8 +268,13 @@ struct replay {
     struct kvf_ssd *s;
     struct start_io *io;
     uint64_t *claimed; /* a bit per unit of the slots */
+    bool marks;  /* blocks say how many of their generation were synced: since version 3 */
+    uint32_t synced; /* so many of the half's blocks were, as far as is known */
     bool ended;  /* END was met */
     bool append; /* what lives goes into the newest generation, too */
+    bool damaged; /* something that was synced is missing: what is older is not believed */
+    uint64_t doubted; /* records that are older */
+    uint8_t *holes; /* [half_blocks] of the newest generation: 1 not whole, to be filled */
     uint64_t told_ns;
     enum kvf_status status;
 };
@@ -247,9 +309,9 @@ static void look_for_generation(const struct kvf_ssd *s, const uint8_t *blocks, 
 static enum kvf_status find_generation(struct kvf_ssd *s, struct start_io *io, uint64_t parity, struct half *h)
 {
     uint32_t step = PROBE_BLOCKS, blocks = s->journal.half_blocks;
-    for (uint32_t first = 0; first < blocks && !h->known; first += step, step = PIECE_BYTES / BLOCK) {
+    for (uint32_t first = 0; first < blocks && !h->known; first += step, step = PIECE_BLOCKS) {
         uint32_t n = blocks - first < step ? blocks - first : step;
-        enum kvf_status st = io_run(io, false, block_at(s, parity, first), n * BLOCK);
+        enum kvf_status st = io_read(io, block_at(s, parity, first), n * BLOCK);
         if (st != KVF_OK)
             return st;
         look_for_generation(s, io->pieces[0].data, first, n, parity, h);
@@ -266,7 +328,7 @@ static enum kvf_status last_of(struct kvf_ssd *s, struct start_io *io, const str
 {
     struct kvf_journal_head head;
     *last = 0;
-    enum kvf_status st = io_run(io, false, block_at(s, h->generation, first), n * BLOCK);
+    enum kvf_status st = io_read(io, block_at(s, h->generation, first), n * BLOCK);
     for (uint32_t i = n; st == KVF_OK && i-- > 0 && !*last;)
         if (belongs(s, h, io->pieces[0].data + (size_t)i * BLOCK, first + i, &head))
             *last = first + i + 1;
@@ -290,7 +352,7 @@ static enum kvf_status find_tail(struct kvf_ssd *s, struct start_io *io, struct 
     }
     h->tail = low * PROBE_BLOCKS;
     for (uint32_t first = h->tail; first < blocks && first - h->tail < GAP_BLOCKS;) {
-        uint32_t n = blocks - first < PIECE_BYTES / BLOCK ? blocks - first : PIECE_BYTES / BLOCK;
+        uint32_t n = blocks - first < PIECE_BLOCKS ? blocks - first : PIECE_BLOCKS;
         enum kvf_status st = last_of(s, io, h, first, n, &last);
         if (st != KVF_OK)
             return st;
@@ -323,15 +385,34 @@ static bool claim(struct replay *r, uint64_t offset, uint64_t bytes)
     return any;
 }
 
+/* Where the newest generation is full, its holes are filled: what goes there is older than anything that stands in it. */
+static enum kvf_status next_hole(struct replay *r)
+{
+    struct kvf_journal *j = &r->s->journal;
+    uint32_t hole = 0;
+    while (hole < j->half_blocks && !r->holes[hole])
+        hole++;
+    if (hole == j->half_blocks)
+        return KVF_ERR_FULL;
+    r->holes[hole] = 0;
+    kvf_journal_position(j, j->generation, j->nonce, hole, j->synced);
+    j->end = hole + 1;
+    return KVF_OK;
+}
+
+/* Room for a record, when kvf_journal_put or _end found none. */
+static enum kvf_status make_room(struct replay *r)
+{
+    struct kvf_journal *j = &r->s->journal;
+    enum kvf_status st = io_flush(r->io, j);
+    return st == KVF_OK && j->next == j->end ? next_hole(r) : st;
+}
+
 /* A record that lives and belongs to the generation before the newest is written into the newest. */
 static void append(struct replay *r, const struct kvf_ssd_record *record)
 {
-    struct kvf_journal *j = &r->s->journal;
-    if (kvf_journal_put(j, record) || r->status != KVF_OK)
-        return;
-    r->status = io_flush(r->io, j);
-    if (r->status == KVF_OK && !kvf_journal_put(j, record))
-        r->status = KVF_ERR_FULL;
+    while (r->status == KVF_OK && !kvf_journal_put(&r->s->journal, record))
+        r->status = make_room(r);
 }
 
 /* Records that may be found: more than may live, since freed blocks can come back, and these must not cost a living one its
@@ -347,6 +428,9 @@ static void replay_put(struct replay *r, const struct kvf_ssd_record *record)
 {
     struct kvf_ssd *s = r->s;
     uint32_t size = kvf_journal_record_bytes(record->chunks);
+    r->doubted += r->damaged;
+    if (r->damaged)
+        return;
     if (claim(r, record->offset, record->bytes) || !s->owner.found || s->live_bytes + size > found_max(s))
         return;
     if (!kvf_arena_take(s->arena, record->offset - s->slots_start, record->bytes))
@@ -362,15 +446,38 @@ static void replay_put(struct replay *r, const struct kvf_ssd_record *record)
         append(r, record);
 }
 
+/* From here on what is older is not believed. */
+static void doubt(struct replay *r, const struct half *h, uint32_t number, const char *why)
+{
+    if (!r->damaged)
+        kvf_log_error(r->s->log, "SSD: block %u of generation %llu of the journal %s: all that was recorded before it, and may be "
+                      "removed in it, is given up", number, (unsigned long long)h->generation, why);
+    r->damaged = true;
+}
+
+/* A block that is not whole, or not in its place. */
+static void hole(struct replay *r, const struct half *h, uint32_t number)
+{
+    r->s->stats.journal_damaged++;
+    if (io_unreadable(r->io, block_at(r->s, h->generation, number)))
+        doubt(r, h, number, "cannot be read");
+    else if (number < r->synced)
+        doubt(r, h, number, "is damaged");
+    else if (!r->append)
+        r->holes[number] = 1;
+}
+
 static void replay_block(struct replay *r, const struct half *h, const uint8_t *block, uint32_t number)
 {
     uint32_t at[BLOCK / 8], n = 0;
     struct kvf_journal_head head;
     struct kvf_journal_entry e;
     if (!belongs(r->s, h, block, number, &head)) {
-        r->s->stats.journal_damaged++;
+        hole(r, h, number);
         return;
     }
+    if (r->marks && head.synced > r->synced)
+        r->synced = head.synced;
     for (uint32_t next = 0, size; (size = kvf_journal_size(block, &head, next)) > 0; next += size)
         at[n++] = next;
     while (n-- > 0) {
@@ -406,9 +513,9 @@ static enum kvf_status replay_half(struct replay *r, const struct half *h)
     while (left > 0) {
         while (asked > 0 && n < PIECES - 1) {
             struct piece *p = &io->pieces[1 + (head - 1 + n) % (PIECES - 1)];
-            p->blocks = asked < PIECE_BYTES / BLOCK ? asked : PIECE_BYTES / BLOCK;
+            p->blocks = asked < PIECE_BLOCKS ? asked : PIECE_BLOCKS;
             p->first = asked - p->blocks;
-            enum kvf_status st = io_post(p, false, block_at(r->s, h->generation, p->first), p->blocks * BLOCK);
+            enum kvf_status st = io_post(p, false, block_at(r->s, h->generation, p->first), 0, p->blocks * BLOCK);
             if (st == KVF_ERR_BUSY && n > 0)
                 break; /* a disk of less depth */
             if (st != KVF_OK)
@@ -418,6 +525,8 @@ static enum kvf_status replay_half(struct replay *r, const struct half *h)
         }
         struct piece *p = &io->pieces[head];
         enum kvf_status st = io_await(p);
+        if (st == KVF_ERR_IO)
+            st = io_salvage(p, block_at(r->s, h->generation, p->first), p->blocks * BLOCK);
         if (st != KVF_OK)
             return st;
         for (uint32_t i = p->blocks; i-- > 0;)
@@ -430,15 +539,114 @@ static enum kvf_status replay_half(struct replay *r, const struct half *h)
     return r->status;
 }
 
-/* END, when all that it speaks of is durable. */
-static enum kvf_status finish_checkpoint(struct kvf_ssd *s, struct start_io *io)
+/* ------------------------------------------------------------------------------------------------- what the node builds on */
+
+/* The newest generation's last blocks, as far as no sync is known to have covered them, are written again as they stand. */
+static enum kvf_status repeat_blocks(struct replay *r, const struct half *h)
 {
-    enum kvf_status st = io_flush(io, &s->journal);
+    struct piece *p = &r->io->pieces[0];
+    struct kvf_journal_head head;
+    uint32_t first = h->tail > GAP_BLOCKS ? h->tail - GAP_BLOCKS : 0, n;
+    for (first = r->synced > first ? r->synced : first; first < h->tail; first += n) {
+        n = h->tail - first < PIECE_BLOCKS ? h->tail - first : PIECE_BLOCKS;
+        enum kvf_status st = io_read(r->io, block_at(r->s, h->generation, first), n * BLOCK);
+        for (uint32_t i = 0, end; i < n && st == KVF_OK; i = end + 1) {
+            for (end = i; end < n && belongs(r->s, h, p->data + (size_t)end * BLOCK, first + end, &head);)
+                end++;
+            if (end > i)
+                st = io_run(p, true, block_at(r->s, h->generation, first + i), i * BLOCK, (end - i) * BLOCK);
+        }
+        if (st != KVF_OK)
+            return st;
+    }
+    return r->s->disk->ops->sync(r->s->disk);
+}
+
+/* Empty blocks into the holes that are left. */
+static enum kvf_status fill_holes(struct replay *r)
+{
+    struct kvf_ssd *s = r->s;
+    struct piece *p = &r->io->pieces[0];
+    enum kvf_status st = KVF_OK;
+    for (uint32_t n = 0; n < s->journal.half_blocks && st == KVF_OK; n++) {
+        if (!r->holes[n])
+            continue;
+        kvf_journal_blank(&s->journal, n, p->data);
+        st = io_run(p, true, block_at(s, s->journal.generation, n), 0, BLOCK);
+    }
+    return st;
+}
+
+/* END, when all that it speaks of is durable. */
+static enum kvf_status finish_checkpoint(struct replay *r)
+{
+    struct kvf_ssd *s = r->s;
+    enum kvf_status st = io_flush(r->io, &s->journal);
     if (st == KVF_OK)
         st = s->disk->ops->sync(s->disk);
-    if (st == KVF_OK && !kvf_journal_end(&s->journal))
-        st = KVF_ERR_FULL;
-    return st == KVF_OK ? io_flush(io, &s->journal) : st;
+    while (st == KVF_OK && !kvf_journal_end(&s->journal))
+        st = make_room(r);
+    return st == KVF_OK ? io_flush(r->io, &s->journal) : st;
+}
+
+/* A new generation with what was found, and nothing else: what is not believed now is not met again, whatever can be read then. */
+static enum kvf_status begin_anew(struct replay *r)
+{
+    struct kvf_ssd *s = r->s;
+    struct kvf_ssd_record record;
+    uint64_t cursor = 0;
+    memset(r->holes, 0, s->journal.half_blocks);
+    kvf_journal_position(&s->journal, s->journal.generation + 1, s->env->random(s->env->arg), 0, 0);
+    while (r->status == KVF_OK && s->owner.walk && s->owner.walk(s->owner.arg, &cursor, &record))
+        append(r, &record);
+    return r->status == KVF_OK ? finish_checkpoint(r) : r->status;
+}
+
+/* The checkpoint that was under way is finished with what the generation before it has. */
+static enum kvf_status finish_with(struct replay *r, struct half *before)
+{
+    struct kvf_ssd *s = r->s;
+    r->append = true;
+    r->synced = r->marks ? s->journal.half_blocks : 0; /* all of it was, before the next one began */
+    enum kvf_status st = find_tail(s, r->io, before);
+    if (st == KVF_OK && r->marks && before->tail + 1 < s->journal.half_blocks) /* the last block may have had no record */
+        doubt(r, before, before->tail, "is lost");
+    if (st == KVF_OK)
+        st = replay_half(r, before);
+    return st;
+}
+
+/* The newest blocks of all may be among those that cannot be read. */
+static void look_behind(struct replay *r, const struct half *h)
+{
+    bool full = h->tail + 1 >= r->s->journal.half_blocks;
+    if (!full && io_unreadable(r->io, block_at(r->s, h->generation, h->tail)))
+        doubt(r, h, h->tail, "cannot be read");
+    if (full && io_unreadable(r->io, block_at(r->s, h->generation + 1, 0)))
+        doubt(r, h, h->tail, "is the last, and the first of the next generation cannot be read");
+}
+
+/* The newest generation tells all, or with the one before it. */
+static enum kvf_status recover_from(struct replay *r, struct half *h, struct half *before)
+{
+    struct kvf_ssd *s = r->s;
+    uint32_t hole = 0;
+    kvf_journal_position(&s->journal, h->generation, h->nonce, h->tail, 0);
+    look_behind(r, h);
+    enum kvf_status st = replay_half(r, h);
+    if (st == KVF_OK && r->damaged)
+        return begin_anew(r);
+    if (st == KVF_OK)
+        st = repeat_blocks(r, h);
+    while (hole < h->tail && !r->holes[hole])
+        hole++;
+    s->journal.synced = hole; /* what is written now must not say more: power may go again before the holes are filled */
+    bool ended = r->ended; /* that of the generation before is not asked for */
+    if (st == KVF_OK && !ended && before->known && before->generation + 1 == h->generation)
+        st = finish_with(r, before);
+    if (st == KVF_OK)
+        st = fill_holes(r);
+    return st == KVF_OK && !ended ? finish_checkpoint(r) : st;
 }
 
 /* Positions the journal behind the newest generation and meets every live block. */
@@ -452,29 +660,20 @@ static enum kvf_status recover(struct kvf_ssd *s, struct replay *r)
     }
     if (!halves[0].known && !halves[1].known) {
         kvf_log_error(s->log, "SSD: the journal is lost: nothing of the area can be found");
-        return KVF_ERR_CORRUPT;
+        return r->io->n_unreadable ? KVF_ERR_IO : KVF_ERR_CORRUPT; /* what cannot be read now is not made anew */
     }
     unsigned newest = !halves[0].known || (halves[1].known && halves[1].generation > halves[0].generation);
-    struct half *h = &halves[newest], *before = &halves[!newest];
-    enum kvf_status st = find_tail(s, r->io, h);
-    if (st != KVF_OK)
-        return st;
-    kvf_journal_position(&s->journal, h->generation, h->nonce, h->tail);
-    st = replay_half(r, h);
-    if (st != KVF_OK || r->ended)
-        return st;
-    if (before->known && before->generation + 1 == h->generation) {
-        r->append = true;
-        st = find_tail(s, r->io, before);
-        if (st == KVF_OK)
-            st = replay_half(r, before);
-    }
-    return st == KVF_OK ? finish_checkpoint(s, r->io) : st;
+    enum kvf_status st = find_tail(s, r->io, &halves[newest]);
+    if (st == KVF_OK)
+        st = recover_from(r, &halves[newest], &halves[!newest]);
+    enum kvf_status again = st == KVF_OK || st == KVF_ERR_FULL ? repeat_superblock(r->io, 0) : st;
+    return again == KVF_OK ? st : again;
 }
 
 /* What was found serves; what a full journal or a disk that fails forbids is taking more. */
 static enum kvf_status recovered(struct kvf_ssd *s, enum kvf_status st)
 {
+    struct kvf_journal *j = &s->journal;
     if (st == KVF_ERR_FULL) {
         kvf_log_error(s->log, "SSD: the journal has no room to finish its checkpoint: no new blocks are taken");
         s->journal_dead = s->sync_failed = true;
@@ -485,8 +684,12 @@ static enum kvf_status recovered(struct kvf_ssd *s, enum kvf_status st)
         st = s->disk->ops->sync(s->disk);
     if (s->stats.journal_damaged)
         kvf_log_warn(s->log, "SSD: %llu blocks of the journal were not whole", (unsigned long long)s->stats.journal_damaged);
-    s->journal.durable = s->journal.written;
-    return st;
+    if (st != KVF_OK)
+        return st;
+    if (j->end < j->half_blocks) /* that was a hole, of a half that is full */
+        kvf_journal_position(j, j->generation, j->nonce, j->half_blocks, 0);
+    kvf_journal_synced(j, j->written);
+    return KVF_OK;
 }
 
 /* ------------------------------------------------------------------------------------------------- start */
@@ -500,7 +703,7 @@ static enum kvf_status choose_area(struct kvf_ssd *s, struct start_io *io, const
     if (ours.area_bytes < ours.slots_start + ours.page_bytes)
         return KVF_ERR_INVALID;
     enum kvf_status st = read_superblock(io, sb);
-    *found = st == KVF_OK && sb->version == KVF_SUPERBLOCK_VERSION;
+    *found = st == KVF_OK && sb->version >= 2;
     if (st == KVF_OK && strcmp(sb->node, ours.node) != 0)
         return KVF_ERR_CONFIG;
     if (st != KVF_OK && st != KVF_ERR_CORRUPT)
@@ -530,19 +733,22 @@ static enum kvf_status start(struct kvf_ssd *s, struct start_io *io, const struc
     st = kvf_arena_create(NULL, sb.area_bytes - sb.slots_start, UNIT, sb.page_bytes, &s->arena);
     if (st == KVF_OK)
         st = kvf_journal_init(&s->journal, sb.incarnation, sb.journal_start, half_blocks);
+    if (st == KVF_OK)
+        st = found ? repeat_superblock(io, 1) : format(s, io, &sb); /* the other copy when a sync has made this one safe */
     if (st == KVF_OK && !found)
-        st = format(s, io, &sb);
-    s->journal.durable = s->journal.written;
+        kvf_journal_synced(&s->journal, s->journal.written);
     if (st != KVF_OK || !found)
         return st;
 
     uint64_t began = kvf_now(s->env);
-    struct replay r = {.s = s, .io = io, .status = KVF_OK, .told_ns = began};
+    struct replay r = {.s = s, .io = io, .marks = sb.version >= 3, .status = KVF_OK, .told_ns = began};
     r.claimed = calloc(kvf_arena_bytes(s->arena) / UNIT / 64 + 1, sizeof *r.claimed);
-    if (!r.claimed)
-        return KVF_ERR_NO_MEMORY;
-    st = recover(s, &r);
+    r.holes = calloc(half_blocks, 1);
+    st = r.claimed && r.holes ? recover(s, &r) : KVF_ERR_NO_MEMORY;
     free(r.claimed);
+    free(r.holes);
+    if (r.doubted)
+        kvf_log_warn(s->log, "SSD: %llu older records of the journal were passed over", (unsigned long long)r.doubted);
     st = recovered(s, st == KVF_ERR_CORRUPT ? format(s, io, &sb) : st);
     s->stats.recovery_ns = kvf_now(s->env) - began;
     return st;

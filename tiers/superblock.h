@@ -5,7 +5,7 @@
 #include <kvf/kvf.h>
 
 #define KVF_SUPERBLOCK_BYTES 4096u
-#define KVF_SUPERBLOCK_VERSION 2u
+#define KVF_SUPERBLOCK_VERSION 3u
 #define KVF_SUPERBLOCK_NAME_MAX 64u
 
 struct kvf_superblock {
@@ -25,6 +25,7 @@ void kvf_superblock_encode(const struct kvf_superblock *superblock, uint8_t out[
 
 /* ERR_CORRUPT: not a superblock, or a damaged one. ERR_UNSUPPORTED: whole, but of a later version (out->version is set
  * then, and nothing else). */
-/* Version 1 is decoded too: its area holds nothing that can be found again. */
+/* Version 1 is decoded too, whose area holds nothing that can be found again; and version 2, whose journal does not say what was
+ * synced. */
 enum kvf_status kvf_superblock_decode(const void *data, size_t bytes, struct kvf_superblock *out);
 #endif

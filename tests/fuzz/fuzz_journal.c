@@ -40,7 +40,7 @@ static void check_machine(const uint8_t *data, size_t bytes)
     uint64_t sums[KVF_JOURNAL_CHUNKS_MAX] = {0};
     uint32_t at = 0, appended = 0, seen = 0;
     require(kvf_journal_init(&j, 5, 8192, 4) == KVF_OK);
-    kvf_journal_position(&j, 3, 9, 1);
+    kvf_journal_position(&j, 3, 9, 1, 0);
     for (size_t i = 0; i + 2 < bytes; i += 3) {
         struct kvf_ssd_record r = {.key = {data[i], data[i + 1]}, .offset = data[i + 2] * 4096ull, .bytes = 1u + data[i + 1],
                                    .chunks = (uint8_t)(1 + data[i] % 64), .flags = data[i + 1], .sums = sums};

@@ -25,7 +25,7 @@ static void check_page(const uint8_t *page, size_t bytes)
     require(st != KVF_ERR_UNSUPPORTED || s.version > KVF_SUPERBLOCK_VERSION);
     if (st != KVF_OK)
         return;
-    require((s.version == 1 || s.version == KVF_SUPERBLOCK_VERSION) && s.node[0] && s.area_bytes > s.slots_start);
+    require((s.version >= 1 && s.version <= KVF_SUPERBLOCK_VERSION) && s.node[0] && s.area_bytes > s.slots_start);
     kvf_superblock_encode(&s, out);
     require(kvf_superblock_decode(out, sizeof out, &again) == KVF_OK);
     require(again.journal_start == s.journal_start && again.half_bytes == s.half_bytes);

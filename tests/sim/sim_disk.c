@@ -369,9 +369,14 @@ static enum kvf_status sim_sync(struct kvf_disk *disk)
     struct sim_disk *d = (struct sim_disk *)disk;
     if (d->dead)
         return KVF_ERR_IO;
+    const struct kvf_disk_request request = {.sync = true};
+    unsigned polls = 0;
+    enum sim_fault fault = d->fate ? d->fate(d->fate_arg, &request, &polls) : SIM_FAULT_NONE;
+    if (fault == SIM_FAULT_NONE)
+        fault = next_fault(d, 2);
     d->syncs++;
-    media_sync(d->media, d->media->synced + d->media->n_unsynced, false);
-    return KVF_OK;
+    media_sync(d->media, d->media->synced + d->media->n_unsynced, fault != SIM_FAULT_NONE);
+    return fault == SIM_FAULT_NONE ? KVF_OK : KVF_ERR_IO;
 }
 
 static void sim_close(struct kvf_disk *disk)

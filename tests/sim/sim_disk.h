@@ -57,8 +57,8 @@ void sim_disk_fail(struct sim_disk *disk, bool write, enum sim_fault fault, unsi
 typedef enum sim_fault (*sim_disk_fate_fn)(void *arg, const struct kvf_disk_request *request, unsigned *polls);
 void sim_disk_fate(struct sim_disk *disk, sim_disk_fate_fn fate, void *arg);
 
-/* Of the syncs submitted from now on, `after` pass and the next `count` fail with ERR_IO; what they were to make safe then is
- * lost at a power cut, and later syncs say OK all the same, as Linux does it. */
+/* Of the syncs from now on (of ops->sync too), `after` pass and the next `count` fail with ERR_IO; what they were to make safe then
+ * is lost at a power cut, and later syncs say OK all the same, as Linux does it. */
 void sim_disk_fail_sync(struct sim_disk *disk, unsigned after, unsigned count);
 
 /* The power goes. Of the writes that no sync covered, and of those still pending, each is kept, lost, torn (some of its

@@ -25,7 +25,7 @@ static void bytes_are_as_documented(void **state)
 {
     struct kvf_journal j;
     assert_int_equal(kvf_journal_init(&j, AREA, 8192, 16), KVF_OK);
-    kvf_journal_position(&j, 7, 99, 5);
+    kvf_journal_position(&j, 7, 99, 5, 3);
     struct kvf_ssd_record put = record(6, 2);
     assert_true(kvf_journal_put(&j, &put));
     assert_true(kvf_journal_free(&j, 40960, 123));
@@ -98,7 +98,7 @@ static void what_is_appended_is_read(void **state)
     assert_int_equal(kvf_journal_init(&j, AREA, 0, half), KVF_OK);
     for (uint64_t generation = 1; generation < 40; generation++) {
         uint64_t n = 0, seen = 0, key = generation << 32;
-        kvf_journal_position(&j, generation, random, 0);
+        kvf_journal_position(&j, generation, random, 0, 0);
         for (bool room = true; room; n += room) {
             random = kvf_mix(random, n);
             struct kvf_ssd_record put = record(key + n, 1 + (unsigned)(random % 64));

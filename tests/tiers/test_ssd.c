@@ -538,7 +538,7 @@ static void superblock_is_as_documented(void **state)
     assert_memory_equal(page, page + 4096, 4096);
     assert_memory_equal(page, "KVFAREA\n", 8);
     struct kvf_reader r = kvf_reader_of(page + 8, 4080);
-    assert_int_equal(kvf_read_u32(&r), 2);
+    assert_int_equal(kvf_read_u32(&r), 3);
     assert_int_equal(kvf_read_u32(&r), 4096);
     assert_int_equal(kvf_read_u64(&r), AREA_BYTES);
     assert_int_equal(kvf_read_u64(&r), SLOTS_START);
@@ -577,7 +577,7 @@ static void a_later_version_is_refused_untouched(void **state)
     uint8_t before[4096];
     kvf_ssd_destroy(f->ssd);
     f->ssd = NULL;
-    make_version(f->media->bytes, 3);
+    make_version(f->media->bytes, KVF_SUPERBLOCK_VERSION + 1);
     memcpy(before, f->media->bytes, sizeof before);
     assert_int_equal(start(f, 4, "alpha"), KVF_ERR_UNSUPPORTED);
     assert_memory_equal(before, f->media->bytes, sizeof before);

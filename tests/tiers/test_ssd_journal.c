@@ -2,168 +2,8 @@
  * record it, a sync that takes its time or fails, freed blocks that come back, a first superblock that cannot be read, and
  * journals that somebody made up. Over the simulated disk. */
 #include "base/bytes.h"
-#include "base/hash.h"
-#include "tests/sim/sim_disk.h"
-#include "tiers/arena.h"
-#include "tiers/ssd.h"
+#include "tests/tiers/area.h"
 #include "tiers/superblock.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#define UNIT 4096u
-#define CHUNKS 64u /* the largest records: seven to a block of the journal */
-#define KEYS 20000u
-#define JOURNAL_START 8192u
-#define AREA 7u /* its incarnation */
-
-struct fixture {
-    uint64_t area_bytes;
-    unsigned depth;
-    struct sim_media *media;
-    struct sim_disk *sim;
-    struct kvf_ssd *ssd;
-    uint64_t now_ns, random;
-    struct kvf_env env;
-    struct kvf_log log; /* silent */
-    /* the owner: a block's slot by its key, 0 where there is none */
-    uint64_t offset[KEYS];
-    uint64_t sums[CHUNKS];
-    bool freeze; /* the disk holds its breath once the owner is asked for the first block of a walk */
-    uint64_t walked; /* key that the walk came to last */
-    unsigned walks, found;
-    uint8_t *data;
-    enum kvf_status status;
-};
-
-static uint64_t fixture_now(void *arg)
-{
-    return ((struct fixture *)arg)->now_ns;
-}
-
-static uint64_t fixture_random(void *arg)
-{
-    struct fixture *f = arg;
-    return f->random = kvf_mix(f->random, 1);
-}
-
-static bool owner_found(void *arg, const struct kvf_ssd_record *r)
-{
-    struct fixture *f = arg;
-    if (r->key.lo >= KEYS || f->offset[r->key.lo])
-        return false;
-    f->offset[r->key.lo] = r->offset;
-    f->found++;
-    return true;
-}
-
-static void record_of(const struct fixture *f, uint64_t key, uint64_t offset, struct kvf_ssd_record *out)
-{
-    *out = (struct kvf_ssd_record){.key = {.hi = 1, .lo = key}, .offset = offset, .bytes = UNIT, .chunks = CHUNKS, .sums = f->sums};
-}
-
-static bool owner_walk(void *arg, uint64_t *cursor, struct kvf_ssd_record *out)
-{
-    struct fixture *f = arg;
-    f->walks += *cursor == 0;
-    if (f->freeze && *cursor == 0)
-        sim_disk_hold(f->sim, true);
-    for (; *cursor < KEYS; ++*cursor)
-        if (f->offset[*cursor]) {
-            f->walked = *cursor;
-            record_of(f, *cursor, f->offset[*cursor], out);
-            ++*cursor;
-            return true;
-        }
-    return false;
-}
-
-static enum kvf_status start(struct fixture *f)
-{
-    const struct kvf_ssd_options options = {
-        .bytes = f->area_bytes, .node = "alpha", .incarnation = AREA, .block_max = 1 << 20, .depth = f->depth, .env = &f->env,
-        .log = &f->log, .owner = {.arg = f, .found = owner_found, .walk = owner_walk}};
-    memset(f->offset, 0, sizeof f->offset);
-    f->found = f->walks = 0;
-    assert_int_equal(sim_disk_create(f->media, f->depth, &f->sim), KVF_OK);
-    return kvf_ssd_create(sim_disk_seam(f->sim), &options, &f->ssd);
-}
-
-static void stop(struct fixture *f)
-{
-    sim_disk_hold(f->sim, false);
-    kvf_ssd_destroy(f->ssd);
-    f->ssd = NULL;
-}
-
-static struct fixture *set_up(uint64_t area_bytes)
-{
-    struct fixture *f = calloc(1, sizeof *f);
-    f->area_bytes = area_bytes;
-    f->depth = 8;
-    f->env = (struct kvf_env){.arg = f, .now_ns = fixture_now, .random = fixture_random};
-    kvf_log_init(&f->log, "test", KVF_LOG_ERROR, NULL);
-    f->now_ns = KVF_SEC;
-    f->data = aligned_alloc(UNIT, UNIT);
-    memset(f->data, 0, UNIT);
-    assert_int_equal(sim_media_create(area_bytes, &f->media), KVF_OK);
-    assert_int_equal(start(f), KVF_OK);
-    return f;
-}
-
-static void tear_down(struct fixture *f)
-{
-    if (f->ssd)
-        stop(f);
-    sim_media_destroy(f->media);
-    free(f->data);
-    free(f);
-}
-
-static void put_done(void *arg, enum kvf_status status)
-{
-    ((struct fixture *)arg)->status = status;
-}
-
-static void post(struct fixture *f, struct kvf_ssd_request *r, uint64_t key, uint64_t offset, bool durable)
-{
-    struct kvf_ssd_record record;
-    record_of(f, key, offset, &record);
-    *r = (struct kvf_ssd_request){.done = put_done, .arg = f};
-    f->status = KVF_IN_PROGRESS;
-    kvf_ssd_put(f->ssd, r, &record, f->data, durable);
-}
-
-static void settle(struct fixture *f)
-{
-    for (unsigned n = 0; f->status == KVF_IN_PROGRESS; n++) {
-        assert_true(n < 10000);
-        kvf_ssd_poll(f->ssd);
-    }
-}
-
-static void put(struct fixture *f, uint64_t key, bool durable)
-{
-    struct kvf_ssd_request r;
-    uint64_t offset = kvf_ssd_alloc(f->ssd, UNIT, CHUNKS);
-    assert_true(offset != KVF_ARENA_NONE);
-    post(f, &r, key, offset, durable);
-    settle(f);
-    if (f->status == KVF_OK)
-        f->offset[key] = offset;
-    else
-        kvf_ssd_free(f->ssd, offset, UNIT, CHUNKS);
-}
-
-static void drop(struct fixture *f, uint64_t key)
-{
-    kvf_ssd_free(f->ssd, f->offset[key], UNIT, CHUNKS);
-    f->offset[key] = 0;
-}
 
 /* A put that stands for itself: its end enters the block where it belongs. */
 static void keyed_done(void *arg, enum kvf_status status)
@@ -234,7 +74,7 @@ static bool has_end(const struct fixture *f, uint64_t generation)
 {
     struct kvf_journal_head head;
     struct kvf_journal_entry e;
-    uint64_t half_blocks = (f->area_bytes / 32 - JOURNAL_START) / 2 / UNIT;
+    uint64_t half_blocks = half_blocks_of(f);
     for (uint64_t i = 0; i < half_blocks; i++) {
         const uint8_t *block = f->media->bytes + JOURNAL_START + (generation % 2 * half_blocks + i) * UNIT;
         if (!kvf_journal_open(block, AREA, &head) || head.generation != generation)
@@ -440,50 +280,6 @@ static void an_unreadable_superblock_has_a_copy(void **state)
     tear_down(f);
 }
 
-/* Journals by hand. */
-struct author {
-    struct fixture *f;
-    struct kvf_journal journal;
-};
-
-static void author_write(struct author *a)
-{
-    void *data;
-    uint64_t offset;
-    uint32_t bytes;
-    kvf_journal_seal(&a->journal);
-    while (kvf_journal_hand(&a->journal, &data, &offset, &bytes)) {
-        memcpy(a->f->media->bytes + offset, data, bytes);
-        kvf_journal_wrote(&a->journal, bytes);
-    }
-}
-
-static void author_begin(struct author *a, struct fixture *f, uint64_t generation)
-{
-    uint64_t half_blocks = (f->area_bytes / 32 - JOURNAL_START) / 2 / UNIT;
-    *a = (struct author){.f = f};
-    assert_int_equal(kvf_journal_init(&a->journal, AREA, JOURNAL_START, (uint32_t)half_blocks), KVF_OK);
-    kvf_journal_position(&a->journal, generation, generation, 0);
-}
-
-static void author_put(struct author *a, uint64_t key, uint64_t offset, uint32_t bytes)
-{
-    struct kvf_ssd_record r;
-    record_of(a->f, key, offset, &r);
-    r.bytes = bytes;
-    if (!kvf_journal_put(&a->journal, &r)) {
-        author_write(a);
-        assert_true(kvf_journal_put(&a->journal, &r));
-    }
-}
-
-static void author_end(struct author *a, bool end)
-{
-    assert_true(!end || kvf_journal_end(&a->journal));
-    author_write(a);
-    kvf_journal_fini(&a->journal);
-}
-
 /* More records than may live at a time: blocks that were freed without a record of it. They do not push out the oldest. */
 static void freed_blocks_that_come_back_cost_no_living_one(void **state)
 {
@@ -518,8 +314,8 @@ static void recovery_does_not_run_away_from_its_sync(void **state)
     struct author a;
     stop(f);
     author_begin(&a, f, 2);
-    for (uint64_t k = 0; k < KEYS; k++) /* 2857 blocks of the journal */
-        author_put(&a, k, slots_start + k * UNIT, UNIT);
+    for (uint64_t k = 0; k < 7 * 4094; k++) /* a full half; 2857 blocks of it are of records that live */
+        author_put(&a, k % KEYS, slots_start + k % KEYS * UNIT, UNIT);
     author_end(&a, true);
     author_begin(&a, f, 3);
     author_put(&a, 0, slots_start, UNIT);
@@ -544,7 +340,7 @@ static void misplaced_and_stale_blocks_are_passed_over(void **state)
         stop(f);
         author_begin(&a, f, 2 + 2 * stale);
         if (stale)
-            kvf_journal_position(&a.journal, 4, 99, 0); /* another nonce */
+            kvf_journal_position(&a.journal, 4, 99, 0, 0); /* another nonce */
         author_put(&a, 1, slot, UNIT);
         author_write(&a);
         uint8_t *first = f->media->bytes + JOURNAL_START;

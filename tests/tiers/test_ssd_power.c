@@ -53,7 +53,7 @@ struct world {
     struct slot slots[SLOTS];
     uint8_t *scratch;
     unsigned misdirect;
-    bool committing, closing;
+    bool committing, closing, starting;
     bool aim; /* the power goes during the next checkpoint */
     struct kvf_ssd_request commit;
     unsigned cut_at_write; /* of the next start; 0: none */
@@ -129,14 +129,14 @@ static void record_of(const struct world *w, unsigned k, struct kvf_ssd_record *
 static bool owner_walk(void *arg, uint64_t *cursor, struct kvf_ssd_record *out)
 {
     struct world *w = arg;
-    if (*cursor == 0 && w->aim) {
+    if (*cursor == 0 && w->aim && !w->starting) {
         sim_disk_cut_at_write(w->sim, (unsigned)draw(w, 8), draw(w, UINT64_MAX), w->misdirect);
         w->aim = false;
         w->aimed++;
     }
     for (; *cursor < KEYS; ++*cursor) {
         enum fate fate = w->blocks[*cursor].fate;
-        if (fate == WRITTEN || fate == DURABLE) {
+        if (w->starting ? w->blocks[*cursor].found : fate == WRITTEN || fate == DURABLE) {
             record_of(w, (unsigned)(*cursor)++, out);
             return true;
         }
@@ -152,7 +152,10 @@ static enum kvf_status start(struct world *w)
     const struct kvf_ssd_options options = {
         .bytes = AREA_BYTES, .node = "alpha", .incarnation = ++w->incarnation, .block_max = 1 << 20, .depth = DEPTH,
         .env = &w->env, .log = &w->log, .owner = {.arg = w, .found = owner_found, .walk = owner_walk}};
-    return kvf_ssd_create(sim_disk_seam(w->sim), &options, &w->ssd);
+    w->starting = true;
+    enum kvf_status st = kvf_ssd_create(sim_disk_seam(w->sim), &options, &w->ssd);
+    w->starting = false;
+    return st;
 }
 
 /* ------------------------------------------------------------------------------------------------- work */
