@@ -21,7 +21,7 @@
 #include <cmocka.h>
 
 #define SEED 20261125u
-#define KILLS 300u
+#define KILLS 200u
 #define AREA_BYTES (24u << 20)
 #define CHUNK 4096u
 #define CHUNKS_MAX 16u
