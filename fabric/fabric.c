@@ -298,6 +298,10 @@ static void on_frame(void *arg, const void *data, size_t header_bytes, const voi
         kvf_fabric_refuse(fabric, peer, "a frame before its welcome");
         return;
     }
+    if (payload_bytes > fabric->payload_max) { /* our welcome says what we take */
+        kvf_peer_misbehaved(peer, "a payload larger than the welcome allows");
+        return;
+    }
     peer->heard_ns = now;
     dispatch(peer, &header, payload);
 }
