@@ -173,6 +173,24 @@ static void *reap(void *arg)
     return NULL;
 }
 
+/* The node goes on, and so does the lender once it is there again; what its earlier life held is not believed. */
+static void assert_goes_on(struct home *h, const char *transport, const char *prefix, const uint64_t keys[READS], uint8_t *data)
+{
+    uint64_t anew[READS];
+    bytes_of(h->next, data);
+    assert_int_equal(one(h, KVF_OP_PUT, h->next, data).status, KVF_OK);
+    memset(data, 0, BLOCK);
+    assert_int_equal(one(h, KVF_OP_GET, h->next, data).status, KVF_OK);
+    assert_bytes(h->next++, data);
+    h->lender = lender_start(prefix, transport);
+    lend_some(h, anew);
+    for (unsigned i = 0; i < READS; i++) {
+        assert_gone(one(h, KVF_OP_EXISTS, keys[i], NULL));
+        assert_int_equal(one(h, KVF_OP_GET, anew[i], data).status, KVF_OK);
+        assert_bytes(anew[i], data);
+    }
+}
+
 static void a_lender_is_killed_amid_64_reads(const char *transport, const char *prefix)
 {
     if (!etcd)
@@ -191,12 +209,15 @@ static void a_lender_is_killed_amid_64_reads(const char *transport, const char *
     lend_some(&h, keys);
 
     twin_start(&twin);
-    for (unsigned i = 0; i < READS; i++)
+    for (unsigned i = 0; i < READS / 2; i++)
         ask(&h, KVF_OP_GET, keys[i], data + (size_t)i * BLOCK, i);
     uint64_t start = 0;
     for (unsigned i = 0; i < READS; i++) {
         struct kvf_completion c = next(&h, 30 * KVF_SEC);
-        if (i == READS / 16) {
+        if (i == READS / 16) { /* it hangs first, so that half of the reads are outstanding for sure when it dies */
+            kill(h.lender, SIGSTOP);
+            for (unsigned k = READS / 2; k < READS; k++)
+                ask(&h, KVF_OP_GET, keys[k], data + (size_t)k * BLOCK, k);
             start = now_ns();
             kill(h.lender, SIGKILL);
             assert_int_equal(pthread_create(&reaper, NULL, reap, &h.lender), 0);
@@ -215,25 +236,16 @@ static void a_lender_is_killed_amid_64_reads(const char *transport, const char *
     pthread_join(reaper, NULL);
     print_message("%s: %u of %u reads ok, the others misses; the last ended after %.1f ms, exists said no after %.1f ms (the "
                   "machine took %.1f ms)\n", transport, ok, READS, (double)last / 1e6, (double)gone / 1e6, (double)stolen / 1e6);
+    assert_int_equal(ok + miss, READS);
+    assert_true(ok >= READS / 16);
+    if (strcmp(transport, "tcp") == 0) /* mapped memory needs nothing of its owner: its reads may all be good */
+        assert_true(miss >= READS / 2);
     assert_true(last <= BOUND_NS + stolen);
     assert_true(gone <= BOUND_NS + stolen);
     for (unsigned i = 0; i < READS; i++)
         assert_gone(one(&h, KVF_OP_EXISTS, keys[i], NULL));
 
-    /* The node goes on, and so does the lender once it is there again; what its earlier life held is not believed. */
-    bytes_of(h.next, data);
-    assert_int_equal(one(&h, KVF_OP_PUT, h.next, data).status, KVF_OK);
-    memset(data, 0, BLOCK);
-    assert_int_equal(one(&h, KVF_OP_GET, h.next, data).status, KVF_OK);
-    assert_bytes(h.next++, data);
-    h.lender = lender_start(prefix, transport);
-    uint64_t anew[READS];
-    lend_some(&h, anew);
-    for (unsigned i = 0; i < READS; i++) {
-        assert_gone(one(&h, KVF_OP_EXISTS, keys[i], NULL));
-        assert_int_equal(one(&h, KVF_OP_GET, anew[i], data).status, KVF_OK);
-        assert_bytes(anew[i], data);
-    }
+    assert_goes_on(&h, transport, prefix, keys, data);
     kvf_queue_destroy(h.queue);
     kvf_node_close(h.node);
     kill(h.lender, SIGKILL);
