@@ -400,6 +400,29 @@ static void a_busy_holder_is_pulled_from(void **state)
     pair_end(&t);
 }
 
+/* One home's questions take half of a holder's places; the rest is for others. */
+static void one_home_does_not_take_all_places(void **state)
+{
+    struct pair t = pair_of(large, &always, &(struct sim_node_config){.attend_serve = 4});
+    struct kvf_node_peer *home = sim_cluster_peer(t.lender, t.home), other = *home; /* of two homes, as far as it is told */
+    uint8_t bytes[1024];
+    struct kvf_message m = {.type = KVF_MSG_ATTEND, .request = 1ull << 40, .payload = bytes,
+                            .bytes = question_make(&t, 0, bytes, sizeof bytes)};
+    uint64_t busy = COUNTED(t.lender, attend_serve_busy);
+    assert_true(kvf_attend_serves_idle(t.lender->core));
+    for (unsigned i = 0; i < 4; i++) {
+        kvf_attend_serve_message(t.lender->core, home, &m);
+        assert_int_equal(COUNTED(t.lender, attend_serve_busy) - busy, i < 2 ? 0 : i - 1);
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        kvf_attend_serve_message(t.lender->core, &other, &m);
+        assert_int_equal(COUNTED(t.lender, attend_serve_busy) - busy, i < 2 ? 2 : i + 1);
+    }
+    sim_cluster_settle(t.c, KVF_SEC);
+    assert_true(kvf_attend_serves_idle(t.lender->core));
+    pair_end(&t);
+}
+
 static void a_question_that_nobody_waits_for_is_dropped(void **state)
 {
     struct pair t = pair_of(large, &always, &plain);
@@ -644,6 +667,7 @@ int main(void)
         cmocka_unit_test(other_kernels_are_asked_for_merged_parts_only),
         cmocka_unit_test(a_holder_that_attends_for_nobody_is_pulled_from),
         cmocka_unit_test(a_busy_holder_is_pulled_from),
+        cmocka_unit_test(one_home_does_not_take_all_places),
         cmocka_unit_test(a_question_that_nobody_waits_for_is_dropped),
         cmocka_unit_test(a_question_of_more_parts_than_there_is_room_for_is_refused),
         cmocka_unit_test(an_item_with_more_scales_than_a_block_has_is_refused),

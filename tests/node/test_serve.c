@@ -400,20 +400,25 @@ static void on_answer(void *arg, enum kvf_status status, const void *payload, si
     *(enum kvf_status *)arg = status;
 }
 
-/* What the owner sends to a reader, and what the reader says to it. */
-static enum kvf_status send_data(struct hall *t, uint64_t id, struct kvf_piece_item item, size_t bytes)
+/* What somebody sends to the first reader, and what it says to that. */
+static enum kvf_status send_data_from(struct sim_node *from, struct hall *t, uint64_t id, struct kvf_piece_item item, size_t bytes)
 {
     static uint8_t payload[64 << 10];
     enum kvf_status st = KVF_IN_PROGRESS;
     struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
     kvf_wire_pieces(&w, id, &item, 1);
     struct iovec part = {.iov_base = payload, .iov_len = kvf_writer_used(&w) + bytes};
-    assert_int_equal(kvf_fabric_call(sim_cluster_peer(t->owner, t->reader[0])->peer, KVF_MSG_READ_DATA, &part, 1,
+    assert_int_equal(kvf_fabric_call(sim_cluster_peer(from, t->reader[0])->peer, KVF_MSG_READ_DATA, &part, 1,
                                      t->c->env.now_ns + 5 * KVF_SEC, on_answer, &st),
                      KVF_OK);
     while (st == KVF_IN_PROGRESS)
         sim_cluster_step(t->c);
     return st;
+}
+
+static enum kvf_status send_data(struct hall *t, uint64_t id, struct kvf_piece_item item, size_t bytes)
+{
+    return send_data_from(t->owner, t, id, item, bytes);
 }
 
 static void what_was_not_asked_for_is_refused(void **state)
@@ -435,6 +440,8 @@ static void what_was_not_asked_for_is_refused(void **state)
     assert_int_equal(send_data(&t, id, (struct kvf_piece_item){.mask = 1}, 8193), KVF_ERR_INVALID);     /* too many */
     assert_int_equal(send_data(&t, id, (struct kvf_piece_item){.item = 64, .mask = 1}, 8192), KVF_ERR_INVALID);
     assert_int_equal(COUNTED(t.reader[0], messages_refused), refused + 4);
+    /* Of somebody else, who knows the number: it is no answer to what the owner was asked. */
+    assert_int_equal(send_data_from(t.reader[1], &t, id, (struct kvf_piece_item){.mask = 1}, 8192), KVF_ERR_STALE);
     assert_int_equal(r->status, KVF_IN_PROGRESS);
     for (size_t at = 0; at < r->bytes; at++)
         assert_int_equal(r->data[at], 0);
@@ -453,6 +460,42 @@ static void what_was_not_asked_for_is_refused(void **state)
     assert_int_equal(wait_for(&t, twice), KVF_LOST); /* the owner's own piece was refused */
     read_free(twice);
     read_free(r);
+    hall_end(&t);
+}
+
+/* READs of a large block, as a reader's words. */
+static void ask(struct hall *t, struct sim_node *reader, unsigned n)
+{
+    uint8_t bytes[256];
+    const struct kvf_entry *e = kvf_index_entry(t->owner->core->index, owner_entry(t, 0));
+    for (unsigned i = 0; i < n; i++) {
+        struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
+        kvf_write_u64(&w, 1000 + i);
+        kvf_write_u32(&w, 1 << 20);
+        kvf_wire_reads(&w, &(struct kvf_read_item){.key = e->key, .mask = 1}, 1);
+        const struct kvf_message m = {.type = KVF_MSG_READ, .request = 1ull << 40 | i, .payload = bytes,
+                                      .bytes = kvf_writer_used(&w), .deadline_ns = t->c->env.now_ns + KVF_SEC};
+        kvf_serve_message(t->owner->core, sim_cluster_peer(t->owner, reader), &m);
+    }
+}
+
+/* Who asks for very much fills his own share alone. */
+static void one_reader_does_not_take_all_places(void **state)
+{
+    struct hall t = hall_make(2 << 20);
+    struct kvf_serves_stats stats;
+    sim_disk_hold(t.owner->disk, true);
+    ask(&t, t.reader[0], 40);
+    kvf_serves_stats(t.owner->core, &stats);
+    assert_int_equal(stats.requests, 32);
+    ask(&t, t.reader[1], 31);
+    kvf_serves_stats(t.owner->core, &stats);
+    assert_int_equal(stats.requests, 32 + 31);
+    ask(&t, t.reader[2], 33);
+    kvf_serves_stats(t.owner->core, &stats);
+    assert_int_equal(stats.requests, 32 + 31 + 32);
+    sim_disk_hold(t.owner->disk, false);
+    sim_disk_release_all(t.owner->disk);
     hall_end(&t);
 }
 
@@ -483,6 +526,7 @@ int main(void)
         cmocka_unit_test(who_gives_up_costs_nothing_more),
         cmocka_unit_test(somebody_dies_in_the_middle),
         cmocka_unit_test(what_was_not_asked_for_is_refused),
+        cmocka_unit_test(one_reader_does_not_take_all_places),
         cmocka_unit_test(a_failed_read_at_the_owner_is_a_miss),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
