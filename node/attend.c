@@ -238,7 +238,7 @@ static bool ask(struct attend *a, uint32_t block, uint32_t head, enum kvf_status
         return true;
     }
     w->handle = kvf_sess_block(a->sess, a->layer, head, block);
-    struct kvf_entry *e = w->handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, w->handle);
+    struct kvf_entry *e = w->handle == KVF_HANDLE_NONE ? NULL : kvf_cluster_judge(core, w->handle);
     if (!e || e->state == KVF_BLOCK_LOST) {
         *st = KVF_LOST;
         return true;

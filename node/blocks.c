@@ -256,7 +256,7 @@ static void put_poll(struct kvf_core *core, struct pending *p, uint64_t now)
 struct kvf_entry *kvf_block_readable(struct kvf_core *core, struct kvf_key key, kvf_handle *handle)
 {
     *handle = kvf_index_find(core->index, key);
-    struct kvf_entry *e = *handle == KVF_HANDLE_NONE ? NULL : kvf_index_entry(core->index, *handle);
+    struct kvf_entry *e = *handle == KVF_HANDLE_NONE ? NULL : kvf_cluster_judge(core, *handle);
     if (!e || e->state == KVF_BLOCK_WRITING || e->state == KVF_BLOCK_LOST || (e->flags & KVF_FLAG_REMOVED))
         return NULL;
     return e;

@@ -609,6 +609,8 @@ unsigned kvf_core_poll(struct kvf_core *core)
 uint64_t kvf_core_next_timer(const struct kvf_core *core)
 {
     uint64_t now = kvf_now(core->env);
+    if (core->leaving > 0)
+        return now;
     uint64_t next = now + 100 * KVF_MS;
     if (!kvf_attend_serves_idle(core) || !kvf_attend_remotes_idle(core))
         next = now + KVF_MS; /* an answer or question that the transport did not take */

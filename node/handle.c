@@ -315,7 +315,8 @@ static bool index_lost(struct kvf_sess *s, uint32_t index)
     for (uint32_t l = 0; l < d->layers; l++) {
         for (uint32_t h = 0; h < d->kv_heads; h++) {
             kvf_handle handle = kvf_sess_block(s, l, h, index);
-            if (handle == KVF_HANDLE_NONE || kvf_index_entry(s->core->index, handle)->state == KVF_BLOCK_LOST)
+            struct kvf_entry *e = handle == KVF_HANDLE_NONE ? NULL : kvf_cluster_judge(s->core, handle);
+            if (!e || e->state == KVF_BLOCK_LOST)
                 return true;
         }
     }
@@ -339,7 +340,8 @@ enum kvf_status kvf_session_lost(struct kvf_session *h, struct kvf_range *ranges
     kvf_core_lock(core);
     bool moved = atomic_load(&h->moved);
     size_t n = 0;
-    if (!moved && (h->sess->lost > 0 || h->sess->n_origins > 0)) { /* of shared blocks their owner has the count */
+    /* Of shared blocks their owner has the count; it lacks those at a peer that is leaving. */
+    if (!moved && (h->sess->lost > 0 || h->sess->n_origins > 0 || core->leaving > 0)) {
         uint64_t block = h->sess->model->desc.block_tokens;
         for (uint32_t i = 0; i < h->sess->sealed_blocks; i++) {
             if (!index_lost(h->sess, i))

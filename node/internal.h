@@ -104,6 +104,9 @@ struct kvf_node_peer {
     bool untidy, resetting;      /* it may hold a few beside those in use: RELEASE_ALL goes when these are no more; it is sent */
     uint64_t adopt_ns;           /* until then it may hold blocks under our name that moved with a session: no RELEASE_ALL */
     uint64_t retry_ns;           /* DOWN: when to connect anew */
+    bool leaving;                /* DOWN: blocks that lay there are still to be given up (cluster.c) */
+    char leave_name[64];         /* who it was, by then */
+    uint64_t leave_cursor, leave_lost;
     unsigned serving_pieces;     /* of its READs, on their way to it, but for small ones (serve.c) */
     struct kvf_pace pace;        /* how fast it answers */
     struct kvf_key releases[2][KVF_BATCH_MAX]; /* waiting to be sent: to a lender, to an old home */
@@ -356,6 +359,8 @@ struct kvf_core {
     bool attend_merged;      /* attend.parts */
     bool draining;       /* nothing of others is taken on any more (drain.c) */
     unsigned n_parking;  /* sessions on their way out of DRAM */
+    unsigned leaving;    /* peers that are */
+    uint64_t leave_entries; /* of the index, looked at in one turn of their walk; 0: as many as suit. For tests */
     bool departed_done;  /* some session that departed has nothing left here */
     bool spill_urgent;   /* somebody waits for room */
     bool spill_stuck;    /* ... and there is nowhere to spill to */
@@ -480,6 +485,10 @@ void kvf_cluster_secret_read(struct kvf_core *core);
 void kvf_cluster_stop(struct kvf_core *core);
 struct kvf_node_peer *kvf_cluster_peer(struct kvf_core *core, const char *name); /* UP or not; NULL: unknown */
 struct kvf_node_peer *kvf_cluster_peer_at(struct kvf_core *core, uint16_t number);
+/* Whether the block lies at a peer that is leaving: it is as good as lost. */
+bool kvf_cluster_left(const struct kvf_core *core, const struct kvf_entry *entry);
+/* The block as it stands: one at a peer that is leaving is given up here, which is LOST, back at its copy, or removed (NULL). */
+struct kvf_entry *kvf_cluster_judge(struct kvf_core *core, kvf_handle handle);
 /* Tells a lender (tier REMOTE) or an old home (PEER) that we need its copy no more; batched, at best effort: a peer that misses
  * it is told again by RELEASE_ALL when it comes back, or drops everything of ours when our lease ends. */
 void kvf_cluster_release(struct kvf_core *core, struct kvf_node_peer *peer, enum kvf_tier tier, struct kvf_key key);

@@ -149,6 +149,7 @@ static void node_boot(struct sim_node *n)
     }
     if (kvf_core_create(&settings, &parts, error, sizeof error, &n->core) != KVF_OK)
         demand(false, error);
+    n->core->leave_entries = config->leave_entries;
     n->core->idle = idle;
     n->core->idle_arg = c;
     n->node.core = n->core;

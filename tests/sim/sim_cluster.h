@@ -35,6 +35,7 @@ struct sim_node_config {
     uint64_t block_max;           /* 0: 64 KiB */
     size_t frame;                 /* the largest message that it takes and sends; 0: 64 KiB */
     uint64_t blocks_max;          /* entries of the index; 0: 4096 */
+    uint64_t leave_entries;       /* of the index, in one turn of the walk for a peer that is gone; 0: as many as suit */
     uint64_t peers_max;           /* 0: SIM_CLUSTER_NODES */
     uint64_t keep_dead_ns;        /* how long it keeps dead borrowers' blocks; 0: not at all */
     uint64_t lend_min;            /* lend.min */

@@ -146,6 +146,7 @@ static void node_add(struct world *w)
         .cold = colds[draw(&w->order, 4)],
         .block_max = 32 << 10,
         .peers_max = 8,
+        .leave_entries = 4, /* many turns, so that much happens in between */
         .blocks_max = draw(&w->order, 4) ? 1024 : 128 + draw(&w->order, 256),
         .scrub_rate = draw(&w->order, 2) ? 0 : 1 << 20,
         .down_budget = draw(&w->order, 6) ? 0 : 4 << 20,
