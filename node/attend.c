@@ -663,11 +663,11 @@ static enum kvf_status attend_check(const struct kvf_session *handle, uint32_t l
 {
     if (!handle || !q || !out)
         return KVF_ERR_INVALID;
-    if (handle->moved)
-        return KVF_MOVED;
+    if (!handle->stepping)
+        return atomic_load(&handle->moved) ? KVF_MOVED : KVF_ERR_STATE;
     if (layer >= handle->sess->model->desc.layers || (o && !(o->budget >= 0 && o->budget <= 1 && o->scale >= 0)))
         return KVF_ERR_INVALID;
-    return handle->sess->step_open && handle->sess->step_layers[layer] ? KVF_OK : KVF_ERR_STATE;
+    return handle->sess->step_layers[layer] ? KVF_OK : KVF_ERR_STATE;
 }
 
 enum kvf_status kvf_step_attend(struct kvf_session *handle, uint32_t layer, const float *q, float *out,

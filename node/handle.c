@@ -73,7 +73,8 @@ static enum kvf_status place_new(struct kvf_core *core, uint64_t id, const char 
     return answer_wait(core, a, kvf_coord_session_create(core->coord, id, core->name, model, answered, a));
 }
 
-enum kvf_status kvf_session_create(struct kvf_node *node, struct kvf_model *model, uint64_t id, struct kvf_session **out)
+/* `forked`: it stays CREATING until it is filled, so that nobody moves it before. */
+static enum kvf_status create(struct kvf_node *node, struct kvf_model *model, uint64_t id, bool forked, struct kvf_session **out)
 {
     if (!node || !model || !out || model->core != node->core)
         return KVF_ERR_INVALID;
@@ -91,7 +92,7 @@ enum kvf_status kvf_session_create(struct kvf_node *node, struct kvf_model *mode
         if (st == KVF_OK)
             st = place_new(core, id, model->desc.name);
         if (st == KVF_OK) {
-            s->state = KVF_SESS_ACTIVE;
+            s->state = forked ? KVF_SESS_CREATING : KVF_SESS_ACTIVE;
             s->epoch = 1;
         } else {
             kvf_sess_free(s);
@@ -104,6 +105,11 @@ enum kvf_status kvf_session_create(struct kvf_node *node, struct kvf_model *mode
     }
     *out = h;
     return KVF_OK;
+}
+
+enum kvf_status kvf_session_create(struct kvf_node *node, struct kvf_model *model, uint64_t id, struct kvf_session **out)
+{
+    return create(node, model, id, false, out);
 }
 
 enum kvf_status kvf_session_attach(struct kvf_node *node, struct kvf_model *model, uint64_t id, uint64_t timeout_ns,
@@ -374,8 +380,8 @@ static enum kvf_status fork_memory(struct kvf_session *h, struct kvf_session *ch
     struct kvf_core *core = h->node->core;
     uint64_t deadline = kvf_deadline(kvf_now(core->env), core->settings.fetch_timeout_ns);
     for (bool first = true;; first = false) {
-        if (!fork_fits(h) || !fork_fits(child))
-            return KVF_ERR_STATE;
+        if (!fork_fits(h))
+            return atomic_load(&h->moved) ? KVF_MOVED : KVF_ERR_STATE;
         const struct kvf_model *m = h->sess->model;
         bool all = true;
         for (uint32_t i = 0; i < m->streams * KVF_TAIL_BLOCKS && all; i++) {
@@ -427,15 +433,12 @@ static enum kvf_status fork_fill(struct kvf_sess *from, struct kvf_sess *to)
 static void fork_undo(struct kvf_session *child)
 {
     struct kvf_core *core = child->node->core;
-    if (kvf_session_drop(child) == KVF_OK)
-        return;
     kvf_core_lock(core);
-    if (!atomic_load(&child->moved)) {
-        child->sess->dropping = true;
-        child->sess->state = KVF_SESS_UNKNOWN;
-    }
+    child->sess->dropping = true;
+    child->sess->state = KVF_SESS_UNKNOWN;
     kvf_core_unlock(core);
-    kvf_session_close(child);
+    if (kvf_session_drop(child) != KVF_OK)
+        kvf_session_close(child);
 }
 
 enum kvf_status kvf_session_fork(struct kvf_session *h, uint64_t new_id, struct kvf_session **out)
@@ -452,7 +455,7 @@ enum kvf_status kvf_session_fork(struct kvf_session *h, uint64_t new_id, struct 
     kvf_core_unlock(core);
     if (!fit)
         return KVF_ERR_STATE;
-    enum kvf_status st = kvf_session_create(h->node, model, new_id, &child);
+    enum kvf_status st = create(h->node, model, new_id, true, &child);
     if (st != KVF_OK)
         return st;
     kvf_core_lock(core);
@@ -462,6 +465,7 @@ enum kvf_status kvf_session_fork(struct kvf_session *h, uint64_t new_id, struct 
     if (st == KVF_OK) {
         child->sess->parent = h->sess;
         h->sess->forks++;
+        child->sess->state = KVF_SESS_ACTIVE;
     }
     kvf_core_unlock(core);
     if (st != KVF_OK) {

@@ -177,7 +177,8 @@ struct kvf_sess {
 struct kvf_session {
     struct kvf_node *node;
     struct kvf_sess *sess;
-    _Atomic bool moved; /* the home is elsewhere: sess may be gone. Set under the lock */
+    _Atomic bool moved; /* the home is elsewhere: sess may be gone. Set under the lock, never while a step is open */
+    bool stepping;      /* a step is open; for its own thread, which may look at sess without the lock only then */
     uint64_t id;
     kvf_selection_fn observe; /* kvf_session_observe, or NULL */
     void *observe_arg;

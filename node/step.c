@@ -39,6 +39,7 @@ enum kvf_status kvf_step_begin(struct kvf_session *handle, const int32_t *tokens
         s->step_n = n;
         memcpy(s->step_tokens, tokens, n * sizeof *tokens);
         memset(s->step_layers, 0, s->model->desc.layers);
+        handle->stepping = true;
     }
     kvf_core_unlock(core);
     return st;
@@ -72,6 +73,7 @@ enum kvf_status kvf_step_refill(struct kvf_session *handle, uint64_t first, uint
         s->step_n = n;
         memcpy(s->step_tokens, s->tokens + first, n * sizeof *s->tokens);
         memset(s->step_layers, 0, s->model->desc.layers);
+        handle->stepping = true;
     }
     kvf_core_unlock(core);
     return st;
@@ -121,12 +123,14 @@ void kvf_sess_step_end(struct kvf_sess *s)
 
 void kvf_step_abort(struct kvf_session *handle)
 {
-    if (!handle || handle->moved)
+    if (!handle || !handle->stepping)
         return;
-    kvf_core_lock(handle->sess->core);
+    struct kvf_core *core = handle->node->core;
+    handle->stepping = false;
+    kvf_core_lock(core);
     kvf_sess_step_end(handle->sess);
     kvf_ahead_cancel(handle->sess);
-    kvf_core_unlock(handle->sess->core);
+    kvf_core_unlock(core);
 }
 
 /* ---------------------------------------------------------------- append */
@@ -210,13 +214,13 @@ enum kvf_status kvf_step_append(struct kvf_session *handle, uint32_t layer, cons
 {
     if (!handle || !k || !v)
         return KVF_ERR_INVALID;
-    if (handle->moved)
-        return KVF_MOVED;
+    if (!handle->stepping)
+        return atomic_load(&handle->moved) ? KVF_MOVED : KVF_ERR_STATE;
     struct kvf_sess *s = handle->sess;
     const struct kvf_model_desc *d = &s->model->desc;
     if (layer >= d->layers)
         return KVF_ERR_INVALID;
-    if (!s->step_open || s->step_layers[layer])
+    if (s->step_layers[layer])
         return KVF_ERR_STATE;
     uint32_t first = (uint32_t)(s->step_first / d->block_tokens);
     uint32_t last = (uint32_t)((s->step_first + s->step_n - 1) / d->block_tokens);
@@ -340,11 +344,12 @@ enum kvf_status kvf_step_commit(struct kvf_session *handle)
 {
     if (!handle)
         return KVF_ERR_INVALID;
-    if (handle->moved)
-        return KVF_MOVED;
+    if (!handle->stepping)
+        return atomic_load(&handle->moved) ? KVF_MOVED : KVF_ERR_STATE;
+    struct kvf_core *core = handle->node->core;
     struct kvf_sess *s = handle->sess;
     const struct kvf_model_desc *d = &s->model->desc;
-    if (!s->step_open || memchr(s->step_layers, 0, d->layers))
+    if (memchr(s->step_layers, 0, d->layers))
         return KVF_ERR_STATE;
     if (s->step_refill) {
         refill_commit(s);
@@ -362,9 +367,10 @@ enum kvf_status kvf_step_commit(struct kvf_session *handle)
         st = seal_blocks(s);
     if (s->sealed_blocks > sealed)
         kvf_latency_add(&s->core->latencies, KVF_LATENCY_SEAL, kvf_now(s->core->env) - start);
-    kvf_core_lock(s->core);
+    handle->stepping = false;
+    kvf_core_lock(core);
     kvf_sess_step_end(s);
-    kvf_core_unlock(s->core);
-    kvf_core_wake(s->core);
+    kvf_core_unlock(core); /* from here on it may move away */
+    kvf_core_wake(core);
     return KVF_OK;
 }

@@ -88,6 +88,9 @@ static const struct scenario scenarios[] = {
     {"a session comes while blocks of an earlier one of its id are still read", {.seed = 5000481}},
     {"what a departed session left here is damaged", {.seed = 5000332, .steps = 800}},
     {"etcd drops a lender between two messages of a spill", {.seed = 1001593}},
+    {"what moved away is still written down when its id comes again", {.seed = 6009168}},
+    {"an operator moves a session while its step fails", {.seed = 1795684685490}},
+    {"an operator moves a fork that is not filled yet", {.seed = 1795684686324}},
 };
 
 unsigned scenarios_count(void)
