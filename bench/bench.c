@@ -172,12 +172,13 @@ static void usage(FILE *out)
                  "  --path FOLDER    movement, serve, ssd: a folder on the disk to measure; what it makes goes again (default .)\n"
                  "  --capacity N     trace: percent of all blocks that fit; may be repeated (default 1 2 5 10 20 30 50 100)\n"
                  "  --memory GIB     start: memory of the node, 0.25 to 1024 (default 2); one more must be free\n"
-                 "                   fabric: of the region, and of each process that pulls (default 1)\n"
+                 "                   fabric: of the region (of another's: at most), and of each process that pulls (default 1)\n"
                  "  --tls NAME       fabric, failure: tcp, shm, auto or rdma: this transport alone (default tcp and shm)\n"
                  "  --size KIB       fabric, rivals: of a block, 4 to 16384; may be repeated (default 64 256 1024 4096)\n"
                  "  --depth N        fabric: pulls under way, 1 to 64; may be repeated (default 1 4 16 64)\n"
                  "  --rounds N       fabric, failure, rivals: 1 to 64 (default 5)\n"
                  "  --peers N        fabric: many to one and one to many instead, with N peers, 2 to 60\n"
+                 "  --spin US        fabric: reactor.spin of its processes, which poll so long before they sleep (default 100)\n"
                  "  --serve PORT     fabric: lets another machine measure with this one; [ADDRESS:]PORT, until it is interrupted\n"
                  "  --peer WHERE     fabric: measures with the machine that serves there, ADDRESS:PORT\n"
                  "  --interface NAME fabric with --serve or --peer: of this machine, fabric.interface of its nodes (default lo)\n"
@@ -244,6 +245,9 @@ static bool fabric_option(struct kvf_bench *bench, const char *name, const char 
     } else if (!strcmp(name, "--rounds")) {
         *good = parse_number(value, 1, 64, &number);
         bench->rounds = (unsigned)number;
+    } else if (!strcmp(name, "--spin")) {
+        *good = parse_number(value, 1, 1e6, &number);
+        bench->spin_us = (unsigned)number;
     } else if (word_option(bench, name, value)) {
         *good = *value;
     } else if (!strcmp(name, "--peers")) {

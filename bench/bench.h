@@ -31,7 +31,7 @@ struct kvf_bench {
     const char *tls;      /* --tls, or NULL: every transport that the bench knows */
     uint32_t sizes[KVF_BENCH_LIST_MAX], depths[KVF_BENCH_LIST_MAX]; /* --size in bytes, --depth */
     unsigned n_sizes, n_depths;
-    unsigned rounds, peers; /* or 0 */
+    unsigned rounds, peers, spin_us; /* or 0 */
     const char *serve, *peer, *interface, *secret_file; /* --serve, --peer, --interface, --secret-file, or NULL */
     const char *python;   /* --python, or NULL */
     /* filled by the bench */

@@ -486,11 +486,16 @@ bool kvf_bench_fabric_run(struct kvf_bench *bench)
         good = b->far && (!bench->tls || !strcmp(bench->tls, b->server.transport) ||
                           fail(bench->peer, "it was started with another --tls"));
     }
+    if (good && b->far && b->server.region_bytes > memory_bytes) /* as much is needed here: that is not for others to say */
+        good = fail(bench->peer, "its region is larger than --memory says here");
     if (b->far) {
         b->host = kvf_far_host(b->far);
         memory_bytes = b->server.region_bytes;
         bench->seed = b->server.seed;
     }
+    if (bench->spin_us > 0)
+        b->settings.reactor_spin_ns = (uint64_t)bench->spin_us * KVF_US;
+    json_object_set_new(bench->config, "reactor_spin_us", json_integer((json_int_t)(b->settings.reactor_spin_ns / KVF_US)));
     const char *tls = b->far ? b->server.transport : bench->tls;
     b->iperf = kvf_limits_have("iperf3") && !(tls && !strcmp(tls, "rdma"));
     if (!bench->serve)

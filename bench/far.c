@@ -1,20 +1,14 @@
-/* A bench between two machines (far.h). The lines of the door:
- *
- *     serving: kvf-bench 1 NONCE               16 bytes in hex
- *     caller:  ID MAC                          of the secret, over "kvf bench" and the nonce, in hex
- *     serving: ok NAME INCARNATION TRANSPORT REGION_BYTES SEED ADDRESS
- *     caller:  start PROGRAM | stop            again and again
- *     serving: ok PORT       | ok */
+/* A bench between two machines (far.h): the door. Its lines are in far_lines.h. */
 #include "bench/far.h"
 #include "base/env.h"
 #include "bench/bench.h"
+#include "bench/far_lines.h"
 #include "bench/limits.h"
 
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,8 +17,6 @@
 
 #include <openssl/crypto.h>
 
-#define LINE_MAX_BYTES (2 * KVF_ADDRESS_MAX + 256)
-#define NONCE_BYTES 16
 #define LABEL "kvf bench"
 #define WAIT_SECONDS 10
 #define PROOF_SECONDS 3 /* for all of a caller's proof: others wait behind it */
@@ -35,7 +27,7 @@ struct door {
     int fd;
     double until; /* by when a line must be whole (kvf_bench_now); 0: each part of it in the socket's time */
     size_t used; /* bytes in `text` that were read, of a line and what follows it */
-    char text[LINE_MAX_BYTES];
+    char text[KVF_FAR_LINE_MAX];
 };
 
 struct kvf_far {
@@ -55,15 +47,13 @@ static bool fail(const char *what, const char *why)
 
 /* ------------------------------------------------------------------------------------------------- lines */
 
-static bool say(struct door *d, const char *format, ...)
+/* A line with its end. */
+static bool say(struct door *d, const char *line, size_t bytes)
 {
-    char line[LINE_MAX_BYTES];
-    va_list values;
-    va_start(values, format);
-    int length = vsnprintf(line, sizeof line, format, values);
-    va_end(values);
-    return length > 0 && (size_t)length < sizeof line && send(d->fd, line, (size_t)length, MSG_NOSIGNAL) == length;
+    return send(d->fd, line, bytes, MSG_NOSIGNAL) == (ssize_t)bytes;
 }
+
+static bool say_word(struct door *d, const char *line) { return say(d, line, strlen(line)); }
 
 static void wait_at_most(int fd, double seconds)
 {
@@ -74,7 +64,7 @@ static void wait_at_most(int fd, double seconds)
 }
 
 /* The next line without its end, in `line`. False: there was none in time, it is too long, or the other is gone. */
-static bool hear(struct door *d, char line[LINE_MAX_BYTES])
+static bool hear(struct door *d, char line[KVF_FAR_LINE_MAX])
 {
     char *end;
     while (!(end = memchr(d->text, '\n', d->used))) {
@@ -96,32 +86,12 @@ static bool hear(struct door *d, char line[LINE_MAX_BYTES])
     return true;
 }
 
-static void to_hex(const void *data, size_t bytes, char *text)
-{
-    for (size_t i = 0; i < bytes; i++)
-        snprintf(text + 2 * i, 3, "%02x", ((const uint8_t *)data)[i]);
-}
-
-/* How many bytes the text has; 0: it is not hex, or too much. */
-static size_t from_hex(const char *text, void *data, size_t room)
-{
-    size_t length = strlen(text);
-    if (length % 2 != 0 || length / 2 > room || strspn(text, "0123456789abcdef") != length)
-        return 0;
-    for (size_t i = 0; i < length / 2; i++) {
-        unsigned value = 0;
-        sscanf(text + 2 * i, "%2x", &value);
-        ((uint8_t *)data)[i] = (uint8_t)value;
-    }
-    return length / 2;
-}
-
 /* What proves the secret to whoever drew the nonce. */
 static bool proof_of(const struct kvf_secret *secret, const uint8_t *id, const uint8_t *nonce, uint8_t mac[KVF_SECRET_MAC_BYTES])
 {
-    uint8_t words[sizeof LABEL + NONCE_BYTES];
+    uint8_t words[sizeof LABEL + KVF_FAR_NONCE_BYTES];
     memcpy(words, LABEL, sizeof LABEL);
-    memcpy(words + sizeof LABEL, nonce, NONCE_BYTES);
+    memcpy(words + sizeof LABEL, nonce, KVF_FAR_NONCE_BYTES);
     return kvf_secret_mac(secret, id, words, sizeof words, mac);
 }
 
@@ -143,40 +113,39 @@ static bool split(const char *where, char host[HOST_MAX], const char **port)
 /* Whether the caller knows the secret. */
 static bool proved(struct door *d, const struct kvf_secret *secret)
 {
-    char line[LINE_MAX_BYTES], nonce_text[2 * NONCE_BYTES + 1], id_text[64], mac_text[80];
-    uint8_t nonce[NONCE_BYTES], id[KVF_SECRET_ID_BYTES], mac[KVF_SECRET_MAC_BYTES], right[KVF_SECRET_MAC_BYTES];
+    char line[KVF_FAR_LINE_MAX];
+    uint8_t nonce[KVF_FAR_NONCE_BYTES], id[KVF_SECRET_ID_BYTES], mac[KVF_SECRET_MAC_BYTES], right[KVF_SECRET_MAC_BYTES];
     if (!kvf_env_secure(kvf_env_real(), nonce, sizeof nonce))
         return false;
-    to_hex(nonce, sizeof nonce, nonce_text);
-    return say(d, "kvf-bench 1 %s\n", nonce_text) && hear(d, line) && sscanf(line, "%63s %79s", id_text, mac_text) == 2 &&
-           from_hex(id_text, id, sizeof id) == sizeof id && from_hex(mac_text, mac, sizeof mac) == sizeof mac &&
+    return say(d, line, kvf_far_lines_challenge_write(line, nonce)) && hear(d, line) && kvf_far_lines_proof_read(line, id, mac) &&
            proof_of(secret, id, nonce, right) && CRYPTO_memcmp(mac, right, sizeof mac) == 0;
 }
 
 /* Starts a server of the program that the line names; what ran before ends. False: the caller is gone. */
 static bool obey(struct door *d, const char *line, const char *address, const char *settings, pid_t *running)
 {
-    char word[16] = "", program[32] = "";
+    enum kvf_far_order order = kvf_far_lines_order_read(line);
+    const char *program = order == KVF_FAR_IPERF ? "iperf3" : "ucx_perftest";
+    char answer[32];
     unsigned port = 0;
-    sscanf(line, "%15s %31s", word, program);
     if (*running > 0)
         kvf_limits_stop(*running);
     *running = 0;
-    if (strcmp(word, "stop") == 0)
-        return say(d, "ok\n");
-    if (strcmp(word, "start") == 0 && (!strcmp(program, "ucx_perftest") || !strcmp(program, "iperf3")) &&
-        kvf_limits_have(program)) {
+    if (order == KVF_FAR_STOP)
+        return say_word(d, "ok\n");
+    if (order != KVF_FAR_NONE && kvf_limits_have(program)) {
         port = kvf_limits_port();
         *running = port ? kvf_limits_start(program, address, port, settings) : 0;
     }
-    return *running > 0 ? say(d, "ok %u\n", port) : say(d, "no\n");
+    snprintf(answer, sizeof answer, "ok %u\n", port);
+    return say_word(d, *running > 0 ? answer : "no\n");
 }
 
 static void receive(int fd, const struct kvf_secret *secret, const struct kvf_far_node *node, const char *address,
                     const char *settings)
 {
     struct door d = {.fd = fd, .until = kvf_bench_now() + PROOF_SECONDS};
-    char line[LINE_MAX_BYTES], text[2 * KVF_ADDRESS_MAX + 1];
+    char line[KVF_FAR_LINE_MAX];
     pid_t running = 0;
     int on = 1;
     if (!proved(&d, secret)) {
@@ -188,9 +157,7 @@ static void receive(int fd, const struct kvf_secret *secret, const struct kvf_fa
     wait_at_most(fd, 0);
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &(int){WAIT_SECONDS}, sizeof(int));
-    to_hex(node->at.address, node->at.bytes, text);
-    bool good = say(&d, "ok %s %llu %s %llu %llu %s\n", node->at.name, (unsigned long long)node->at.incarnation,
-                    node->transport, (unsigned long long)node->region_bytes, (unsigned long long)node->seed, text);
+    bool good = say(&d, line, kvf_far_lines_offer_write(line, node));
     while (good && !stopped && hear(&d, line))
         good = obey(&d, line, address, settings, &running);
     if (running > 0)
@@ -268,26 +235,13 @@ static int call(const char *host, const char *port)
 /* Proves the secret, and takes in what the other side has. */
 static bool enter(struct door *d, const struct kvf_secret *secret, struct kvf_far_node *out)
 {
-    char line[LINE_MAX_BYTES], text[2 * KVF_ADDRESS_MAX + 1], id_text[2 * KVF_SECRET_ID_BYTES + 1];
-    char mac_text[2 * KVF_SECRET_MAC_BYTES + 1];
-    uint8_t nonce[NONCE_BYTES], id[KVF_SECRET_ID_BYTES], mac[KVF_SECRET_MAC_BYTES];
-    unsigned long long incarnation, bytes, seed;
-    if (!hear(d, line) || sscanf(line, "kvf-bench 1 %63s", text) != 1 || from_hex(text, nonce, sizeof nonce) != sizeof nonce)
+    char line[KVF_FAR_LINE_MAX];
+    uint8_t nonce[KVF_FAR_NONCE_BYTES], id[KVF_SECRET_ID_BYTES], mac[KVF_SECRET_MAC_BYTES];
+    if (!hear(d, line) || !kvf_far_lines_challenge_read(line, nonce))
         return false;
     kvf_secret_id(secret, id);
-    if (!proof_of(secret, id, nonce, mac))
-        return false;
-    to_hex(id, sizeof id, id_text);
-    to_hex(mac, sizeof mac, mac_text);
-    _Static_assert(KVF_NODE_NAME_MAX == 64 && KVF_ADDRESS_MAX == 1024, "the widths below");
-    if (!say(d, "%s %s\n", id_text, mac_text) || !hear(d, line) ||
-        sscanf(line, "ok %63s %llu %15s %llu %llu %2048s", out->at.name, &incarnation, out->transport, &bytes, &seed, text) != 6)
-        return false;
-    out->at.incarnation = incarnation;
-    out->region_bytes = bytes;
-    out->seed = seed;
-    out->at.bytes = from_hex(text, out->at.address, sizeof out->at.address);
-    return out->at.bytes > 0;
+    return proof_of(secret, id, nonce, mac) && say(d, line, kvf_far_lines_proof_write(line, id, mac)) && hear(d, line) &&
+           kvf_far_lines_offer_read(line, out);
 }
 
 struct kvf_far *kvf_far_open(const char *where, const struct kvf_secret *secret, struct kvf_far_node *out)
@@ -299,7 +253,8 @@ struct kvf_far *kvf_far_open(const char *where, const struct kvf_secret *secret,
     far->door.fd = split(where, far->host, &port) && *far->host ? call(far->host, port) : -1;
     if (far->door.fd >= 0 && enter(&far->door, secret, out))
         return far;
-    fail(where, far->door.fd < 0 ? "nobody serves there (kvf bench fabric --serve)" : "it wants another secret (--secret-file)");
+    fail(where, far->door.fd < 0 ? "nobody serves there (kvf bench fabric --serve)"
+                                 : "it wants another secret (--secret-file), or is of another version");
     kvf_far_close(far);
     return NULL;
 }
@@ -314,17 +269,16 @@ void kvf_far_close(struct kvf_far *far)
 static unsigned far_start(void *arg, const char *program)
 {
     struct kvf_far *far = arg;
-    char line[LINE_MAX_BYTES];
-    unsigned port = 0;
-    bool good = say(&far->door, "start %s\n", program) && hear(&far->door, line) && sscanf(line, "ok %u", &port) == 1;
-    return good && port < 65536 ? port : 0;
+    char line[KVF_FAR_LINE_MAX];
+    snprintf(line, sizeof line, "start %s\n", program);
+    return say_word(&far->door, line) && hear(&far->door, line) ? kvf_far_lines_port_read(line) : 0;
 }
 
 static void far_stop(void *arg)
 {
     struct kvf_far *far = arg;
-    char line[LINE_MAX_BYTES];
-    if (!say(&far->door, "stop\n") || !hear(&far->door, line))
+    char line[KVF_FAR_LINE_MAX];
+    if (!say_word(&far->door, "stop\n") || !hear(&far->door, line))
         fail(far->host, "it does not answer any more");
 }
 

@@ -61,14 +61,18 @@ class FabricTest(Case):
                     file.write(secret)
             ours = ("--secret-file", os.path.join(folder, "ours"))
             server = subprocess.Popen([os.path.join(cluster.BUILD, "kvf"), "bench", "fabric", "--serve", "127.0.0.1:0", "--memory",
-                                       "0.25", "--seed", "7", *ours], env=environment(), stdout=subprocess.PIPE, text=True)
+                                       "0.5", "--seed", "7", *ours], env=environment(), stdout=subprocess.PIPE, text=True)
             try:
                 where = re.search(r"at (\S+);", server.stdout.readline()).group(1)
                 refused = run("kvf", "bench", "fabric", "--peer", where, "--secret-file", os.path.join(folder, "theirs"))
                 self.assert_failed(refused, 1, "another secret")
                 self.hung_up_on(where)
-                _, rows = self.bench("--peer", where, "--size", "64", "--depth", "4", *ours)
+                # Its region is as large as it says, but no larger than is allowed here.
+                self.assert_failed(run("kvf", "bench", "fabric", "--peer", where, "--memory", "0.25", *ours), 1, "--memory")
+                ours += ("--memory", "0.5")
+                config, rows = self.bench("--peer", where, "--size", "64", "--depth", "4", "--spin", "300", *ours)
                 self.assertGreater(rows["tcp 64 KiB depth 4"]["value"], 0)
+                self.assertEqual((config["region_bytes"], config["reactor_spin_us"]), (512 << 20, 300))
                 self.assert_failed(run("kvf", "bench", "fabric", "--peer", where, "--tls", "shm", *ours), 1, "another --tls")
                 _, rows = self.bench("--peer", where, "--size", "256", "--depth", "2", *ours)
                 self.assertGreater(rows["tcp 256 KiB depth 2"]["value"], 0)
@@ -79,7 +83,7 @@ class FabricTest(Case):
         self.assert_failed(run("kvf", "bench", "fabric", "--serve", "0.0.0.0:0", "--memory", "0.25"), 1, "a secret is needed")
 
     def test_options(self):
-        for option, value in (("--size", "3"), ("--depth", "65"), ("--tls", "pigeon"), ("--peers", "1"), ("--rounds", "0")):
+        for option, value in (("--size", "3"), ("--depth", "65"), ("--tls", "pigeon"), ("--peers", "1"), ("--rounds", "0"), ("--spin", "0")):
             self.assert_failed(run("kvf", "bench", "fabric", option, value), 2, option)
 
 
