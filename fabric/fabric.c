@@ -358,7 +358,7 @@ unsigned kvf_fabric_poll(struct kvf_fabric *fabric)
 
 uint64_t kvf_fabric_next_timer(const struct kvf_fabric *fabric)
 {
-    uint64_t next = fabric->next_deadline_ns < fabric->next_peer_ns ? fabric->next_deadline_ns : fabric->next_peer_ns;
+    uint64_t deadline = kvf_deadlines_next(fabric), next = deadline < fabric->next_peer_ns ? deadline : fabric->next_peer_ns;
     if (!kvf_ring_empty(&fabric->copying) || !kvf_ring_empty(&fabric->looking) || !kvf_ring_empty(&fabric->due) ||
         fabric->changes > 0)
         return 0;
@@ -386,6 +386,7 @@ static void free_all(struct kvf_fabric *fabric)
     free(fabric->free_parts);
     free(fabric->parts);
     free(fabric->requests);
+    free(fabric->deadlines);
     free(fabric->asks);
     free(fabric->serves);
     free(fabric->peers);
@@ -406,6 +407,7 @@ static enum kvf_status allocate(struct kvf_fabric *fabric)
     fabric->serves = calloc((size_t)fabric->peer_slots * KVF_SERVES_MAX, sizeof *fabric->serves);
     fabric->asks = calloc((size_t)fabric->peer_slots * KVF_ASKS_MAX, sizeof *fabric->asks);
     fabric->requests = calloc(c->requests_max, sizeof *fabric->requests);
+    fabric->deadlines = calloc(c->requests_max, sizeof *fabric->deadlines);
     /* A block for each request, as much again for those with many ranges, and always some of the largest. */
     fabric->part_blocks = 2 * c->requests_max + 4 * KVF_PART_BLOCKS_MAX;
     fabric->parts = calloc((size_t)fabric->part_blocks * KVF_PART_BLOCK, sizeof *fabric->parts);
@@ -413,8 +415,8 @@ static enum kvf_status allocate(struct kvf_fabric *fabric)
     fabric->by_id = calloc(fabric->by_id_mask + 1, sizeof *fabric->by_id);
     fabric->tx = calloc(fabric->tx_count, sizeof *fabric->tx);
     fabric->writers = calloc(KVF_MARKS_N, sizeof *fabric->writers);
-    if (!fabric->peers || !fabric->auths || !fabric->serves || !fabric->asks || !fabric->requests || !fabric->parts ||
-        !fabric->free_parts || !fabric->by_id || !fabric->tx || !fabric->writers)
+    if (!fabric->peers || !fabric->auths || !fabric->serves || !fabric->asks || !fabric->requests || !fabric->deadlines ||
+        !fabric->parts || !fabric->free_parts || !fabric->by_id || !fabric->tx || !fabric->writers)
         return KVF_ERR_NO_MEMORY;
     for (unsigned i = 0; i < fabric->peer_slots; i++) {
         struct kvf_peer *peer = &fabric->peers[i];
@@ -455,7 +457,7 @@ enum kvf_status kvf_fabric_create(const struct kvf_fabric_config *config, struct
     fabric->payload_max = t->ops->payload_max(t);
     if (fabric->payload_max > KVF_WIRE_PAYLOAD_MAX)
         fabric->payload_max = KVF_WIRE_PAYLOAD_MAX;
-    fabric->next_deadline_ns = fabric->next_peer_ns = UINT64_MAX;
+    fabric->next_peer_ns = UINT64_MAX;
     fabric->polled_ns = kvf_now(config->env);
     struct kvf_transport_handler handler = {.arg = fabric, .frame = on_frame, .link_down = on_link_down};
     t->ops->handler_set(t, &handler);
@@ -522,6 +524,7 @@ const struct kvf_fabric_size *kvf_fabric_sizes(void)
         {"kvf_serve", "PULL of a peer that waits here, 128 a peer", sizeof(struct kvf_serve)},
         {"kvf_ask", "PULL that a peer owes us an answer to, 64 a peer", sizeof(struct kvf_ask)},
         {"kvf_request_slot", "call or pull in flight", sizeof(struct kvf_request_slot)},
+        {"kvf_deadline", "call or pull in flight: when it ends at the latest", sizeof(struct kvf_deadline)},
         {"kvf_pull_part", "range of a pull, 64 at a time", sizeof(struct kvf_pull_part)},
         {"kvf_tx", "message of up to 4 KiB in flight", sizeof(struct kvf_tx)},
         {NULL, NULL, 0},

@@ -199,10 +199,10 @@ void kvf_fabric_region_write(struct kvf_fabric *fabric, uint64_t offset, const v
 void kvf_fabric_region_take(struct kvf_fabric *fabric, uint64_t offset, uint64_t bytes);
 void kvf_fabric_region_give(struct kvf_fabric *fabric, uint64_t offset, uint64_t bytes);
 
-/* Ends what was asked for with this `arg`, without its callback: nothing writes to its memory any more, and the answer that still
- * comes is dropped. False: there is no such request, it has ended and calls back in the next poll, or the transport is using its
- * memory. */
-bool kvf_fabric_cancel(struct kvf_fabric *fabric, const void *arg);
+/* Ends what the peer was asked for with this `arg`, without its callback: nothing writes to its memory any more, and the answer
+ * that still comes is dropped. The peer's requests are looked at in the order in which they were asked. False: there is no such
+ * request, it has ended and calls back in the next poll, or the transport is using its memory. */
+bool kvf_fabric_cancel(struct kvf_peer *peer, const void *arg);
 
 /* What the fabric keeps in memory, for people: of what, one for each of what, and how many bytes. A NULL name ends the list. */
 struct kvf_fabric_size {

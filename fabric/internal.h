@@ -3,7 +3,8 @@
  *     fabric.c   life of the fabric, frames in, frames out, poll and timers
  *     peer.c     peers: add, down, remove, time
  *     hello.c    hello, proof, welcome: how a peer comes up
- *     request.c  calls, replies, the request table, deadlines
+ *     request.c  calls, replies, the request table
+ *     deadlines.c  ... when they end at the latest
  *     pull.c     reading a peer's memory
  *     ask.c      ... by PULL frames
  *     serve.c    answering the peers that ask for ours
@@ -142,6 +143,7 @@ struct kvf_request_slot {
     enum kvf_status status;
     unsigned held;
     uint64_t deadline_ns;
+    unsigned deadline_at; /* its place in fabric->deadlines, from 1 on; 0: it has ended, or has none */
     kvf_reply_fn reply; /* of a call */
     kvf_done_fn done;   /* of a pull */
     kvf_take_fn take;   /* of a pull; NULL: memcpy */
@@ -168,6 +170,11 @@ struct kvf_request_slot {
     uint64_t looked;     /* up to here its owner was shown what is there */
     uint64_t look_range; /* where the range of look_part begins */
     uint64_t start_ns;   /* it was alone when it began, then; 0: it was not */
+};
+
+struct kvf_deadline {
+    uint64_t ns;
+    struct kvf_request_slot *slot;
 };
 
 /* A peer's PULL frame that waits for its bytes to be sent. */
@@ -223,6 +230,7 @@ struct kvf_peer {
     /* asked of it */
     struct kvf_ring requests; /* whose callback is owed */
     struct kvf_ring asking;   /* pulls of which something is not asked yet, in order */
+    unsigned gets;            /* of those, the ones that are read one-sided */
     uint64_t inflight;        /* bytes asked and not yet there */
     uint64_t get_ns;          /* what a MiB takes of pulls that are read one-sided and alone, smoothed; 0: not known */
     unsigned asks;            /* PULL frames it owes us: those of asks_table that are not free */
@@ -255,6 +263,8 @@ struct kvf_fabric {
     unsigned by_id_mask;
 
     struct kvf_request_slot *requests; /* [requests_max] */
+    struct kvf_deadline *deadlines;    /* [requests_max] a heap */
+    unsigned deadlines_n;
     struct kvf_pull_part *parts;       /* [part_blocks][KVF_PART_BLOCK] of all pulls */
     uint32_t *free_parts;              /* [part_blocks] a stack of blocks that no pull has */
     uint32_t part_blocks, free_parts_n;
@@ -274,7 +284,7 @@ struct kvf_fabric {
     unsigned work;       /* pulls that are asking plus serves that wait, over all peers */
     unsigned changes;    /* peers that are doomed, or DOWN and not told */
     bool polling, closing;
-    uint64_t next_deadline_ns, next_peer_ns; /* not before these; may be too early */
+    uint64_t next_peer_ns; /* not before this; may be too early */
     uint64_t polled_ns;
     uint64_t refusal_log_ns; /* no further line about refused frames before it */
 };
@@ -355,6 +365,13 @@ void kvf_request_release(struct kvf_request_slot *slot);
 void kvf_request_deadlines(struct kvf_fabric *fabric, uint64_t now_ns);
 unsigned kvf_request_due(struct kvf_fabric *fabric);
 void kvf_request_reply(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload);
+
+/* ---- deadlines.c */
+void kvf_deadlines_add(struct kvf_request_slot *slot);
+/* One that is not among them is left alone. */
+void kvf_deadlines_remove(struct kvf_request_slot *slot);
+/* The earliest; UINT64_MAX: there is none. */
+uint64_t kvf_deadlines_next(const struct kvf_fabric *fabric);
 
 /* ---- pull.c */
 /* Part i of a pull. */

@@ -121,6 +121,7 @@ enum kvf_status kvf_fabric_pull_take(struct kvf_peer *peer, const struct kvf_pul
         kvf_ring_append(&fabric->copying, &slot->queue);
     } else {
         kvf_ring_append(&peer->asking, &slot->queue);
+        peer->gets += slot->way == KVF_WAY_GET;
         fabric->work++;
         /* While answers are on their way, those that come until the next poll are asked for together. */
         if (slot->way != KVF_WAY_ASK || peer->asks == 0)
@@ -174,6 +175,7 @@ static void asked_all(struct kvf_request_slot *slot)
 {
     kvf_ring_remove(&slot->queue);
     slot->fabric->work--;
+    slot->peer->gets -= slot->way == KVF_WAY_GET;
 }
 
 void kvf_pull_forget(struct kvf_request_slot *slot)
@@ -320,7 +322,7 @@ void kvf_pull_step(struct kvf_peer *peer)
 {
     struct kvf_ring *at = peer->asking.next;
     enum kvf_status st = KVF_OK;
-    while (at != &peer->asking && st == KVF_OK && kvf_peer_usable(peer)) {
+    while (peer->gets > 0 && at != &peer->asking && st == KVF_OK && kvf_peer_usable(peer)) {
         struct kvf_request_slot *slot = KVF_RING_OF(at, struct kvf_request_slot, queue);
         at = at->next;
         while (slot->way == KVF_WAY_GET && st == KVF_OK && !slot->ended && slot->asked < slot->total)

@@ -44,8 +44,7 @@ struct kvf_request_slot *kvf_request_take(struct kvf_peer *peer, enum kvf_reques
     slot->look_part = 0;
     slot->looked = slot->look_range = slot->start_ns = 0;
     kvf_ring_append(&peer->requests, &slot->of_peer);
-    if (deadline_ns < fabric->next_deadline_ns)
-        fabric->next_deadline_ns = deadline_ns;
+    kvf_deadlines_add(slot);
     fabric->request_count++;
     return slot;
 }
@@ -56,6 +55,7 @@ void kvf_request_drop(struct kvf_request_slot *slot)
     assert(slot->kind != KVF_REQUEST_FREE && slot->held == 0);
     kvf_ring_remove(&slot->of_peer);
     kvf_ring_remove(&slot->queue);
+    kvf_deadlines_remove(slot); /* it may never have been sent */
     if (slot->kind == KVF_REQUEST_PULL)
         kvf_pull_release(slot);
     slot->kind = KVF_REQUEST_FREE;
@@ -109,6 +109,7 @@ void kvf_request_mark(struct kvf_request_slot *slot, enum kvf_status status)
         return;
     slot->ended = true;
     slot->status = status;
+    kvf_deadlines_remove(slot);
     if (slot->kind == KVF_REQUEST_PULL)
         kvf_pull_forget(slot);
 }
@@ -171,34 +172,23 @@ unsigned kvf_request_due(struct kvf_fabric *fabric)
 
 void kvf_request_deadlines(struct kvf_fabric *fabric, uint64_t now_ns)
 {
-    if (now_ns < fabric->next_deadline_ns)
-        return;
-    for (unsigned i = 0; i < fabric->config.requests_max; i++) {
-        struct kvf_request_slot *slot = &fabric->requests[i];
-        if (slot->kind == KVF_REQUEST_FREE || slot->ended)
-            continue;
-        if (slot->deadline_ns > now_ns)
-            continue;
+    /* No more than there are now: callbacks may ask for new things, which are late already, for ever. */
+    for (unsigned n = fabric->deadlines_n; n > 0 && kvf_deadlines_next(fabric) <= now_ns; n--) {
+        struct kvf_request_slot *slot = fabric->deadlines[0].slot;
+        assert(slot->kind != KVF_REQUEST_FREE && !slot->ended);
         /* The transport may still write to, or read from, the caller's memory. Nothing short of ending the link stops it:
          * the callback comes when the link's operations are cancelled. */
         if (slot->held)
             kvf_peer_doom(slot->peer, KVF_ERR_DEADLINE);
         kvf_request_end(slot, KVF_ERR_DEADLINE);
     }
-    /* In a second round, because callbacks of the first may have asked for new things. */
-    fabric->next_deadline_ns = UINT64_MAX;
-    for (unsigned i = 0; i < fabric->config.requests_max; i++) {
-        const struct kvf_request_slot *slot = &fabric->requests[i];
-        if (slot->kind != KVF_REQUEST_FREE && !slot->ended && slot->deadline_ns < fabric->next_deadline_ns)
-            fabric->next_deadline_ns = slot->deadline_ns;
-    }
 }
 
-bool kvf_fabric_cancel(struct kvf_fabric *fabric, const void *arg)
+bool kvf_fabric_cancel(struct kvf_peer *peer, const void *arg)
 {
-    for (unsigned i = 0; i < fabric->config.requests_max; i++) {
-        struct kvf_request_slot *slot = &fabric->requests[i];
-        if (slot->kind == KVF_REQUEST_FREE || slot->arg != arg || slot->ended || slot->held > 0)
+    for (struct kvf_ring *at = peer->requests.next; at != &peer->requests; at = at->next) {
+        struct kvf_request_slot *slot = KVF_RING_OF(at, struct kvf_request_slot, of_peer);
+        if (slot->arg != arg || slot->ended || slot->held > 0)
             continue;
         kvf_request_mark(slot, KVF_CANCELLED);
         kvf_request_drop(slot);

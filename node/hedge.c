@@ -186,7 +186,8 @@ static bool withdraw(struct kvf_core *core, struct kvf_read *read)
     for (unsigned i = 0; i < KVF_BATCHES_MAX && !b; i++)
         for (unsigned r = 0; r < rs->batches[i].n && rs->batches[i].asked_ns; r++)
             b = rs->batches[i].reads[r] == read ? &rs->batches[i] : b;
-    if (read->runs != 1 || !b || !kvf_fabric_cancel(core->fabric, b))
+    struct kvf_peer *peer = b ? core->peers[b->peer].peer : NULL;
+    if (read->runs != 1 || !peer || !kvf_fabric_cancel(peer, b))
         return false;
     for (unsigned r = 0; r < b->n; r++) {
         struct kvf_read *other = b->reads[r];

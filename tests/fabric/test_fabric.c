@@ -226,8 +226,8 @@ static void what_is_cancelled_ends_without_a_word(void **state)
         static uint8_t to[2][4096];
         for (unsigned k = 0; k < 2; k++)
             assert_int_equal(pull1(peer, k * 4096, 4096, to[k], UINT64_MAX, &r[k]), KVF_OK);
-        assert_true(kvf_fabric_cancel(w->node[0].fabric, &r[0]));
-        assert_false(kvf_fabric_cancel(w->node[0].fabric, &r[0]));
+        assert_true(kvf_fabric_cancel(peer, &r[0]));
+        assert_false(kvf_fabric_cancel(peer, &r[0]));
         memset(to[0], 0xcc, sizeof to[0]);
         settle(w);
         assert_int_equal(r[0].count, 0);
@@ -238,7 +238,7 @@ static void what_is_cancelled_ends_without_a_word(void **state)
         assert_true(kvf_peer_is_up(peer));
         for (unsigned k = 0; k < 2 * w->requests_max; k++) { /* slots and credit came back */
             assert_int_equal(pull1(peer, 0, 4096, to[0], UINT64_MAX, &r[0]), KVF_OK);
-            assert_true(kvf_fabric_cancel(w->node[0].fabric, &r[0]));
+            assert_true(kvf_fabric_cancel(peer, &r[0]));
             settle(w);
         }
         world_free(w);
@@ -253,7 +253,7 @@ static void a_one_sided_read_is_not_cancelled(void **state)
     struct result r = {0};
     static uint8_t to[4096];
     assert_int_equal(pull1(peer, 0, sizeof to, to, UINT64_MAX, &r), KVF_OK);
-    assert_false(kvf_fabric_cancel(w->node[0].fabric, &r));
+    assert_false(kvf_fabric_cancel(peer, &r));
     settle(w);
     assert_int_equal(r.oks, 1);
     world_free(w);

@@ -118,7 +118,7 @@ static void whatever_a_member_says_pulls_end_in_time(void **state)
             kvf_fabric_poll(draw(w, 2) ? a->fabric : b->fabric);
             struct asked *p = &asked[draw(w, PULLS)];
             if (draw(w, 30) == 0 && p->begun && !p->cancelled)
-                p->cancelled = kvf_fabric_cancel(a->fabric, &p->result);
+                p->cancelled = kvf_fabric_cancel(peer, &p->result);
             if (n % 20 == 0)
                 sim_env_advance(&w->env, KVF_MS);
         }

@@ -144,7 +144,7 @@ static void state_per_peer_and_per_request_is_pinned(void **state)
         const char *name;
         size_t most;
     } limits[] = {{"kvf_peer", 4096},        {"kvf_auth", 1536},    {"kvf_serve", 1152},       {"kvf_ask", 576},
-                  {"kvf_request_slot", 448}, {"kvf_pull_part", 40}, {"kvf_tx", 4096 + 64}};
+                  {"kvf_request_slot", 448}, {"kvf_deadline", 16},  {"kvf_pull_part", 40},     {"kvf_tx", 4096 + 64}};
     size_t link_bytes, operation_bytes;
     unsigned n = 0;
     for (const struct kvf_fabric_size *s = kvf_fabric_sizes(); s->name; s++, n++) {

@@ -190,7 +190,7 @@ static void a_pull_that_ends_leaves_the_others_of_its_frame(void **state)
     for (unsigned i = 0; i < N; i++)
         assert_int_equal(pull1(peer, i * BYTES, BYTES, to[i], i == LATE ? w->env.now_ns + 20 * KVF_MS : UINT64_MAX, &r[i]), KVF_OK);
     run_for(w, 10 * KVF_MS);
-    assert_true(kvf_fabric_cancel(a->fabric, &r[CANCELLED]));
+    assert_true(kvf_fabric_cancel(peer, &r[CANCELLED]));
     run_for(w, 20 * KVF_MS);
     assert_int_equal(r[LATE].status, KVF_ERR_DEADLINE);
     back->held = false;
