@@ -459,9 +459,7 @@ static void on_probe(struct kvf_core *core, struct kvf_node_peer *from, const st
 
 void kvf_attend_serve_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
 {
-    if (message->request == 0)
-        kvf_count(&core->counters.messages_refused, 1);
-    else if (!core->attend_serve)
+    if (!core->attend_serve)
         refuse(from, message->request, KVF_ERR_UNSUPPORTED);
     else if (message->type == KVF_MSG_ATTEND)
         on_attend(core, from, message);

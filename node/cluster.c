@@ -193,7 +193,7 @@ static void on_message(void *arg, struct kvf_peer *peer, const struct kvf_messag
 {
     struct kvf_core *core = arg;
     struct kvf_node_peer *p = kvf_peer_user(peer);
-    if (!p) {
+    if (!p || message->request == 0) { /* all are calls: what has no answer is none of ours */
         kvf_count(&core->counters.messages_refused, 1);
         return;
     }
@@ -206,7 +206,8 @@ static void on_message(void *arg, struct kvf_peer *peer, const struct kvf_messag
         kvf_lend_message(core, p, message);
         return;
     case KVF_MSG_RELEASE_ALL:
-        kvf_move_release_all(core, p);
+        if (message->bytes == 0)
+            kvf_move_release_all(core, p);
         kvf_lend_message(core, p, message);
         return;
     case KVF_MSG_RECLAIM:

@@ -606,6 +606,11 @@ const uint8_t *kvf_lend_data(const struct kvf_core *core, const struct kvf_node_
 void kvf_lend_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
 {
     struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
+    if (message->type == KVF_MSG_RELEASE_ALL && message->bytes > 0) {
+        kvf_count(&core->counters.messages_refused, 1);
+        answer(from, message->request, KVF_ERR_INVALID, NULL, 0);
+        return;
+    }
     if (!core->lend->index) { /* what lies nowhere is forgotten, and adopted, already */
         bool nothing = message->type == KVF_MSG_RELEASE || message->type == KVF_MSG_RELEASE_ALL || message->type == KVF_MSG_ADOPT;
         answer(from, message->request, nothing ? KVF_OK : KVF_ERR_FULL, NULL, 0);

@@ -132,14 +132,15 @@ void kvf_move_message(struct kvf_core *core, struct kvf_node_peer *from, const s
     struct kvf_key keys[KVF_BATCH_MAX];
     struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
     unsigned n;
+    bool good;
     switch (message->type) {
     case KVF_MSG_FREE:
-        if (kvf_wire_keys_read(&r, keys, &n))
+        good = kvf_wire_keys_read(&r, keys, &n);
+        if (good)
             kvf_move_out_free_keys(core, from, keys, n);
-        else
-            kvf_count(&core->counters.messages_refused, 1);
+        kvf_count(&core->counters.messages_refused, !good);
         if (message->request)
-            kvf_fabric_reply(from->peer, message->request, KVF_OK, NULL, 0, NULL, NULL);
+            kvf_fabric_reply(from->peer, message->request, good ? KVF_OK : KVF_ERR_INVALID, NULL, 0, NULL, NULL);
         return;
     case KVF_MSG_MOVE_OFFER:
     case KVF_MSG_MOVE_TOKENS:

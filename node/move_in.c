@@ -230,7 +230,9 @@ static enum kvf_status on_piece(struct kvf_core *core, struct kvf_node_peer *fro
 {
     struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
     uint64_t session = kvf_read_u64(&r), number = kvf_read_u64(&r), sum = kvf_read_u64(&r);
-    struct kvf_one_move *m = r.bad ? NULL : kvf_move_find(core, session);
+    if (r.bad)
+        return KVF_ERR_INVALID;
+    struct kvf_one_move *m = kvf_move_find(core, session);
     if (!m || m->state != KVF_MOVE_RECEIVING || !is_of(m, from) || m->offer.number != number)
         return KVF_ERR_STATE;
     enum kvf_status st = KVF_OK;
@@ -317,32 +319,42 @@ static void asked(void *arg, enum kvf_status status, const struct kvf_placement 
         ask_home(m);
 }
 
+/* MOVE_COMMIT or MOVE_ABORT: what becomes of a session that is staged, or is on its way. */
+static enum kvf_status on_word(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
+{
+    struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
+    uint64_t session = kvf_read_u64(&r), which = kvf_read_u64(&r); /* the epoch, or the number of the move */
+    if (r.bad || kvf_reader_left(&r) > 0)
+        return KVF_ERR_INVALID;
+    struct kvf_one_move *m = kvf_move_find(core, session);
+    if (message->type == KVF_MSG_MOVE_ABORT) {
+        bool meant = m && is_of(m, from) && which == m->offer.number; /* not one before it */
+        if (meant && (m->state == KVF_MOVE_RECEIVING || m->state == KVF_MOVE_STAGED)) {
+            m->aborted = true;
+            if (!m->calling) /* else etcd's answer comes first */
+                discard(m);
+        }
+        return KVF_OK;
+    }
+    if (!m || m->peer != from || which != m->epoch || m->state == KVF_MOVE_RECEIVING)
+        return KVF_ERR_STALE;
+    if (m->state == KVF_MOVE_STAGED)
+        activate(m);
+    return KVF_OK;
+}
+
 void kvf_move_in_message(struct kvf_core *core, struct kvf_node_peer *from, const struct kvf_message *message)
 {
     if (message->type == KVF_MSG_MOVE_OFFER) {
         answer(from, message->request, on_offer(core, from, message));
         return;
     }
-    if (message->type != KVF_MSG_MOVE_COMMIT && message->type != KVF_MSG_MOVE_ABORT) {
-        answer(from, message->request, on_piece(core, from, message));
-        return;
-    }
-    struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
-    uint64_t session = kvf_read_u64(&r);
-    struct kvf_one_move *m = r.bad ? NULL : kvf_move_find(core, session);
-    enum kvf_status st = KVF_OK;
-    if (message->type == KVF_MSG_MOVE_ABORT) {
-        bool meant = m && is_of(m, from) && kvf_read_u64(&r) == m->offer.number && !r.bad; /* not one before it */
-        if (meant && (m->state == KVF_MOVE_RECEIVING || m->state == KVF_MOVE_STAGED)) {
-            m->aborted = true;
-            if (!m->calling) /* else etcd's answer comes first */
-                discard(m);
-        }
-    } else if (!m || m->peer != from || kvf_read_u64(&r) != m->epoch || m->state == KVF_MOVE_RECEIVING) {
-        st = KVF_ERR_STALE;
-    } else if (m->state == KVF_MOVE_STAGED) {
-        activate(m);
-    }
+    enum kvf_status st;
+    if (message->type == KVF_MSG_MOVE_COMMIT || message->type == KVF_MSG_MOVE_ABORT)
+        st = on_word(core, from, message);
+    else
+        st = on_piece(core, from, message);
+    kvf_count(&core->counters.messages_refused, st == KVF_ERR_INVALID || st == KVF_ERR_CORRUPT);
     answer(from, message->request, st);
 }
 

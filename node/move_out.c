@@ -453,10 +453,13 @@ void kvf_move_out_asked(struct kvf_core *core, struct kvf_node_peer *from, const
 {
     struct kvf_reader r = kvf_reader_of(message->payload, message->bytes);
     uint64_t session = kvf_read_u64(&r), number = kvf_read_u64(&r);
-    const struct kvf_one_move *m = r.bad ? NULL : kvf_move_find(core, session);
+    bool good = !r.bad && kvf_reader_left(&r) == 0;
+    const struct kvf_one_move *m = good ? kvf_move_find(core, session) : NULL;
     bool under_way = m && m->state < KVF_MOVE_RECEIVING && m->peer == from && m->offer.number == number;
+    enum kvf_status st = !good ? KVF_ERR_INVALID : under_way ? KVF_OK : KVF_ERR_STALE;
+    kvf_count(&core->counters.messages_refused, !good);
     if (message->request)
-        kvf_fabric_reply(from->peer, message->request, under_way ? KVF_OK : KVF_ERR_STALE, NULL, 0, NULL, NULL);
+        kvf_fabric_reply(from->peer, message->request, st, NULL, 0, NULL, NULL);
 }
 
 void kvf_move_out_placement(struct kvf_one_move *m, const struct kvf_placement *placement)

@@ -569,7 +569,7 @@ void kvf_serve_message(struct kvf_core *core, struct kvf_node_peer *from, const 
         return;
     }
     struct serve *s = serve_new(core, from);
-    if (!s || message->request == 0) {
+    if (!s) {
         refuse(from, message->request, KVF_ERR_BUSY);
         return;
     }

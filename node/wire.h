@@ -12,7 +12,7 @@ enum kvf_node_message {
     KVF_MSG_RELEASE,                     /* borrower -> lender: forget these */
     KVF_MSG_RELEASE_ALL,                 /* borrower -> lender: forget everything of mine */
     KVF_MSG_ADOPT,                       /* new home -> lender: a session's blocks are mine now */
-    KVF_MSG_READ,                        /* anyone -> home or old home: chunks by key */
+    KVF_MSG_READ,                        /* new home -> old home: chunks by key */
     KVF_MSG_FREE,                        /* new home -> old home: I have these blocks */
     KVF_MSG_MOVE_OFFER,                  /* home -> target: a session, its shape and state */
     KVF_MSG_MOVE_TOKENS,

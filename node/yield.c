@@ -175,7 +175,7 @@ static enum kvf_status on_reclaim(struct kvf_core *core, struct kvf_node_peer *f
     if (!y)
         return KVF_ERR_BUSY;
     uint64_t time_ns = kvf_read_u32(&r) * KVF_MS, now = kvf_now(core->env);
-    if (!kvf_wire_places_read(&r, y->places, &y->n) || request == 0) {
+    if (!kvf_wire_places_read(&r, y->places, &y->n)) {
         kvf_count(&core->counters.messages_refused, 1);
         return KVF_ERR_INVALID;
     }

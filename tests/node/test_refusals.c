@@ -334,6 +334,58 @@ static void only_the_new_home_frees_what_waits_for_it(void **state)
     group_end(&g);
 }
 
+/* ---------------------------------------------------------------- forms */
+
+/* One byte is no message of any type, and bytes behind a message make it none. */
+static void what_has_not_its_form_is_refused_and_counted(void **state)
+{
+    struct group g = group_make(128 * KIB);
+    uint8_t bytes[17] = {0};
+    for (uint16_t type = KVF_MESSAGE_FIRST; type < KVF_MESSAGE_FIRST + 32; type++) {
+        bool known = type <= KVF_MSG_READ_DATA || (type >= KVF_MSG_ATTEND && type <= KVF_MSG_MOVE_ASK);
+        uint64_t refused = COUNTED(g.lender, messages_refused);
+        assert_int_equal(say(g.home, g.lender, type, bytes, 1)->status, known ? KVF_ERR_INVALID : KVF_ERR_UNSUPPORTED);
+        assert_int_equal(COUNTED(g.lender, messages_refused), refused + 1);
+    }
+    const uint16_t pairs[] = {KVF_MSG_ADOPT, KVF_MSG_MOVE_COMMIT, KVF_MSG_MOVE_ABORT, KVF_MSG_MOVE_ASK};
+    for (unsigned i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        assert_int_equal(say(g.home, g.lender, pairs[i], bytes, 17)->status, KVF_ERR_INVALID);
+        assert_int_not_equal(say(g.home, g.lender, pairs[i], bytes, 16)->status, KVF_ERR_INVALID);
+        assert_int_equal(say(g.home, g.lender, pairs[i], bytes, 15)->status, KVF_ERR_INVALID);
+    }
+    group_end(&g);
+}
+
+/* A RELEASE_ALL that is none releases nothing. */
+static void a_release_all_with_a_payload_releases_nothing(void **state)
+{
+    struct group g = group_make(128 * KIB);
+    assert_int_equal(reserve(&g, kvf_block_key(99, 0, 0, 0)), KVF_OK);
+    assert_int_equal(say(g.home, g.lender, KVF_MSG_RELEASE_ALL, "x", 1)->status, KVF_ERR_INVALID);
+    assert_int_equal(kvf_lend_blocks(g.lender->core), 1);
+    assert_int_equal(say(g.home, g.lender, KVF_MSG_RELEASE_ALL, NULL, 0)->status, KVF_OK);
+    assert_int_equal(kvf_lend_blocks(g.lender->core), 0);
+    group_end(&g);
+}
+
+/* Without a number nothing is answered, and nothing done: whatever the type, it is counted. */
+static void what_asks_for_no_answer_is_not_carried_out(void **state)
+{
+    struct group g = group_make(128 * KIB);
+    struct kvf_peer *peer = sim_cluster_peer(g.home, g.lender)->peer;
+    uint8_t bytes[256];
+    struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
+    uint64_t refused = COUNTED(g.lender, messages_refused);
+    kvf_wire_reserve(&w, &(struct kvf_reserve_item){.key = kvf_block_key(99, 0, 0, 0), .bytes = SLOT}, 1);
+    assert_int_equal(kvf_fabric_notify(peer, KVF_MSG_RESERVE, bytes, kvf_writer_used(&w)), KVF_OK);
+    for (uint16_t type = KVF_MSG_PUT; type <= KVF_MSG_MOVE_ASK; type++)
+        assert_int_equal(kvf_fabric_notify(peer, type, "x", 1), KVF_OK);
+    sim_cluster_settle(g.c, 100 * KVF_MS);
+    assert_int_equal(COUNTED(g.lender, messages_refused), refused + KVF_MSG_MOVE_ASK - KVF_MSG_RESERVE + 1);
+    assert_int_equal(kvf_lend_blocks(g.lender->core), 0);
+    group_end(&g);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -344,6 +396,9 @@ int main(void)
         cmocka_unit_test(a_move_is_committed_with_its_own_epoch_only),
         cmocka_unit_test(a_damaged_piece_ends_the_move),
         cmocka_unit_test(only_the_new_home_frees_what_waits_for_it),
+        cmocka_unit_test(what_has_not_its_form_is_refused_and_counted),
+        cmocka_unit_test(a_release_all_with_a_payload_releases_nothing),
+        cmocka_unit_test(what_asks_for_no_answer_is_not_carried_out),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
 }
