@@ -64,19 +64,13 @@ static void the_link_beside_shared_memory_goes_down(void **state) { cut_off(KVF_
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "peer") == 0)
-        return child_main(argc, argv);
-    if (no_ucx()) {
-        printf("skipped: UCX is not built in\n");
-        return 77;
-    }
-    if (readlink("/proc/self/exe", program, sizeof program - 1) < 0)
-        return 1;
+    int ended = program_start(argc, argv);
+    if (ended >= 0)
+        return ended;
     if (!kvf_network_open(&network)) {
         printf("skipped: network namespaces and virtual links cannot be made here (they take root, or user namespaces, and ip)\n");
         return 77;
     }
-    signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(our_link_goes_down, mend),
         cmocka_unit_test_setup(the_peers_link_goes_down, mend),

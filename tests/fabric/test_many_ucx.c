@@ -139,13 +139,11 @@ static void sixteen_pull_from_one(void **state)
     node_close(&server);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    if (no_ucx()) {
-        printf("skipped: UCX is not built in\n");
-        return 77;
-    }
-    signal(SIGPIPE, SIG_IGN);
+    int ended = program_start(argc, argv);
+    if (ended >= 0)
+        return ended;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sixteen_pull_from_one),
     };

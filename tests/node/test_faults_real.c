@@ -2,30 +2,20 @@
  * this program again. */
 #include "base/env.h"
 #include "base/hash.h"
-#include "tests/support/etcd.h"
 #include "tests/support/twin.h"
 
-#include <kvf/kvf.h>
+#define SEED 20261126
+#include "tests/node/real.h"
+
 #include <poll.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include <cmocka.h>
-
-#define SEED 20261126
 #define BLOCK (64u << 10)
 #define READS 64
 #define KEYS 256
 #define BOUND_NS (100 * KVF_MS)
-
-static struct kvf_test_etcd *etcd;
-static char area[64]; /* a folder for the home's SSD area */
 
 struct home {
     struct kvf_node *node;
@@ -266,7 +256,7 @@ static void a_lender_hangs(void **state)
     uint8_t data[BLOCK];
     uint64_t keys[READS], slowest = 0, until = now_ns() + 60 * KVF_SEC;
     unsigned n = 0;
-    h.node = node_open("home", kvf_test_etcd_url(etcd), "/hangs", "tcp", "0", area);
+    h.node = node_open("home", kvf_test_etcd_url(etcd), "/hangs", "tcp", "0", folder);
     assert_non_null(h.node);
     assert_int_equal(kvf_queue_create(h.node, 2 * READS, &h.queue), KVF_OK);
     while (n < READS / 4 && now_ns() < until) { /* the latest of those that have a copy and lie at the lender */
@@ -304,26 +294,6 @@ static void a_lender_hangs(void **state)
     }
     kvf_queue_destroy(h.queue);
     kvf_node_close(h.node);
-}
-
-static int open_world(void **state)
-{
-    printf("seed %d\n", SEED);
-    snprintf(area, sizeof area, "%s/kvf-faults-XXXXXX",
-             getenv("TMPDIR") && strlen(getenv("TMPDIR")) < 30 ? getenv("TMPDIR") : "/tmp");
-    if (!mkdtemp(area))
-        return -1;
-    etcd = kvf_test_etcd_start();
-    return 0;
-}
-
-static int close_world(void **state)
-{
-    char path[128];
-    kvf_test_etcd_stop(etcd);
-    snprintf(path, sizeof path, "%s/kvf.area", area);
-    unlink(path);
-    return rmdir(area);
 }
 
 int main(int argc, char **argv)
