@@ -143,6 +143,31 @@ static void check_slots(struct world *w, const struct world_node *n)
                        (unsigned long long)core->lend->others_bytes);
 }
 
+/* Nobody has died, been cut off or wanted its memory back at once: what a home has at a lender is there. */
+static void check_loans(struct world *w, const struct world_node *n)
+{
+    struct kvf_core *core = n->sim->core;
+    uint64_t cursor = 0;
+    if (kvf_counted(&core->counters.lent_blocks_expired))
+        world_violated(w, "node %s swept away %llu blocks of others, of whom nobody has lost anything", n->name,
+                       (unsigned long long)kvf_counted(&core->counters.lent_blocks_expired));
+    for (kvf_handle h; (h = kvf_index_walk(core->index, &cursor)) != KVF_HANDLE_NONE;) {
+        const struct kvf_entry *e = kvf_index_entry(core->index, h);
+        const struct kvf_sess *s = e->key.hi & KVF_OPAQUE_BIT ? NULL : kvf_sess_find(core, e->key.hi);
+        bool stands = (e->key.hi & KVF_OPAQUE_BIT) || (s && s->state == KVF_SESS_ACTIVE);
+        if (!stands || e->state != KVF_BLOCK_READY || e->tier != KVF_TIER_REMOTE || (e->flags & KVF_FLAG_REMOVED))
+            continue;
+        const struct world_node *lender = n;
+        for (unsigned i = 0; i < w->n && e->peer != KVF_PEER_NONE; i++)
+            lender = strcmp(w->nodes[i].name, core->peers[e->peer].member.name) == 0 ? &w->nodes[i] : lender;
+        const struct kvf_index *index = lender->sim->core->lend->index;
+        kvf_handle slot = index ? kvf_index_find(lender->sim->core->lend->index, e->key) : KVF_HANDLE_NONE;
+        if (slot == KVF_HANDLE_NONE)
+            world_violated(w, "node %s has block %llx %llx at %s, which does not", n->name, (unsigned long long)e->key.hi,
+                           (unsigned long long)e->key.lo, lender->name);
+    }
+}
+
 void check_step(struct world *w)
 {
     check_homes(w);
@@ -157,6 +182,8 @@ void check_step(struct world *w)
             continue;
         kvf_core_check(w->nodes[i].sim->core);
         check_slots(w, &w->nodes[i]);
+        if (w->drowsy && w->phase == PHASE_WORK)
+            check_loans(w, &w->nodes[i]);
     }
 }
 

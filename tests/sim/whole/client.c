@@ -11,6 +11,8 @@
 #define IDS 24u                /* of sessions, which come again */
 #define PROBE_TOKENS 70
 #define TRIES 30
+#define RESTS 12              /* in a drowsy world: one in so many calls is followed by a rest, */
+#define REST_MAX_NS (60 * KVF_SEC) /* ... so long at most */
 
 /* ---------------------------------------------------------------- calls */
 
@@ -444,6 +446,13 @@ static void client_done(struct client *c)
     c->queue = NULL;
 }
 
+static void pause_for(struct client *c, uint64_t ns)
+{
+    uint64_t until = world_now(c->world) + ns;
+    while (!over(c) && world_now(c->world) < until)
+        client_wait(c);
+}
+
 void client_run(void *arg)
 {
     struct client *c = arg;
@@ -456,6 +465,8 @@ void client_run(void *arg)
     while (!over(c) && w->phase == PHASE_WORK) {
         for (uint64_t i = draw(&w->work, 4); i > 0; i--)
             client_wait(c);
+        if (w->drowsy && draw(&w->watches, RESTS) == 0)
+            pause_for(c, draw(&w->watches, REST_MAX_NS));
         if (over(c))
             return;
         if (faults_order(w) || (c->node->draining && draw(&w->orders, 2)))
@@ -471,13 +482,6 @@ void client_run(void *arg)
 }
 
 /* Tries again what a node that has just come back may refuse. */
-static void pause_for(struct client *c, uint64_t ns)
-{
-    uint64_t until = world_now(c->world) + ns;
-    while (!over(c) && world_now(c->world) < until)
-        client_wait(c);
-}
-
 static void session_probe(struct client *c)
 {
     struct world *w = c->world;

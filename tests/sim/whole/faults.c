@@ -9,6 +9,7 @@
 
 #define LIVES_MAX 40u /* starts of nodes in one world; the net has room for SIM_NODES_MAX */
 #define LEASES_SEEN 24
+#define DROWSY 12 /* one world in so many */
 #define TAG_AT 72 /* in a frame's header */
 
 const char *const fault_texts[FAULT_COUNT] = {
@@ -26,12 +27,17 @@ static const uint32_t highest[FAULT_COUNT] = {
     [FAULT_DISK_MISPLACE] = 800, [FAULT_DISK_FULL] = 1500,  [FAULT_DISK_SYNC] = 600,    [FAULT_ROT] = 500,
     [FAULT_ETCD_DOWN] = 60,      [FAULT_ETCD_CUT] = 150,    [FAULT_ETCD_SLOW] = 30000,  [FAULT_ETCD_LOST] = 6000,
     [FAULT_ETCD_LATE] = 6000,    [FAULT_ETCD_HOLD] = 200,   [FAULT_ETCD_COMPACT] = 200, [FAULT_LEASE] = 150,
-    [FAULT_RECLAIM] = 1500,      [FAULT_DRAIN] = 300,       [FAULT_ORDER] = 6000,
+    [FAULT_RECLAIM] = 1500,      [FAULT_DRAIN] = 300,       [FAULT_ORDER] = 6000,       [FAULT_ETCD_DEAF] = 150,
+    [FAULT_ETCD_LAG] = 150,
 };
+
+/* Of a drowsy world; its steps are longer. */
+static const uint32_t drowsy[FAULT_COUNT] = {[FAULT_ETCD_HOLD] = 60, [FAULT_ETCD_DEAF] = 100, [FAULT_ETCD_LAG] = 60};
 
 static struct sim_env *stream_of(struct world *w, enum fault fault)
 {
-    return fault < FAULT_RECLAIM ? &w->chance : fault == FAULT_RECLAIM ? &w->later : &w->orders;
+    struct sim_env *later = fault < FAULT_ETCD_DEAF ? &w->orders : &w->watches;
+    return fault < FAULT_RECLAIM ? &w->chance : fault == FAULT_RECLAIM ? &w->later : later;
 }
 
 static bool strikes(struct world *w, enum fault fault)
@@ -59,6 +65,12 @@ void faults_draw(struct world *w)
     w->delay_ns = 20 * KVF_US << draw(&w->chance, 12);
     static const unsigned lengths[] = {200, 300, 400, 600, 800, 1200, 2500, 6000};
     w->steps_max = w->options.steps ? w->options.steps : lengths[draw(&w->chance, 8)];
+    bool drawn = draw(&w->watches, DROWSY) == 0 && !w->options.calm && w->options.canary == CANARY_NONE;
+    w->drowsy = drawn || w->options.drowsy;
+    if (!w->drowsy)
+        return;
+    memcpy(w->planned, drowsy, sizeof w->planned);
+    w->steps_max = w->options.steps ? w->options.steps : 4000 + (unsigned)draw(&w->watches, 4000);
 }
 
 void faults_begin(struct world *w)
@@ -217,6 +229,22 @@ static void node_etcd(struct world_node *n, bool cut, bool hold, uint64_t ns)
     world_trace(n->world, "etcd", n->number, cut, hold, ns);
 }
 
+/* The watch that a node has dies, or what it tells comes late for a while. */
+static void watch_faults(struct world_node *n)
+{
+    struct world *w = n->world;
+    if (strikes(w, FAULT_ETCD_DEAF)) {
+        kvf_sim_store_deafen(n->sim->store);
+        world_trace(w, "deaf", n->number, 0, 0, 0);
+    }
+    if (!n->lag_until_ns && strikes(w, FAULT_ETCD_LAG)) {
+        uint64_t lag = a_while(&w->watches), ns = 4 * a_while(&w->watches);
+        kvf_sim_store_lag(n->sim->store, lag);
+        n->lag_until_ns = world_now(w) + ns;
+        world_trace(w, "lag", n->number, lag, ns, 0);
+    }
+}
+
 /* Others may have so much of the memory that a node lends, by a time. */
 static void lend_at_most(struct world_node *n, uint64_t bytes, uint64_t within_ns)
 {
@@ -300,6 +328,7 @@ static void node_faults(struct world *w)
         uint64_t within = a_while(&w->orders) / 2;
         faults_drain(n, within, world_now(w) + within + a_while(&w->orders));
     }
+    watch_faults(n);
     bool power = strikes(w, FAULT_POWER);
     if (lives(w) < LIVES_MAX && (power || strikes(w, FAULT_CRASH)))
         world_crash(n, power, draw(&w->chance, 2));
@@ -333,6 +362,11 @@ static void ends(struct world *w, uint64_t now)
             n->etcd_back_ns = 0;
             if (!n->sim->dead)
                 node_etcd(n, false, false, 0);
+        }
+        if (n->lag_until_ns && now >= n->lag_until_ns) {
+            n->lag_until_ns = 0;
+            if (!n->sim->dead)
+                kvf_sim_store_lag(n->sim->store, 0);
         }
         if (n->lend_again_ns && now >= n->lend_again_ns) {
             n->reclaim_ns = n->lend_again_ns = 0;

@@ -91,6 +91,8 @@ static const struct scenario scenarios[] = {
     {"what moved away is still written down when its id comes again", {.seed = 6009168}},
     {"an operator moves a session while its step fails", {.seed = 1795684685490}},
     {"an operator moves a fork that is not filled yet", {.seed = 1795684686324}},
+    {"a lender's watch dies while sessions begin and rest", {.seed = 468, .drowsy = true}},
+    {"watches die, lag and are held while sessions move", {.seed = 435, .drowsy = true}},
 };
 
 unsigned scenarios_count(void)

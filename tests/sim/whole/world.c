@@ -120,7 +120,7 @@ static void node_attach(struct world_node *n)
     n->sim->core->idle_arg = n;
     w->instances[instance] = n->number;
     n->lives++;
-    n->reclaim_ns = n->lend_again_ns = 0;
+    n->reclaim_ns = n->lend_again_ns = n->lag_until_ns = 0;
     n->draining = false;
     faults_attach_disk(n);
     world_trace(w, "start", n->number, instance, n->sim->core->incarnation, 0);
@@ -141,6 +141,7 @@ static void node_add(struct world *w)
         .ssd = draw(&w->order, 5) ? (2048 + 256 * draw(&w->order, 5)) << 10 : 0,
         .power = true,
         .way = (enum kvf_way)draw(&w->order, 3),
+        .no_claims = w->drowsy,
         .keep_dead_ns = draw(&w->order, 2) * 5 * KVF_SEC,
         .no_borrow = draw(&w->order, 8) == 0,
         .cold = colds[draw(&w->order, 4)],
@@ -450,6 +451,7 @@ struct world *world_create(const struct world_options *options, struct sim_engin
     sim_env_init(&w->order, kvf_mix(options->seed, 4));
     sim_env_init(&w->later, kvf_mix(options->seed, 5));
     sim_env_init(&w->orders, kvf_mix(options->seed, 6));
+    sim_env_init(&w->watches, kvf_mix(options->seed, 7));
     living = w;
     w->n = 0;
     w->n_clients = 1 + (unsigned)draw(&w->order, WORLD_CLIENTS);

@@ -56,7 +56,9 @@
     X(LEASE, "leases ended")                          \
     X(RECLAIM, "times lent memory was wanted back")   \
     X(DRAIN, "nodes drained")                         \
-    X(ORDER, "sessions ordered elsewhere")
+    X(ORDER, "sessions ordered elsewhere")            \
+    X(ETCD_DEAF, "watches that died silently")        \
+    X(ETCD_LAG, "watches that lagged")
 
 enum fault {
 #define FAULT_ENUM(name, text) FAULT_##name,
@@ -75,6 +77,7 @@ struct world_options {
     enum canary canary;
     bool verbose;
     bool calm;      /* no faults but those that the script makes */
+    bool drowsy;    /* as one seed in so many is */
     void (*script)(struct world *world); /* runs at the beginning of WORK; NULL: none */
 };
 
@@ -155,7 +158,7 @@ struct world_node {
     uint64_t reclaim_ns, lend_again_ns, reclaim_limit; /* others have at most so much from the first to the second moment; 0: any */
     bool draining;             /* as if it wanted all of it back; its sessions are ordered elsewhere, */
     uint64_t incoming;         /* ... and no more than so many are still on their way here */
-    uint64_t etcd_back_ns;
+    uint64_t etcd_back_ns, lag_until_ns;
     bool rotten;               /* what its disk holds was damaged without a word */
     unsigned lives;
 };
@@ -170,7 +173,7 @@ struct world {
     struct world_options options;
     struct sim_cluster *cluster;
     struct sim_env chance, work, order; /* generators of the faults, the clients, the order of things, */
-    struct sim_env later, orders;       /* ... and of what the simulator learned later: a seed without it is what it was */
+    struct sim_env later, orders, watches; /* ... and of what the simulator learned later: a seed without it is what it was */
     struct world_node nodes[WORLD_NODES];
     unsigned n, n_clients;
     enum phase phase;
@@ -182,6 +185,7 @@ struct world {
 
     uint32_t planned[FAULT_COUNT], rates[FAULT_COUNT]; /* of WORK, and now; in 65536: of a frame, request or step */
     uint64_t delay_ns;           /* of frames */
+    bool drowsy;                 /* nothing but etcd's watches fails, and clients rest for long: what is lent stays */
     uint64_t heal_ns[WORLD_NODES][WORLD_NODES]; /* when a direction is whole again; 0: it is */
     uint64_t etcd_up_ns;
     unsigned instances[SIM_NODES_MAX]; /* of the net -> node */
