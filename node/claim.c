@@ -58,6 +58,12 @@ bool kvf_claim_waits(const struct kvf_core *core)
     return is_on(core) && kvf_reclaim_busy(core) && core->lend->deadline_ns <= soon;
 }
 
+/* 10 s, or lend.return_after, for nothing is given back in the middle of one. */
+static uint64_t window(const struct kvf_core *core)
+{
+    return core->settings.lend_return_ns < WINDOW_NS ? core->settings.lend_return_ns : WINDOW_NS;
+}
+
 static uint64_t step_of(const struct kvf_core *core)
 {
     uint64_t step = kvf_arena_planned(core->lent) / STEPS;
@@ -115,7 +121,7 @@ unsigned kvf_claim_poll(struct kvf_core *core)
         return moved;
     struct kvf_claim *c = &core->lend->claim;
     uint64_t now = kvf_now(core->env), most = threshold(core);
-    bool full = kvf_dram_used(core) >= kvf_dram_capacity(core) / 4 * 3, ended = now >= kvf_deadline(c->window_ns, WINDOW_NS);
+    bool full = kvf_dram_used(core) >= kvf_dram_capacity(core) / 4 * 3, ended = now >= kvf_deadline(c->window_ns, window(core));
     if (c->churn_bytes > most && full && !kvf_reclaim_busy(core)) {
         claim(core, c->churn_bytes, now);
         ended = true;

@@ -1,66 +1,30 @@
 /* Whole nodes over real UCX and etcd: a lender that is killed amid 64 reads, and starts anew; and one that hangs. The lender is
  * this program again. */
-#include "base/env.h"
-#include "base/hash.h"
+#define SEED 20261126
+#include "tests/node/real_store.h"
 #include "tests/support/twin.h"
 
-#define SEED 20261126
-#include "tests/node/real.h"
-
-#include <poll.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-
-#define BLOCK (64u << 10)
 #define READS 64
 #define KEYS 256
 #define BOUND_NS (100 * KVF_MS)
 
-struct home {
-    struct kvf_node *node;
-    struct kvf_queue *queue;
-    pid_t lender;
-    uint64_t next; /* key to be put next */
-};
-
-static uint64_t now_ns(void) { return kvf_now(kvf_env_real()); }
-
 /* ---------------------------------------------------------------- nodes */
 
-static bool set(struct kvf_config *config, const char *name, const char *value)
+static struct kvf_node *start(const char *name, const char *url, const char *prefix, const char *transport, const char *lend,
+                              const char *ssd)
 {
-    if (kvf_config_set(config, name, value) == KVF_OK)
-        return true;
-    fprintf(stderr, "%s = %s: %s\n", name, value, kvf_config_error(config));
-    return false;
-}
-
-static struct kvf_node *node_open(const char *name, const char *url, const char *prefix, const char *transport, const char *lend,
-                                  const char *ssd)
-{
-    struct kvf_config *config;
-    struct kvf_node *node = NULL;
-    const char *const settings[][2] = {{"node.name", name}, {"etcd.endpoints", url}, {"etcd.prefix", prefix},
-                                       {"fabric.transport", transport}, {"lend.bytes", lend}, {"lend.keep_dead", "0"},
-                                       {"dram.bytes", "1M"}, {"fetch.staging", "8M"}, {"block.count_max", "4096"},
-                                       {"etcd.lease", "1s"}, {"admin.listen", ""}, {"log.level", "error"},
-                                       {"ssd.path", ssd}, {"ssd.bytes", "64M"}};
-    if (kvf_config_create(&config) != KVF_OK)
-        return NULL;
-    bool good = true;
-    for (unsigned i = 0; good && i < sizeof settings / sizeof *settings; i++)
-        good = set(config, settings[i][0], settings[i][1]);
-    if (good && kvf_node_open(config, &node) != KVF_OK)
-        node = NULL;
-    kvf_config_destroy(config);
-    return node;
+    const char *const settings[] = {"node.name", name, "etcd.endpoints", url, "etcd.prefix", prefix,
+                                    "fabric.transport", transport, "lend.bytes", lend, "lend.keep_dead", "0",
+                                    "dram.bytes", "1M", "fetch.staging", "8M", "block.count_max", "4096",
+                                    "etcd.lease", "1s", "admin.listen", "", "log.level", "error",
+                                    "ssd.path", ssd, "ssd.bytes", "64M", NULL};
+    return node_open(settings);
 }
 
 /* Until it is killed. Its place in etcd stays taken for the rest of an earlier life's lease. */
 static _Noreturn void lender_main(char **argv)
 {
-    while (!node_open("lender", argv[2], argv[3], argv[4], "16M", ""))
+    while (!start("lender", argv[2], argv[3], argv[4], "16M", ""))
         usleep(50000);
     for (;;)
         pause();
@@ -68,64 +32,12 @@ static _Noreturn void lender_main(char **argv)
 
 static pid_t lender_start(const char *prefix, const char *transport)
 {
-    char program[4096] = "";
-    assert_true(readlink("/proc/self/exe", program, sizeof program - 1) > 0);
-    pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        execl(program, program, "lender", kvf_test_etcd_url(etcd), prefix, transport, (char *)NULL);
-        _exit(5);
-    }
-    return pid;
+    char *arguments[] = {"test_faults_real", "lender", (char *)(uintptr_t)kvf_test_etcd_url(etcd), (char *)(uintptr_t)prefix,
+                         (char *)(uintptr_t)transport, NULL};
+    return program_again(arguments, -1, -1);
 }
 
 /* ---------------------------------------------------------------- blocks */
-
-static struct kvf_key key_at(uint64_t i) { return (struct kvf_key){.hi = kvf_mix(i, SEED), .lo = i}; }
-
-static void bytes_of(uint64_t key, uint8_t *to)
-{
-    for (uint32_t i = 0; i < BLOCK; i += 8) {
-        uint64_t word = kvf_mix(key, i);
-        memcpy(to + i, &word, sizeof word);
-    }
-}
-
-/* Waits for the next completion. */
-static struct kvf_completion next(struct home *h, uint64_t limit_ns)
-{
-    struct kvf_completion c = {.user = UINT64_MAX};
-    size_t n = 0;
-    for (uint64_t until = now_ns() + limit_ns; n == 0 && now_ns() < until;) {
-        struct pollfd fd = {.fd = kvf_queue_fd(h->queue), .events = POLLIN};
-        assert_int_equal(kvf_drain(h->queue, &c, 1, &n), KVF_OK);
-        if (n == 0)
-            poll(&fd, 1, 100);
-    }
-    assert_int_equal(n, 1);
-    return c;
-}
-
-static void ask(struct home *h, enum kvf_op op, uint64_t key, void *data, uint64_t user)
-{
-    struct kvf_request r = {.op = op, .key = key_at(key), .data = data, .length = data ? BLOCK : 0, .user = user};
-    size_t n = 0;
-    assert_int_equal(kvf_submit(h->queue, &r, 1, 20 * KVF_SEC, &n), KVF_OK);
-    assert_int_equal(n, 1);
-}
-
-static struct kvf_completion one(struct home *h, enum kvf_op op, uint64_t key, void *data)
-{
-    ask(h, op, key, data, key);
-    return next(h, 30 * KVF_SEC);
-}
-
-static bool at_lender(struct home *h, uint64_t key)
-{
-    struct kvf_completion c = one(h, KVF_OP_EXISTS, key, NULL);
-    return c.status == KVF_OK && c.tier == KVF_TIER_REMOTE;
-}
 
 /* Puts blocks until so many of the last KEYS lie at the lender; their keys. */
 static void lend_some(struct home *h, uint64_t keys[READS])
@@ -143,13 +55,6 @@ static void lend_some(struct home *h, uint64_t keys[READS])
                 keys[found++] = key;
     }
     assert_int_equal(found, READS);
-}
-
-static void assert_bytes(uint64_t key, const uint8_t *data)
-{
-    uint8_t want[BLOCK];
-    bytes_of(key, want);
-    assert_memory_equal(data, want, BLOCK);
 }
 
 /* It is a miss, or it came up to the home's own memory before. */
@@ -193,7 +98,7 @@ static void a_lender_is_killed_amid_64_reads(const char *transport, const char *
     pthread_t reaper;
     assert_non_null(data);
     memset(data, 0, (size_t)READS * BLOCK);
-    h.node = node_open("home", kvf_test_etcd_url(etcd), prefix, transport, "0", "");
+    h.node = start("home", kvf_test_etcd_url(etcd), prefix, transport, "0", "");
     assert_non_null(h.node);
     assert_int_equal(kvf_queue_create(h.node, 2 * READS, &h.queue), KVF_OK);
     lend_some(&h, keys);
@@ -256,7 +161,7 @@ static void a_lender_hangs(void **state)
     uint8_t data[BLOCK];
     uint64_t keys[READS], slowest = 0, until = now_ns() + 60 * KVF_SEC;
     unsigned n = 0;
-    h.node = node_open("home", kvf_test_etcd_url(etcd), "/hangs", "tcp", "0", folder);
+    h.node = start("home", kvf_test_etcd_url(etcd), "/hangs", "tcp", "0", folder);
     assert_non_null(h.node);
     assert_int_equal(kvf_queue_create(h.node, 2 * READS, &h.queue), KVF_OK);
     while (n < READS / 4 && now_ns() < until) { /* the latest of those that have a copy and lie at the lender */

@@ -276,7 +276,7 @@ static void close_leaves_nothing(void **state)
         kvf_node_close(node);
     }
     assert_int_equal(entries_of("/proc/self/fd"), fds);
-    for (unsigned i = 0; entries_of("/proc/self/task") > threads && i < 2000; i++) /* joined, a thread is listed for a moment more */
+    for (unsigned i = 0; entries_of("/proc/self/task") > threads && i < 2000; i++) /* joined, one is listed a moment longer */
         usleep(5000);
     assert_int_equal(entries_of("/proc/self/task"), threads);
 }
