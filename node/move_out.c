@@ -76,6 +76,21 @@ static void stay(struct kvf_one_move *m, enum kvf_status status)
     end(m, status);
 }
 
+#define NO_LENDER UINT8_MAX
+_Static_assert(KVF_LENDERS_MAX <= NO_LENDER, "no lender has the number that says none");
+
+/* The number in the offer of the lender that a block lies at; NO_LENDER: it is not in it, or is about to be lost here. */
+static uint8_t lender_number(const struct kvf_one_move *m, const struct kvf_entry *e)
+{
+    const char *name = e->peer == KVF_PEER_NONE ? m->core->name : m->core->peers[e->peer].member.name;
+    uint64_t incarnation = e->peer == KVF_PEER_NONE ? m->core->incarnation : m->core->peers[e->peer].member.incarnation;
+    assert(e->tier == KVF_TIER_REMOTE && m->offer.n_lenders > 0);
+    for (uint8_t i = 0; i < m->offer.n_lenders && !kvf_cluster_left(m->core, e); i++)
+        if (m->offer.lenders[i].incarnation == incarnation && strcmp(m->offer.lenders[i].name, name) == 0)
+            return i;
+    return NO_LENDER;
+}
+
 /* ---------------------------------------------------------------- departing */
 
 /* What a lender holds belongs to the new home now, what is lost is its business too; the rest waits to be fetched. */
@@ -83,8 +98,11 @@ static void block_depart(struct kvf_sess *s, kvf_handle h)
 {
     struct kvf_core *core = s->core;
     struct kvf_entry *e = kvf_index_entry(core->index, h);
+    const struct kvf_one_move *m = kvf_move_find(core, s->id);
     if (e->state == KVF_BLOCK_LOST || (e->flags & KVF_FLAG_FETCHED)) {
         kvf_block_remove(core, h);
+    } else if (e->tier == KVF_TIER_REMOTE && m && lender_number(m, e) == NO_LENDER) {
+        kvf_block_remove(core, h); /* the new home was told that it is lost */
     } else if (e->tier == KVF_TIER_REMOTE) {
         if (e->peer != KVF_PEER_NONE) /* the lender has it under our name until ADOPT */
             core->peers[e->peer].adopt_ns = kvf_deadline(kvf_now(core->env), KVF_MOVE_DISOWNED_NS);
@@ -172,29 +190,28 @@ void kvf_move_out_free_keys(struct kvf_core *core, struct kvf_node_peer *from, c
 
 /* ---------------------------------------------------------------- the pieces */
 
-static uint8_t lender_number(struct kvf_one_move *m, const struct kvf_entry *e)
-{
-    const char *name = e->peer == KVF_PEER_NONE ? m->core->name : m->core->peers[e->peer].member.name;
-    uint64_t incarnation = e->peer == KVF_PEER_NONE ? m->core->incarnation : m->core->peers[e->peer].member.incarnation;
-    for (uint8_t i = 0; i < m->offer.n_lenders; i++)
-        if (m->offer.lenders[i].incarnation == incarnation && strcmp(m->offer.lenders[i].name, name) == 0)
-            return i;
-    return UINT8_MAX;
-}
-
-/* The lenders that hold anything of ours. */
-static void lenders_list(struct kvf_one_move *m)
+/* The lenders that hold any of this session's blocks, ourselves first; as many as the target's message has room for beside the
+ * rest of the offer. */
+static void lenders_list(struct kvf_one_move *m, struct kvf_sess *s, size_t room)
 {
     struct kvf_core *core = m->core;
     struct kvf_move_offer *o = &m->offer;
+    const struct kvf_model_desc *d = &s->model->desc;
+    size_t most = room / KVF_LENDER_BYTES < KVF_LENDERS_MAX ? room / KVF_LENDER_BYTES : KVF_LENDERS_MAX;
     memcpy(o->lenders[0].name, core->name, sizeof o->lenders[0].name);
     o->lenders[0].incarnation = core->incarnation;
     o->n_lenders = 1;
-    for (unsigned i = 0; i < core->settings.fabric_peers_max && o->n_lenders < KVF_LENDERS_MAX; i++) {
-        if (!core->peers[i].member.name[0] || core->peers[i].borrowed_blocks == 0)
+    for (uint64_t i = 0; i < (uint64_t)s->sealed_blocks * s->model->streams && o->n_lenders < most; i++) {
+        uint32_t stream = (uint32_t)(i % s->model->streams), index = (uint32_t)(i / s->model->streams);
+        const struct kvf_entry *e =
+            kvf_index_entry(core->index, kvf_sess_block(s, stream / d->kv_heads, stream % d->kv_heads, index));
+        bool there = e->state == KVF_BLOCK_READY && e->tier == KVF_TIER_REMOTE && !kvf_cluster_left(core, e);
+        if (!there || lender_number(m, e) != NO_LENDER)
             continue;
-        memcpy(o->lenders[o->n_lenders].name, core->peers[i].member.name, sizeof o->lenders[0].name);
-        o->lenders[o->n_lenders++].incarnation = core->peers[i].member.incarnation;
+        assert(e->peer != KVF_PEER_NONE);
+        const struct kvf_member *lender = &core->peers[e->peer].member;
+        memcpy(o->lenders[o->n_lenders].name, lender->name, sizeof o->lenders[0].name);
+        o->lenders[o->n_lenders++].incarnation = lender->incarnation;
     }
 }
 
@@ -229,17 +246,17 @@ static bool piece_blocks(struct kvf_one_move *m, struct kvf_sess *s, struct kvf_
                                    .head = (uint16_t)(stream % d->kv_heads),
                                    .index = index,
                                    .tier = KVF_TIER_COUNT};
-        struct kvf_entry *e = kvf_index_entry(m->core->index, kvf_sess_block(s, b.layer, b.head, index));
-        b.format = (uint8_t)kvf_cold_format_of(e);
+        const struct kvf_entry *e = kvf_index_entry(m->core->index, kvf_sess_block(s, b.layer, b.head, index));
+        uint8_t lender = e->tier == KVF_TIER_REMOTE ? lender_number(m, e) : 0;
+        if (e->state == KVF_BLOCK_READY && lender != NO_LENDER) { /* else it is lost */
+            b.tier = e->tier == KVF_TIER_REMOTE ? KVF_TIER_REMOTE : KVF_TIER_PEER;
+            b.lender = lender;
+            b.location = kvf_entry_location(e);
+            b.format = (uint8_t)kvf_cold_format_of(e);
+            m->report.bytes_after_switch += b.tier == KVF_TIER_PEER ? e->bytes : 0;
+        }
         memcpy(b.words, kvf_sums_at(m->core->sums, e->sums),
                (s->model->chunks + (b.format == KVF_COLD_EXACT ? 0 : scale_words)) * sizeof *b.words);
-        if (e->state == KVF_BLOCK_READY) {
-            b.tier = e->tier == KVF_TIER_REMOTE ? KVF_TIER_REMOTE : KVF_TIER_PEER;
-            b.lender = e->tier == KVF_TIER_REMOTE ? lender_number(m, e) : 0;
-            b.location = kvf_entry_location(e);
-            if (b.tier == KVF_TIER_PEER)
-                m->report.bytes_after_switch += e->bytes;
-        }
         kvf_wire_block(w, &b, s->model->chunks, scale_words);
         m->blocks_sent++;
     }
@@ -308,8 +325,11 @@ static void offer(struct kvf_one_move *m, struct kvf_sess *s)
     o->sealed_blocks = s->sealed_blocks;
     o->blob_bytes = (uint32_t)s->blob_bytes;
     memcpy(o->blob, s->blob, s->blob_bytes);
-    lenders_list(m);
+    o->n_lenders = 0;
     struct kvf_writer w = kvf_writer_of(m->piece, piece_bytes(m));
+    kvf_wire_offer(&w, o);
+    lenders_list(m, s, w.bad ? 0 : (size_t)(w.end - w.at));
+    w = kvf_writer_of(m->piece, piece_bytes(m));
     kvf_wire_offer(&w, o);
     if (w.bad || !pieces_fit(m, s)) { /* its messages are smaller than the offer, or than what follows */
         stay(m, KVF_ERR_UNSUPPORTED);

@@ -72,7 +72,8 @@ struct kvf_move_block {
     uint8_t format;    /* enum kvf_cold_format, as it lies there */
     uint64_t words[KVF_SUMS_MAX]; /* a checksum per chunk; unless it lies exact, the scales behind them */
 };
-#define KVF_LENDERS_MAX 32
+#define KVF_LENDERS_MAX 254 /* of one session; a u8 numbers them, and 255 is none. The first is the old home */
+#define KVF_LENDER_BYTES (KVF_NODE_NAME_MAX + 8)
 struct kvf_move_offer {
     uint64_t session, number; /* of the move: higher than those of all earlier ones of this home */
     uint64_t epoch;           /* the new one */

@@ -60,7 +60,7 @@ static void settings_of(const struct sim_node_config *config, struct kvf_setting
     out->blocks_max = config->blocks_max ? config->blocks_max : 4096;
     out->ssd_bytes = config->ssd;
     out->memory_piece_bytes = config->ram_by_hand ? 2 << 20 : out->memory_piece_bytes;
-    out->fabric_peers_max = config->peers_max ? config->peers_max : SIM_CLUSTER_NODES;
+    out->fabric_peers_max = config->peers_max ? config->peers_max : SIM_CLUSTER_PEERS;
     out->fabric_requests = 128;
     out->workers = 1;
     out->lend_keep_dead_ns = config->keep_dead_ns;

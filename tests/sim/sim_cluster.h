@@ -19,7 +19,8 @@
 #include "tests/sim/sim_store.h"
 #include "tests/sim/sim_transport.h"
 
-#define SIM_CLUSTER_NODES 16
+#define SIM_CLUSTER_NODES 40
+#define SIM_CLUSTER_PEERS 16 /* that a node can have unless it is told otherwise */
 
 struct sim_node_config {
     const char *name;
@@ -36,7 +37,7 @@ struct sim_node_config {
     size_t frame;                 /* the largest message that it takes and sends; 0: 64 KiB */
     uint64_t blocks_max;          /* entries of the index; 0: 4096 */
     uint64_t leave_entries;       /* of the index, in one turn of the walk for a peer that is gone; 0: as many as suit */
-    uint64_t peers_max;           /* 0: SIM_CLUSTER_NODES */
+    uint64_t peers_max;           /* 0: SIM_CLUSTER_PEERS */
     uint64_t keep_dead_ns;        /* how long it keeps dead borrowers' blocks; 0: not at all */
     uint64_t lend_min;            /* lend.min */
     bool no_claims;               /* lend.reclaim_above is 0, not its default */
