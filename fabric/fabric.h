@@ -124,7 +124,8 @@ void kvf_peer_about(const struct kvf_peer *peer, struct kvf_peer_about *out);
 void kvf_peer_user_set(struct kvf_peer *peer, void *user);
 void *kvf_peer_user(const struct kvf_peer *peer);
 
-/* status: the peer's answer (its reply's status), or ERR_PEER_LOST, ERR_DEADLINE, CANCELLED with no payload. */
+/* status: the peer's answer (its reply's status: OK or a failure), or ERR_PEER_LOST, ERR_DEADLINE, CANCELLED, or, when what it
+ * answered is none, ERR_PEER_PROTOCOL, with no payload. */
 typedef void (*kvf_reply_fn)(void *arg, enum kvf_status status, const void *payload, size_t bytes);
 
 /* A request. The parts are copied when they are at most 4 KiB in all; larger ones stay the caller's until the callback.

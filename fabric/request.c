@@ -267,11 +267,29 @@ enum kvf_status kvf_fabric_reply(struct kvf_peer *peer, uint64_t request, enum k
     return kvf_fabric_post_counted(peer, &header, parts, n_parts, done, arg);
 }
 
+/* What a peer may answer: success, or a failure that has a name. The other codes are outcomes of calls to this node (a block is
+ * not here, that a session moved): from a peer they would become those of ours. */
+static bool may_answer(int32_t status)
+{
+    switch ((enum kvf_status)status) {
+#define KNOWN(name, value, group, text) case KVF_##name:
+        KVF_STATUS_MAP(KNOWN)
+#undef KNOWN
+        return status <= 0;
+    }
+    return false;
+}
+
 void kvf_request_reply(struct kvf_peer *peer, const struct kvf_wire_header *header, const void *payload)
 {
     struct kvf_request_slot *slot = find_call(peer, header->request);
     if (!slot) {
         kvf_fabric_refuse(peer->fabric, peer, "a reply to no request that is still open");
+        return;
+    }
+    if (!may_answer(header->status)) {
+        kvf_fabric_refuse(peer->fabric, peer, "a reply with a status that no reply has");
+        kvf_request_answer(slot, KVF_ERR_PEER_PROTOCOL, NULL, 0);
         return;
     }
     kvf_request_answer(slot, (enum kvf_status)header->status, payload, header->payload_bytes);

@@ -144,7 +144,7 @@ static void demand_answer(struct between *x, struct kvf_peer *peer)
     assert_int_equal(call(peer, "x", 1, UINT64_MAX, &r), KVF_OK);
     run_between(x, 0);
     assert_int_equal(r.count, 1);
-    assert_int_equal(r.status, KVF_MISS);
+    assert_int_equal(r.status, KVF_ERR_NOT_FOUND);
 }
 
 /* ------------------------------------------------------------------------------------------------ secrets */
@@ -623,7 +623,7 @@ static void a_flood_of_strangers_hinders_nobody_and_takes_no_memory(void **state
             forge(w, a, stranger);
         settle(w);
         assert_int_equal(r[round].count, 1);
-        assert_int_equal(r[round].status, KVF_MISS);
+        assert_int_equal(r[round].status, KVF_ERR_NOT_FOUND);
     }
     assert_int_equal(kvf_counted(&a->counters.messages_sent), sent + 40); /* no forged frame is answered */
     assert_int_equal(a->downs, 0);

@@ -60,7 +60,7 @@ static void what_is_asked_when_up_finds_the_peer_up(void **state)
         assert_int_equal(call(peer, "x", 1, UINT64_MAX, &r), KVF_OK);
         run_for(w, 5 * HEARTBEAT);
         assert_int_equal(r.count, 1);
-        assert_int_equal(r.status, KVF_MISS);
+        assert_int_equal(r.status, KVF_ERR_NOT_FOUND);
         world_free(w);
     }
 }
@@ -303,7 +303,7 @@ static void a_restarted_node_is_another_peer(void **state)
     assert_null(kvf_fabric_peer_at(a->fabric, 1));
     assert_int_equal(call(peer, "y", 1, UINT64_MAX, &r[1]), KVF_OK);
     settle(w);
-    assert_int_equal(r[1].status, KVF_MISS);
+    assert_int_equal(r[1].status, KVF_ERR_NOT_FOUND);
     world_free(w);
 }
 
@@ -416,7 +416,7 @@ static void a_call_brings_the_reply(void **state)
     memset(text, 0, sizeof text); /* small parts are copied */
     settle(w);
     assert_int_equal(r.count, 1);
-    assert_int_equal(r.status, KVF_MISS);
+    assert_int_equal(r.status, KVF_ERR_NOT_FOUND);
     assert_string_equal((char *)r.payload, "what do you hold?");
     assert_int_equal(w->node[1].messages, 1);
     run_for(w, 2 * KVF_SEC); /* its deadline passes without a second callback */
@@ -437,7 +437,7 @@ static void large_parts_travel_without_a_copy(void **state)
     for (unsigned i = 0; i < sizeof data; i++)
         data[i] = (uint8_t)(i * 31); /* after the call: the wire reads our memory itself */
     settle(w);
-    assert_int_equal(r.status, KVF_MISS);
+    assert_int_equal(r.status, KVF_ERR_NOT_FOUND);
     assert_int_equal(r.bytes, sizeof data);
     assert_memory_equal(r.payload, data, sizeof data);
     world_free(w);
@@ -554,6 +554,35 @@ static void duplicated_frames_do_no_harm(void **state)
     assert_int_equal(p.status, KVF_OK);
     assert_memory_equal(to, b->base + 100, sizeof to);
     assert_true(kvf_counted(&a->counters.messages_refused) > 0);
+    world_free(w);
+}
+
+/* What would be an outcome of our own calls (not finished, moved, cancelled), or nothing at all, is no answer of a peer's. */
+static void an_answer_is_success_or_a_failure(void **state)
+{
+    static const int32_t none[] = {1, 2, 3, 4, 5, 6, 1000, -10, -99, -1000};
+    static const int32_t some[] = {KVF_OK, KVF_ERR_INVALID, KVF_ERR_FULL, KVF_ERR_STALE, KVF_ERR_CORRUPT, KVF_ERR_NO_MEMORY};
+    struct kvf_peer *peer;
+    struct world *w = pair(KVF_WAY_ASK, &peer);
+    struct node *a = &w->node[0], *b = &w->node[1];
+    unsigned n = sizeof none / sizeof none[0], all = n + sizeof some / sizeof some[0];
+    char text[] = "abc";
+    struct iovec part = {.iov_base = text, .iov_len = 3};
+    b->echoes = false;
+    for (unsigned i = 0; i < all; i++) {
+        struct result r = {0};
+        int32_t status = i < n ? none[i] : some[i - n];
+        uint64_t refused = kvf_counted(&a->counters.messages_refused);
+        assert_int_equal(call(peer, "x", 1, UINT64_MAX, &r), KVF_OK);
+        settle(w);
+        assert_int_equal(kvf_fabric_reply(b->last_peer, b->last_request, (enum kvf_status)status, &part, 1, NULL, NULL), KVF_OK);
+        settle(w);
+        assert_int_equal(r.count, 1);
+        assert_int_equal(r.status, i < n ? KVF_ERR_PEER_PROTOCOL : status);
+        assert_int_equal(r.bytes, i < n ? 0 : 3);
+        assert_int_equal(kvf_counted(&a->counters.messages_refused) - refused, i < n);
+    }
+    assert_true(kvf_peer_is_up(peer));
     world_free(w);
 }
 
@@ -709,7 +738,7 @@ static void random_trouble_ends_every_request(void **state)
             if (r[i].count != 1)
                 print_error("seed %llu: request %u ended %u times\n", (unsigned long long)seed, i, r[i].count);
             assert_int_equal(r[i].count, 1);
-            good += r[i].status == KVF_OK || r[i].status == KVF_MISS;
+            good += r[i].status == KVF_OK || r[i].status == KVF_ERR_NOT_FOUND;
             if (i % 2 && r[i].status == KVF_OK)
                 assert_memory_equal(to[i], b->base + offset[i], 8192);
         }
@@ -759,6 +788,7 @@ int main(void)
         cmocka_unit_test(a_busy_transport_refuses_and_recovers),
         cmocka_unit_test(a_stuck_large_call_ends_with_the_link),
         cmocka_unit_test(duplicated_frames_do_no_harm),
+        cmocka_unit_test(an_answer_is_success_or_a_failure),
         cmocka_unit_test(destroy_cancels_what_is_open),
         cmocka_unit_test(destroy_waits_for_replies),
         cmocka_unit_test(timers_say_when_poll_is_needed),

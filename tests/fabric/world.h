@@ -93,7 +93,7 @@ static inline void on_message(void *arg, struct kvf_peer *peer, const struct kvf
     if (!n->echoes || !m->request)
         return;
     struct iovec part = {.iov_base = n->last_payload, .iov_len = m->bytes};
-    kvf_fabric_reply(peer, m->request, KVF_MISS, &part, m->bytes ? 1 : 0, ignore_done, NULL);
+    kvf_fabric_reply(peer, m->request, KVF_ERR_NOT_FOUND, &part, m->bytes ? 1 : 0, ignore_done, NULL);
 }
 
 static inline void on_stranger(void *arg, const char *name, uint64_t incarnation, const void *address, size_t bytes)
