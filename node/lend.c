@@ -356,15 +356,15 @@ static uint64_t put_place(struct kvf_core *core, const struct kvf_node_peer *p, 
 static void on_put(struct kvf_core *core, struct kvf_node_peer *p, uint64_t request, struct kvf_reader r)
 {
     struct kvf_put_item items[KVF_BATCH_MAX];
+    uint64_t to[KVF_BATCH_MAX];
     unsigned n = 0;
     enum kvf_status st = kvf_wire_put_read(&r, items, &n) ? KVF_OK : KVF_ERR_INVALID;
     for (unsigned i = 0; i < n && st == KVF_OK; i++) {
-        uint64_t to = put_place(core, p, &items[i]);
-        if (to != KVF_ARENA_NONE) /* whoever reads in place what lay here before is to notice */
-            kvf_fabric_region_write(core->fabric, to, kvf_read_bytes(&r, items[i].bytes), items[i].bytes);
-        else
-            st = KVF_ERR_INVALID;
+        to[i] = put_place(core, p, &items[i]);
+        st = to[i] == KVF_ARENA_NONE ? KVF_ERR_INVALID : KVF_OK;
     }
+    for (unsigned i = 0; i < n && st == KVF_OK; i++) /* whoever reads in place what lay here before is to notice */
+        kvf_fabric_region_write(core->fabric, to[i], kvf_read_bytes(&r, items[i].bytes), items[i].bytes);
     if (st != KVF_OK)
         kvf_count(&core->counters.messages_refused, 1);
     answer(p, request, st, NULL, 0);
@@ -396,16 +396,18 @@ static void on_commit(struct kvf_core *core, struct kvf_node_peer *p, uint64_t r
     uint8_t statuses[KVF_BATCH_MAX], payload[2 + KVF_BATCH_MAX];
     unsigned n = 0;
     struct kvf_commit_item item;
-    bool bad = false;
-    while (kvf_reader_left(&r) > 0 && !bad) {
-        bad = n == KVF_BATCH_MAX || !kvf_wire_commit_read(&r, &item);
-        if (!bad)
-            statuses[n++] = commit_one(core, p, &item) ? 0 : 1;
-    }
-    if (bad || n == 0) {
+    struct kvf_reader all = r; /* read to its end before the first slot is anything else by it */
+    while (kvf_reader_left(&all) > 0 && n <= KVF_BATCH_MAX && kvf_wire_commit_read(&all, &item))
+        n++;
+    if (all.bad || kvf_reader_left(&all) > 0 || n == 0 || n > KVF_BATCH_MAX) {
         kvf_count(&core->counters.messages_refused, 1);
         answer(p, request, KVF_ERR_INVALID, NULL, 0);
         return;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        bool read = kvf_wire_commit_read(&r, &item);
+        assert(read);
+        statuses[i] = read && commit_one(core, p, &item) ? 0 : 1;
     }
     struct kvf_writer w = kvf_writer_of(payload, sizeof payload);
     kvf_wire_statuses(&w, statuses, n);

@@ -114,6 +114,40 @@ static void only_a_reserved_slot_is_written(void **state)
     group_end(&g);
 }
 
+/* A message is read to its end before anything of it is done: a good item with something else behind it changes nothing. */
+static void half_a_message_does_nothing(void **state)
+{
+    struct group g = group_make(128 * KIB);
+    struct kvf_key key = kvf_block_key(99, 0, 0, 0), none = kvf_block_key(99, 0, 0, 1);
+    struct kvf_core *lender = g.lender->core;
+    const uint8_t *slot = lender->memory + lender->lent_at;
+    uint8_t bytes[1024];
+    assert_int_equal(reserve(&g, key), KVF_OK);
+    assert_int_equal(put_four(g.home, g.lender, key, 0, "good"), KVF_OK);
+    struct kvf_commit_item item = {.key = key, .seed = 5, .offset = lender->lent_at, .bytes = SLOT, .chunk_bytes = SLOT,
+                                   .chunks = 1};
+    kvf_block_sum(lender->dev, 5, slot, SLOT, SLOT, 1, item.sums);
+    struct kvf_writer w = kvf_writer_of(bytes, sizeof bytes);
+    kvf_wire_commit(&w, &item);
+    size_t good = kvf_writer_used(&w);
+    kvf_write_u64(&w, 4711);
+    assert_int_equal(say(g.home, g.lender, KVF_MSG_COMMIT, bytes, kvf_writer_used(&w))->status, KVF_ERR_INVALID);
+    assert_int_equal(kvf_index_entry(lender->lend->index, kvf_index_find(lender->lend->index, key))->state, KVF_LENT_RESERVED);
+
+    uint8_t put[256];
+    struct kvf_put_item items[] = {{.key = key, .at = 0, .bytes = 4}, {.key = none, .at = 0, .bytes = 4}};
+    w = kvf_writer_of(put, sizeof put);
+    kvf_wire_put(&w, items, 2);
+    kvf_write_bytes(&w, "halfhalf", 8);
+    assert_int_equal(say(g.home, g.lender, KVF_MSG_PUT, put, kvf_writer_used(&w))->status, KVF_ERR_INVALID);
+    assert_memory_equal(slot, "good", 4);
+
+    const struct answer *a = say(g.home, g.lender, KVF_MSG_COMMIT, bytes, good);
+    assert_int_equal(a->status, KVF_OK);
+    assert_int_equal(a->payload[2], 0);
+    group_end(&g);
+}
+
 /* Who reserved and says no more has nothing after half a minute, though etcd still lists him. */
 static void a_reservation_ends(void **state)
 {
@@ -390,6 +424,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(only_a_reserved_slot_is_written),
+        cmocka_unit_test(half_a_message_does_nothing),
         cmocka_unit_test(a_reservation_ends),
         cmocka_unit_test(a_loan_is_called_back_at_its_offset_only),
         cmocka_unit_test(a_read_beyond_the_block_is_not_answered_with_bytes),
