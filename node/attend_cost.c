@@ -41,7 +41,6 @@ struct peer_cost {
     uint64_t best[PROBES]; /* ns; 0: not measured */
     uint64_t location;     /* of a block of ours; `bytes` of it */
     uint32_t bytes;
-    uint8_t *sink;         /* [PULL_BYTES_MAX] what probes pull */
     /* figures */
     struct kvf_attend_ability ability;
     double rtt_ns, wire_ns, pull_ns, pull_byte_ns; /* wire_ns and pull_byte_ns: per byte */
@@ -57,6 +56,7 @@ struct kvf_attend_costs {
     struct peer_cost *peers; /* [peers_max] */
     uint64_t look_ns;        /* when a probe may be due; UINT64_MAX: none is wanted */
     uint8_t zeros[KVF_ATTEND_PROBE_BYTES]; /* the padding of a large probe */
+    uint8_t sink[PULL_BYTES_MAX];          /* what probes of all holders pull: nobody reads it */
 };
 
 /* ---------------------------------------------------------------- this node's own figures */
@@ -185,8 +185,6 @@ void kvf_attend_costs_destroy(struct kvf_core *core)
     struct kvf_attend_costs *costs = core->attend_costs;
     if (!costs)
         return;
-    for (uint64_t i = 0; costs->peers && i < core->settings.fabric_peers_max; i++)
-        free(costs->peers[i].sink);
     free(costs->peers);
     free(costs);
     core->attend_costs = NULL;
@@ -200,8 +198,8 @@ static struct peer_cost *cost_of(struct kvf_core *core, uint16_t peer)
     uint64_t incarnation = core->peers[peer].member.incarnation;
     if (p->incarnation == incarnation)
         return p;
-    /* A probe that is still out may write into the sink until it ends, which it does without success. */
-    *p = (struct peer_cost){.core = core, .incarnation = incarnation, .sink = p->sink, .probing = p->probing};
+    /* A probe that is still out ends without success. */
+    *p = (struct peer_cost){.core = core, .incarnation = incarnation, .probing = p->probing};
     return p;
 }
 
@@ -384,9 +382,8 @@ static enum kvf_status probe_send(struct peer_cost *p, struct kvf_peer *peer, ui
                                 {.iov_base = costs->zeros, .iov_len = padding}};
         return kvf_fabric_call(peer, KVF_MSG_ATTEND_PROBE, parts, padding ? 2 : 1, deadline_ns, probe_answered, p);
     }
-    if (!p->sink && !(p->sink = malloc(PULL_BYTES_MAX))) /* once for each holder */
-        return KVF_ERR_NO_MEMORY;
-    struct kvf_pull_range range = {.offset = p->location, .bytes = p->probe == PROBE_PULL_SMALL ? 4096 : p->bytes, .to = p->sink};
+    struct kvf_pull_range range = {
+        .offset = p->location, .bytes = p->probe == PROBE_PULL_SMALL ? 4096 : p->bytes, .to = costs->sink};
     return kvf_fabric_pull(peer, &range, 1, deadline_ns, probe_pulled, p);
 }
 

@@ -13,7 +13,7 @@
 #define SWEEP_NS (RESERVE_TIMEOUT_NS / 4)
 #define ELSEWHERE_NS (45 * KVF_SEC) /* ADOPT comes within 30 s of the new home's hearing of the move, and that within some */
 #define OLD_NS (10 * KVF_SEC) /* by a view of etcd that is so old nothing is swept */
-#define SWEEP_MAX 1024 /* slots looked at in one turn of the sweep, under the lock */
+#define SWEEP_MAX 1024 /* slots looked at in one turn, under the lock: of the sweep, and of what a dead borrower left */
 
 /* ---------------------------------------------------------------- who has what, and of which session */
 
@@ -189,27 +189,26 @@ void kvf_lend_slot_free(struct kvf_core *core, kvf_handle h)
     kvf_index_remove(core->lend->index, h);
 }
 
-/* All that a holder has. */
-static void free_of(struct kvf_core *core, uint16_t peer)
-{
-    assert(peer != KVF_PEER_NONE);
-    struct walk w = walk_holder(core->lend, peer);
-    for (kvf_handle h; (h = walk(core->lend, &w)) != KVF_HANDLE_NONE;)
-        kvf_lend_slot_free(core, h);
-}
-
 /* ---------------------------------------------------------------- borrowers that are gone */
 
-static void dead_free(struct kvf_core *core, struct kvf_dead *dead)
+/* Frees at most so many of the blocks of a dead borrower. true: that was all, and its place in the table is free. */
+static bool dead_free(struct kvf_core *core, struct kvf_dead *dead, uint64_t most)
 {
-    uint64_t blocks = dead->blocks;
-    free_of(core, (uint16_t)(KVF_PEER_DEAD + (unsigned)(dead - core->lend->dead)));
-    assert(dead->blocks == 0 && dead->bytes == 0);
-    kvf_count(&core->counters.lent_blocks_expired, blocks);
-    if (blocks)
+    struct walk w = walk_holder(core->lend, (uint16_t)(KVF_PEER_DEAD + (unsigned)(dead - core->lend->dead)));
+    uint64_t n = 0;
+    assert(dead->name[0] && most > 0);
+    for (kvf_handle h; n < most && (h = walk(core->lend, &w)) != KVF_HANDLE_NONE; n++)
+        kvf_lend_slot_free(core, h);
+    kvf_count(&core->counters.lent_blocks_expired, n);
+    dead->expired += n;
+    if (dead->blocks > 0)
+        return false;
+    assert(dead->bytes == 0);
+    if (dead->expired)
         kvf_log_info(&core->log, "nobody took over what node %s had lent here: %llu blocks are freed", dead->name,
-                     (unsigned long long)blocks);
+                     (unsigned long long)dead->expired);
     dead->name[0] = 0;
+    return true;
 }
 
 /* A free place in the table, or that of the one who has been dead for longest. */
@@ -222,7 +221,7 @@ static struct kvf_dead *dead_place(struct kvf_core *core)
             return d;
         oldest = d->until_ns < oldest->until_ns ? d : oldest;
     }
-    dead_free(core, oldest);
+    dead_free(core, oldest, UINT64_MAX);
     return oldest;
 }
 
@@ -235,6 +234,7 @@ void kvf_lend_borrower_gone(struct kvf_core *core, const char *name, uint64_t in
     if (dead) {
         snprintf(dead->name, sizeof dead->name, "%s", name);
         dead->incarnation = incarnation;
+        dead->expired = 0;
         dead->until_ns = kvf_deadline(kvf_now(core->env), core->settings.lend_keep_dead_ns);
     }
     kvf_log_info(&core->log, "node %s is gone: its %llu lent blocks are %s", name, (unsigned long long)p->lent_blocks,
@@ -647,11 +647,11 @@ unsigned kvf_lend_poll(struct kvf_core *core)
         return 0;
     uint64_t now = kvf_now(core->env);
     unsigned judged = kvf_lend_wait_poll(core);
-    bool sweeping = sweep(core, now);
+    bool more = sweep(core, now);
     for (unsigned i = 0; lend->dead_bytes > 0 && i < KVF_DEAD_MAX; i++)
         if (lend->dead[i].name[0] && now >= lend->dead[i].until_ns)
-            dead_free(core, &lend->dead[i]);
-    return kvf_claim_poll(core) + kvf_reclaim_poll(core) + judged + sweeping;
+            more |= !dead_free(core, &lend->dead[i], SWEEP_MAX);
+    return kvf_claim_poll(core) + kvf_reclaim_poll(core) + judged + more;
 }
 
 void kvf_lend_check(const struct kvf_core *core)

@@ -20,6 +20,7 @@ struct kvf_dead {
     char name[KVF_NODE_NAME_MAX]; /* "": free */
     uint64_t incarnation;
     uint64_t until_ns;            /* its blocks are kept */
+    uint64_t expired;             /* blocks that were freed since */
     uint64_t blocks, bytes;
 };
 
