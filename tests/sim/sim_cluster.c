@@ -139,6 +139,7 @@ static void node_boot(struct sim_node *n)
     if (config->ssd) {
         demand(sim_disk_create(n->media, (unsigned)settings.ssd_depth, &n->disk) == KVF_OK, "sim_disk_create");
         parts.disk = sim_disk_seam(n->disk);
+        sim_disk_fate(n->disk, n->start_fate, n->start_fate_arg);
     }
     if (!config->alone) {
         parts.transport = n->transport = sim_net_add(c->net, config->name, config->way);
@@ -150,6 +151,10 @@ static void node_boot(struct sim_node *n)
     if (kvf_core_create(&settings, &parts, error, sizeof error, &n->core) != KVF_OK)
         demand(false, error);
     n->core->leave_entries = config->leave_entries;
+    if (!n->core->disk) /* it goes on without */
+        n->disk = NULL;
+    else if (n->disk)
+        sim_disk_fate(n->disk, NULL, NULL);
     n->core->idle = idle;
     n->core->idle_arg = c;
     n->node.core = n->core;

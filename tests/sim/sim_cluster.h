@@ -61,6 +61,8 @@ struct sim_node {
     struct kvf_store *store;
     struct sim_disk *disk;
     struct sim_media *media;
+    sim_disk_fate_fn start_fate; /* of what the next start asks of its disk; NULL: nothing happens to it */
+    void *start_fate_arg;
     bool dead;
     bool paused;           /* SIGSTOP: not polled */
 };

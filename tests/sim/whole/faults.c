@@ -11,6 +11,8 @@
 #define LEASES_SEEN 24
 #define DROWSY 12 /* one world in so many */
 #define TAG_AT 72 /* in a frame's header */
+#define SECTOR 4096u
+#define JOURNAL_END (1u << 20) /* where the slots of a small area begin */
 
 const char *const fault_texts[FAULT_COUNT] = {
 #define FAULT_TEXT(name, text) text,
@@ -28,7 +30,7 @@ static const uint32_t highest[FAULT_COUNT] = {
     [FAULT_ETCD_DOWN] = 60,      [FAULT_ETCD_CUT] = 150,    [FAULT_ETCD_SLOW] = 30000,  [FAULT_ETCD_LOST] = 6000,
     [FAULT_ETCD_LATE] = 6000,    [FAULT_ETCD_HOLD] = 200,   [FAULT_ETCD_COMPACT] = 200, [FAULT_LEASE] = 150,
     [FAULT_RECLAIM] = 1500,      [FAULT_DRAIN] = 300,       [FAULT_ORDER] = 6000,       [FAULT_ETCD_DEAF] = 150,
-    [FAULT_ETCD_LAG] = 150,
+    [FAULT_ETCD_LAG] = 150,      [FAULT_START_READ] = 30000, [FAULT_START_SYNC] = 10000,
 };
 
 /* Of a drowsy world; its steps are longer. */
@@ -36,6 +38,8 @@ static const uint32_t drowsy[FAULT_COUNT] = {[FAULT_ETCD_HOLD] = 60, [FAULT_ETCD
 
 static struct sim_env *stream_of(struct world *w, enum fault fault)
 {
+    if (fault >= FAULT_START_READ)
+        return &w->starts;
     struct sim_env *later = fault < FAULT_ETCD_DEAF ? &w->orders : &w->watches;
     return fault < FAULT_RECLAIM ? &w->chance : fault == FAULT_RECLAIM ? &w->later : later;
 }
@@ -155,6 +159,26 @@ static void rot(struct world_node *n)
     m->durable[at] ^= (uint8_t)(1u << bit);
     n->rotten = true;
     world_trace(n->world, "rot", n->number, at, bit, 0);
+}
+
+static enum sim_fault start_fate(void *arg, const struct kvf_disk_request *r, unsigned *polls)
+{
+    struct world_node *n = arg;
+    bool bad = !r->sync && !r->write && n->bad_sector >= r->offset && n->bad_sector < r->offset + r->bytes;
+    if (!bad && !(r->sync && strikes(n->world, FAULT_START_SYNC)))
+        return SIM_FAULT_NONE;
+    n->hurt = true;
+    world_trace(n->world, r->sync ? "sync at start" : "bad sector", n->number, r->offset, r->bytes, 0);
+    return SIM_FAULT_IO;
+}
+
+void faults_start(struct world_node *n)
+{
+    struct world *w = n->world;
+    n->hurt = false;
+    n->bad_sector = strikes(w, FAULT_START_READ) ? draw(&w->starts, JOURNAL_END / SECTOR) * SECTOR : UINT64_MAX;
+    n->sim->start_fate = start_fate;
+    n->sim->start_fate_arg = n;
 }
 
 void faults_attach_disk(struct world_node *n)

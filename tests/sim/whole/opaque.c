@@ -139,9 +139,10 @@ void opaque_restarted(struct world_node *n)
         struct keyed *k = &n->keys[key];
         uint64_t copy = 0;
         bool whole = false;
-        if (!k->comes_back)
-            continue;
+        bool owed = k->comes_back && !n->hurt;
         k->comes_back = false;
+        if (!owed)
+            continue;
         if (!entry_of(n, key, &copy) || !copy)
             world_violated(n->world, "node %s: key %u was durable, and is not there after the crash", n->name, key);
         for (unsigned v = 0; v < k->n && !whole; v++)

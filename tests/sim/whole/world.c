@@ -257,6 +257,7 @@ static void node_life(struct world_node *n)
         world_crash(n, false, true);
     if (n->restart_ns && now >= n->restart_ns) {
         n->restart_ns = 0;
+        faults_start(n);
         sim_cluster_restart(n->sim);
         node_attach(n);
         opaque_restarted(n);
@@ -450,6 +451,7 @@ struct world *world_create(const struct world_options *options, struct sim_engin
     sim_env_init(&w->work, kvf_mix(options->seed, 3));
     sim_env_init(&w->order, kvf_mix(options->seed, 4));
     sim_env_init(&w->later, kvf_mix(options->seed, 5));
+    sim_env_init(&w->starts, kvf_mix(options->seed, 8));
     sim_env_init(&w->orders, kvf_mix(options->seed, 6));
     sim_env_init(&w->watches, kvf_mix(options->seed, 7));
     living = w;

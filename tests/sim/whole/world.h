@@ -58,7 +58,9 @@
     X(DRAIN, "nodes drained")                         \
     X(ORDER, "sessions ordered elsewhere")            \
     X(ETCD_DEAF, "watches that died silently")        \
-    X(ETCD_LAG, "watches that lagged")
+    X(ETCD_LAG, "watches that lagged")                \
+    X(START_READ, "starts with a bad sector")         \
+    X(START_SYNC, "syncs failed at a start")
 
 enum fault {
 #define FAULT_ENUM(name, text) FAULT_##name,
@@ -160,6 +162,8 @@ struct world_node {
     uint64_t incoming;         /* ... and no more than so many are still on their way here */
     uint64_t etcd_back_ns, lag_until_ns;
     bool rotten;               /* what its disk holds was damaged without a word */
+    bool hurt;                 /* its last start was told of an error by its disk: it need not have found all that was durable */
+    uint64_t bad_sector;       /* which that start cannot read; UINT64_MAX: none */
     unsigned lives;
 };
 
@@ -173,7 +177,7 @@ struct world {
     struct world_options options;
     struct sim_cluster *cluster;
     struct sim_env chance, work, order; /* generators of the faults, the clients, the order of things, */
-    struct sim_env later, orders, watches; /* ... and of what the simulator learned later: a seed without it is what it was */
+    struct sim_env later, orders, watches, starts; /* ... and of what was learned later: a seed without it is what it was */
     struct world_node nodes[WORLD_NODES];
     unsigned n, n_clients;
     enum phase phase;
@@ -233,6 +237,8 @@ void faults_begin(struct world *world);
 /* Hooks of the net and etcd, and of a node's disk, which is new at every start. */
 void faults_attach(struct world *world);
 void faults_attach_disk(struct world_node *node);
+/* What the node's next start meets. */
+void faults_start(struct world_node *node);
 /* Begins and ends what lasts. */
 void faults_step(struct world *world);
 void faults_heal(struct world *world);
