@@ -86,6 +86,15 @@ def memory_holds(pid, needle):
     return False, looked
 
 
+def open_files(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def resident_bytes(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmRSS:"))
+
+
 class Secrets(Case):
     def setUp(self):
         self.cluster = Cluster()
@@ -201,7 +210,7 @@ class Secrets(Case):
         admin = int(a.admin.rsplit(":", 1)[1])
         ports = [port for _, port in listening(a.process.pid) if port != admin]
         self.assertTrue(ports)
-        held = []
+        memory, files, held = resident_bytes(a.process.pid), open_files(a.process.pid), []
         try:
             for i in range(300):
                 s = socket.create_connection(("127.0.0.1", ports[i % len(ports)]), timeout=5)
@@ -213,9 +222,13 @@ class Secrets(Case):
             time.sleep(3)  # longer than fabric.dead_after
             self.assertEqual(up_peers(a), ["b", "c"])
             self.assertNotIn("is down", a.stderr() + b.stderr())
+            # A stranger costs the socket that the kernel gave it and its buffer, and nothing per byte that it said.
+            self.assertLess(open_files(a.process.pid) - files, len(held) + 50)
+            self.assertLess(resident_bytes(a.process.pid) - memory, 16 << 20)
         finally:
             for s in held:
                 s.close()
+        self.assertTrue(until(lambda: open_files(a.process.pid) - files < 50), (files, open_files(a.process.pid)))
         for daemon in (a, b, c):
             self.assertEqual(daemon.stop(), 0)
 
