@@ -1,48 +1,7 @@
 /* What the fabric keeps per peer and per request is pinned, and nothing of ours is allocated while data moves: this program counts
  * the calls of malloc that come from its own code (the library is linked into it), over thousands of pulls through real UCX. */
 #include "tests/fabric/processes.h"
-
-#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
-#define COUNTED 0 /* the sanitizers have malloc for themselves */
-#else
-#define COUNTED 1
-#endif
-
-static _Atomic bool counting;
-static _Atomic unsigned ours, others;
-
-#if COUNTED
-extern void *__libc_malloc(size_t bytes);
-extern void *__libc_calloc(size_t n, size_t bytes);
-extern void *__libc_realloc(void *old, size_t bytes);
-extern char __executable_start, etext;
-
-static void count(const void *caller)
-{
-    if (!atomic_load(&counting))
-        return;
-    bool own = (const char *)caller >= &__executable_start && (const char *)caller < &etext;
-    atomic_fetch_add(own ? &ours : &others, 1);
-}
-
-__attribute__((visibility("default"))) void *malloc(size_t bytes)
-{
-    count(__builtin_return_address(0));
-    return __libc_malloc(bytes);
-}
-
-__attribute__((visibility("default"))) void *calloc(size_t n, size_t bytes)
-{
-    count(__builtin_return_address(0));
-    return __libc_calloc(n, bytes);
-}
-
-__attribute__((visibility("default"))) void *realloc(void *old, size_t bytes)
-{
-    count(__builtin_return_address(0));
-    return __libc_realloc(old, bytes);
-}
-#endif
+#include "tests/support/allocations.h"
 
 struct end {
     unsigned done, bad;
@@ -108,11 +67,9 @@ static void nothing_is_allocated(const char *kind, enum kvf_way way)
     assert_int_equal(about.way, way);
     assert_true(strlen(about.why) > 0);
     move_data(&a, &b, peer, 30);
-    atomic_store(&ours, 0);
-    atomic_store(&others, 0);
-    atomic_store(&counting, true);
+    counting_begin();
     move_data(&a, &b, peer, 200);
-    atomic_store(&counting, false);
+    counting_end();
     print_message("%s: 3,400 pulls and 200 calls: %u allocations of ours, %u of UCX's\n", kind, atomic_load(&ours),
                   atomic_load(&others));
     assert_int_equal(atomic_load(&ours), 0);
@@ -128,10 +85,9 @@ static void an_allocation_of_ours_is_seen(void **state)
 {
     if (!COUNTED)
         skip();
-    atomic_store(&ours, 0);
-    atomic_store(&counting, true);
+    counting_begin();
     void *volatile one = malloc(100), *volatile two = calloc(1, 100); /* volatile: not for the compiler to leave out */
-    atomic_store(&counting, false);
+    counting_end();
     assert_int_equal(atomic_load(&ours), 2);
     free(one);
     free(two);

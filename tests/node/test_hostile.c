@@ -1,5 +1,5 @@
-/* A member that proves the secret and then says anything: messages of every type, in their form or nearly so, about sessions, blocks,
- * loans and moves that are others' or nobody's, in whatever state they are. Meanwhile a session is decoded, spilled, called back and
+/* A member that proves the secret and then says anything: messages of every type, in their form or nearly so, about sessions,
+ * blocks, loans and moves that are others' or nobody's, in whatever state they are. Meanwhile a session is decoded, spilled and
  * moved: its bits stay what they are, nothing crashes, and in the end every pool is full again. */
 #include "tests/node/world.h"
 
