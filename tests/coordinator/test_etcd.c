@@ -3,6 +3,7 @@
 #include "coordinator/coordinator.h"
 #include "coordinator/http.h"
 #include "tests/support/etcd.h"
+#include "tests/support/relay.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -453,6 +454,68 @@ static void a_watch_below_the_compacted_revision_is_lost(void **state)
     store->ops->destroy(store);
 }
 
+/* ---------------------------------------------------------------------------------------------------- a watch that is dead */
+
+#define KNOWN_NS (10 * KVF_SEC) /* a proof every 3 s, 1 s to catch up, 2 s more after a touch, then a range; and a loaded machine */
+
+static struct kvf_test_relay *open_relayed(struct peer *p, const char *name)
+{
+    struct kvf_test_relay *relay = kvf_test_relay_start(kvf_test_etcd_url(etcd));
+    assert_non_null(relay);
+    open_peer_at(p, kvf_test_relay_url(relay), PREFIX "10", 2 * KVF_SEC);
+    join(p, name, 1);
+    assert_int_equal(p->joined, KVF_OK);
+    return relay;
+}
+
+/* What etcd had at `since` is either known, or the view says that it is older than that. Returns whether it is known. */
+static bool tells_its_age(struct peer *p, uint64_t since)
+{
+    bool known = kvf_coord_placement_known(p->coord, 7) != NULL;
+    assert_true(known == (kvf_coord_as_of(p->coord) > since));
+    return known;
+}
+
+/* Nothing comes on the watches of a and c any more, and no connection ends; every other request is answered. c wants to know. */
+static void a_watch_that_is_dead_while_its_connection_stands_is_made_anew(void **state)
+{
+    need_etcd();
+    enum { A, B, C, N };
+    struct peer p[N];
+    struct kvf_test_relay *relay[N];
+    struct answer r = {.n = 0};
+    static const char *const names[N] = {"a", "b", "c"};
+    for (unsigned i = 0; i < N; i++)
+        relay[i] = open_relayed(&p[i], names[i]);
+    assert_int_equal(wait_answer(&p[B], &r, kvf_coord_session_create(p[B].coord, 6, "b", "m", answered, &r)), KVF_OK);
+    WAIT(&p[A], &p[C], kvf_coord_placement_known(p[A].coord, 6) && kvf_coord_placement_known(p[C].coord, 6)); /* all watch */
+    assert_int_equal(kvf_test_relay_silence_watches(relay[A]), 1);
+    assert_int_equal(kvf_test_relay_silence_watches(relay[C]), 1);
+
+    assert_int_equal(wait_answer(&p[B], &r, kvf_coord_session_create(p[B].coord, 7, "b", "m", answered, &r)), KVF_OK);
+    uint64_t since = now(), ticket = kvf_coord_refresh(p[C].coord);
+    for (bool known = false; !known;) {
+        assert_true(now() - since < KNOWN_NS);
+        poll_both(&p[A], &p[B]);
+        kvf_coord_poll(p[C].coord);
+        known = tells_its_age(&p[A], since);
+        known = tells_its_age(&p[C], since) && known;
+        assert_true(kvf_coord_refreshed(p[C].coord, ticket) == tells_its_age(&p[C], since));
+    }
+    print_message("known after %.1f s\n", (double)(now() - since) / KVF_SEC);
+
+    /* The new watches tell what is new, the old connections are closed, and b's, which lived, was left alone. */
+    assert_int_equal(wait_answer(&p[B], &r, kvf_coord_session_create(p[B].coord, 8, "b", "m", answered, &r)), KVF_OK);
+    WAIT(&p[A], &p[C], kvf_coord_placement_known(p[A].coord, 8) && kvf_coord_placement_known(p[C].coord, 8));
+    assert_int_equal(p[A].downs + p[B].downs + p[C].downs, 0); /* nobody's lease ended: it was not that which told */
+    for (unsigned i = 0; i < N; i++) {
+        assert_int_equal(kvf_test_relay_watches(relay[i]), i == B ? 1 : 2);
+        assert_int_equal(kvf_test_relay_silenced(relay[i]), 0);
+        close_peer(&p[i]);
+        kvf_test_relay_stop(relay[i]);
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------------- kvfcoord */
 
 struct child {
@@ -614,6 +677,7 @@ int main(void)
         cmocka_unit_test(a_dead_endpoint_is_passed_over),
         cmocka_unit_test(an_absent_etcd_is_told_within_the_timeout),
         cmocka_unit_test(a_watch_below_the_compacted_revision_is_lost),
+        cmocka_unit_test(a_watch_that_is_dead_while_its_connection_stands_is_made_anew),
         cmocka_unit_test(kvfcoord_leads_tells_and_leaves),
         cmocka_unit_test(kvfcoord_without_etcd_ends_with_3_and_one_line),
         cmocka_unit_test(kvfcoord_may_wait_for_etcd),
