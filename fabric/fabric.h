@@ -135,7 +135,8 @@ enum kvf_status kvf_fabric_call(struct kvf_peer *peer, uint16_t type, const stru
 /* A notice of at most 4 KiB, copied; it may be lost. */
 enum kvf_status kvf_fabric_notify(struct kvf_peer *peer, uint16_t type, const void *payload, size_t bytes);
 /* Answers a request. Parts beyond 4 KiB in all stay the caller's until done (called also when the peer dies, and before
- * kvf_fabric_destroy returns); done may be NULL for smaller ones. A reply that cannot be sent now (ERR_BUSY) is not queued: try
+ * kvf_fabric_destroy returns, unless the transport lets nothing go within a deadline then, which is logged: such memory must
+ * outlive the transport); done may be NULL for smaller ones. A reply that cannot be sent now (ERR_BUSY) is not queued: try
  * again later, or let the peer time out. */
 enum kvf_status kvf_fabric_reply(struct kvf_peer *peer, uint64_t request, enum kvf_status status, const struct iovec *parts,
                                  unsigned n_parts, kvf_done_fn done, void *arg);

@@ -216,7 +216,8 @@ size_t kvf_pull_copy(struct kvf_fabric *fabric)
 /* There is something for the owner to look at, as soon as all is asked for. */
 static void look_later(struct kvf_request_slot *slot)
 {
-    if (!slot->take || slot->ended || slot->looking || slot->asked < slot->total || slot->look_part == slot->n_parts ||
+    /* While it is asked for it stands in peer->asking, also in a get that completes inside its call. */
+    if (!slot->take || slot->ended || slot->looking || !kvf_ring_empty(&slot->queue) || slot->look_part == slot->n_parts ||
         !kvf_pull_part(slot, slot->look_part)->there)
         return;
     kvf_ring_append(&slot->fabric->looking, &slot->queue);

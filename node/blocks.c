@@ -149,17 +149,17 @@ static uint32_t chunk_count(uint32_t bytes, uint32_t chunk)
 static enum kvf_status put_begin(struct kvf_core *core, const struct kvf_request *r, kvf_handle *handle, uint64_t *slot)
 {
     struct kvf_key key = key_of(r->key);
-    uint32_t bytes = (uint32_t)r->length;
+    uint32_t bytes = (uint32_t)r->length, chunks = chunk_count(bytes, kvf_block_opaque_chunk_bytes(bytes));
     kvf_handle standing = kvf_index_find(core->index, key);
-    if (standing != KVF_HANDLE_NONE) /* one that was removed goes when its copying or its pins end */
-        return kvf_index_entry(core->index, standing)->flags & KVF_FLAG_REMOVED ? KVF_IN_PROGRESS : KVF_ERR_EXISTS;
+    const struct kvf_entry *there = standing == KVF_HANDLE_NONE ? NULL : kvf_cluster_judge(core, standing);
+    if (there) /* one that was removed goes when its copying or its pins end */
+        return there->flags & KVF_FLAG_REMOVED ? KVF_IN_PROGRESS : KVF_ERR_EXISTS;
     if (!kvf_block_reserve(core, 1) && !(kvf_evict_entry(core) && kvf_block_reserve(core, 1)))
         return KVF_ERR_FULL;
     core->entries_reserved--;
     *slot = kvf_block_memory(core, bytes);
     if (*slot == KVF_ARENA_NONE)
         return KVF_IN_PROGRESS;
-    uint32_t chunks = chunk_count(bytes, kvf_block_opaque_chunk_bytes(bytes));
     uint32_t sums_at = kvf_sums_alloc(core->sums, chunks);
     enum kvf_status st = sums_at == KVF_SUMS_NONE ? KVF_ERR_FULL : kvf_index_add(core->index, key, handle);
     if (st != KVF_OK) {

@@ -314,19 +314,19 @@ enum kvf_status kvf_session_state_get(struct kvf_session *h, void *state, size_t
     return st;
 }
 
-/* Whether any stream's block of this index is lost. */
+/* Whether any stream's block of this index is lost. All of them are judged, so that a refill finds each as it was listed. */
 static bool index_lost(struct kvf_sess *s, uint32_t index)
 {
     const struct kvf_model_desc *d = &s->model->desc;
+    bool lost = false;
     for (uint32_t l = 0; l < d->layers; l++) {
         for (uint32_t h = 0; h < d->kv_heads; h++) {
             kvf_handle handle = kvf_sess_block(s, l, h, index);
             struct kvf_entry *e = handle == KVF_HANDLE_NONE ? NULL : kvf_cluster_judge(s->core, handle);
-            if (!e || e->state == KVF_BLOCK_LOST)
-                return true;
+            lost |= !e || e->state == KVF_BLOCK_LOST;
         }
     }
-    return false;
+    return lost;
 }
 
 enum kvf_status kvf_session_observe(struct kvf_session *h, kvf_selection_fn observe, void *arg)

@@ -172,8 +172,10 @@ static enum kvf_status row_memory(struct kvf_sess *s, uint32_t layer, uint32_t h
         return KVF_OK;
     }
     kvf_handle handle = kvf_sess_block(s, layer, head, index);
-    struct kvf_entry *e = kvf_index_entry(core->index, handle);
+    struct kvf_entry *e = kvf_cluster_judge(core, handle);
     *out = NULL;
+    if (!e)
+        return KVF_LOST;
     if (e->state == KVF_BLOCK_LOST) {
         uint64_t at;
         enum kvf_status st = slot_wait(s, deadline_ns, &at);

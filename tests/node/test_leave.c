@@ -57,6 +57,31 @@ static void blocks_there_do_not_exist_from_then_on(void **state)
     sim_cluster_destroy(t.c);
 }
 
+/* Nobody is told that it exists, and keeps it no more. */
+static void what_lay_there_can_be_put_again_at_once(void **state)
+{
+    struct store t = store_make(128 * KIB, 512 * KIB, 0, 16);
+    unsigned there = 0;
+    for (uint64_t i = 0; i < KEYS; i++)
+        assert_int_equal(put(&t, i, 0, 4 * KIB), KVF_OK);
+    sim_cluster_settle(t.c, KVF_SEC);
+    t.n->core->leave_entries = 1;
+    sim_cluster_kill(t.lender, true);
+    await_down(t.c, t.n, t.lender);
+    for (uint64_t i = 0; i < KEYS && t.n->core->leaving; i++) {
+        struct kvf_entry *e = entry_of(&t, i);
+        if (!e || e->tier != KVF_TIER_REMOTE)
+            continue;
+        there++;
+        assert_int_not_equal(put(&t, i, 1, 4 * KIB), KVF_ERR_EXISTS);
+    }
+    assert_true(there > 8);
+    sim_cluster_settle(t.c, KVF_SEC);
+    sim_cluster_check(t.c);
+    kvf_queue_destroy(t.q);
+    sim_cluster_destroy(t.c);
+}
+
 static size_t lost_of(struct kvf_session *s, struct kvf_range *ranges)
 {
     size_t n;
@@ -92,6 +117,26 @@ static void a_sessions_lost_ranges_are_listed_at_once(void **state)
     sim_cluster_destroy(c);
 }
 
+/* In every layer and head, not only in the first that was found lost. */
+static void what_is_listed_as_lost_can_be_refilled_at_once(void **state)
+{
+    struct sim_cluster *c = sim_cluster_create(SEED);
+    struct sim_node *home = sim_cluster_add(
+        c, &(struct sim_node_config){.name = "home", .dram = 128 * KIB, .ssd = 4096 * KIB, .leave_entries = 1});
+    struct sim_node *lender = sim_cluster_add(c, &(struct sim_node_config){.name = "a", .dram = 64 * KIB, .lend = 128 * KIB});
+    sim_cluster_connect(c);
+    struct kvf_session *s = session_on(home, 7);
+    assert_int_equal(sim_engine_run(engine, s, 1300, 50), KVF_OK);
+    sim_cluster_kill(lender, true);
+    await_down(c, home, lender);
+    assert_int_equal(home->core->leaving, 1);
+    assert_int_equal(sim_engine_refill(engine, s), KVF_OK);
+    assert_int_equal(kvf_session_drop(s), KVF_OK);
+    sim_cluster_settle(c, KVF_SEC);
+    sim_cluster_check(c);
+    sim_cluster_destroy(c);
+}
+
 /* Down, and again unreachable at every try to reach it: in an index of many blocks each walk would stall the reactor. */
 static void where_nothing_lay_nothing_is_looked_for(void **state)
 {
@@ -116,7 +161,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_there_do_not_exist_from_then_on),
+        cmocka_unit_test(what_lay_there_can_be_put_again_at_once),
         cmocka_unit_test(a_sessions_lost_ranges_are_listed_at_once),
+        cmocka_unit_test(what_is_listed_as_lost_can_be_refilled_at_once),
         cmocka_unit_test(where_nothing_lay_nothing_is_looked_for),
     };
     return cmocka_run_group_tests(tests, engine_make, engine_free);
