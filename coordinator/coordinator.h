@@ -83,8 +83,9 @@ unsigned kvf_coord_poll(struct kvf_coord *coord);
 uint64_t kvf_coord_next_timer(const struct kvf_coord *coord);
 
 /* The view below holds all that etcd had at this moment (the env's time), and perhaps more; 0: it holds nothing yet. It is proven
- * anew every few seconds, so what is much older means that etcd is away or its watch tells nothing any more. Nothing is to be
- * taken from anybody because of what an old view says. */
+ * anew every few seconds, so what is much older means that etcd is away or its watch tells nothing any more. Such a watch a member
+ * makes anew some 6 s after the first change that it kept to itself, or 10 s after the last time that this was done; an observer
+ * after some 33 s. Nothing is to be taken from anybody because of what an old view says. */
 uint64_t kvf_coord_as_of(const struct kvf_coord *coord);
 /* Wants the view to hold what etcd has had up to this call. It does once refreshed(ticket): a matter of milliseconds, of seconds
  * where the watch has to be made anew, and while etcd is away it waits. */
