@@ -33,6 +33,9 @@ bool kvf_journal_open(const void *block, uint64_t area, struct kvf_journal_head 
     out->nonce = kvf_read_u64(&r);
     out->number = kvf_read_u32(&r);
     out->synced = kvf_read_u32(&r);
+    out->tentative = out->synced == KVF_JOURNAL_TENTATIVE;
+    if (out->tentative)
+        out->synced = 0;
     return le64toh(sum) == kvf_hash(block, CHECKSUM_AT, area);
 }
 
@@ -100,7 +103,7 @@ void kvf_journal_fini(struct kvf_journal *j)
 void kvf_journal_position(struct kvf_journal *j, uint64_t generation, uint64_t nonce, uint32_t next, uint32_t synced)
 {
     assert(j->count == 0 && j->written == j->sealed && next <= j->half_blocks);
-    assert(synced <= j->half_blocks);
+    assert(synced <= j->half_blocks || synced == KVF_JOURNAL_TENTATIVE);
     j->generation = generation;
     j->nonce = nonce;
     j->next = next;

@@ -15,6 +15,9 @@
 #define KVF_JOURNAL_CHUNKS_MAX 64u
 /* What a block surely holds: its payload less one record that did not fit. */
 #define KVF_JOURNAL_FILL 3504u
+/* In place of a number of synced blocks: this block is of a generation that a start writes down by itself, before its END. Such a
+ * generation counts for nothing until there is a block in it that is not tentative. */
+#define KVF_JOURNAL_TENTATIVE UINT32_MAX
 
 /* A block of the node in a slot of the area. */
 struct kvf_ssd_record {
@@ -46,6 +49,7 @@ struct kvf_journal_head {
     uint32_t number; /* of the block in its half */
     uint32_t used;   /* bytes of records */
     uint32_t synced; /* this many blocks of the generation, from its first on, were durable when this one was sealed */
+    bool tentative;  /* synced is 0 then */
 };
 
 /* False: not a whole block of this area's journal. */
@@ -70,7 +74,7 @@ struct kvf_journal {
     uint64_t generation, nonce;
     uint32_t next;  /* number of the open block in its half; `end`: there is no room for it */
     uint32_t end;   /* half_blocks; less where only a hole of the half is filled */
-    uint32_t synced; /* blocks of the generation, from its first on, that are durable */
+    uint32_t synced; /* blocks of the generation, from its first on, that are durable; or KVF_JOURNAL_TENTATIVE */
     uint8_t *ring;  /* [KVF_JOURNAL_RING] blocks; block i since the start is in i % KVF_JOURNAL_RING */
     uint64_t sealed, handed, written, durable; /* blocks since the start: each at most the one before */
     uint32_t used, count; /* of the open block */
@@ -79,7 +83,8 @@ struct kvf_journal {
 /* ERR_NO_MEMORY. */
 enum kvf_status kvf_journal_init(struct kvf_journal *journal, uint64_t area, uint64_t start, uint32_t half_blocks);
 void kvf_journal_fini(struct kvf_journal *journal);
-/* Goes on at block `next` of a generation, of which the first `synced` are durable. Nothing may be open or unwritten. */
+/* Goes on at block `next` of a generation, of which the first `synced` are durable. KVF_JOURNAL_TENTATIVE: its blocks are that
+ * until kvf_journal_synced. Nothing may be open or unwritten. */
 void kvf_journal_position(struct kvf_journal *journal, uint64_t generation, uint64_t nonce, uint32_t next, uint32_t synced);
 /* A block without records in the place of one that was never whole. */
 void kvf_journal_blank(const struct kvf_journal *journal, uint32_t number, void *block);

@@ -12,7 +12,9 @@
  * Holes, blocks of the journal that are not whole. A power cut leaves some among those that no sync had covered; what they told was
  * promised to nobody, and they are filled with empty blocks, so that there are none when the node serves. A block that *was* synced
  * (a later one says so), or that cannot be read, is damage: it may have told that older blocks were removed. So nothing older is
- * believed, which costs misses; and a new generation is written at once, so that nothing older is believed another time either.
+ * believed, which costs misses; and a new generation is written at once, so that nothing older is believed another time either. Its
+ * blocks are tentative up to the one with END: a start that finds no other has nothing to lose with them, since no node has served
+ * from them, and passes that generation over. The one before it still tells all.
  *
  * What the journal's last blocks say may lie in a cache whose sync failed in an earlier process. They, and the superblocks, are
  * written again and synced before the node serves: a start builds on nothing that its own sync did not cover. */
@@ -262,6 +264,7 @@ struct half {
     bool known;
     uint64_t generation, nonce;
     uint32_t tail; /* blocks up to the last whole one */
+    bool tentative; /* that one is */
 };
 
 struct replay {
@@ -322,16 +325,18 @@ static enum kvf_status find_generation(struct kvf_ssd *s, struct start_io *io, u
     return KVF_OK;
 }
 
-/* The last of n blocks from `first` on that belongs, plus one; 0 when none does. */
-static enum kvf_status last_of(struct kvf_ssd *s, struct start_io *io, const struct half *h, uint32_t first, uint32_t n,
+/* The last of n blocks from `first` on that belongs, plus one; 0 when none does. The half is tentative if that block is. */
+static enum kvf_status last_of(struct kvf_ssd *s, struct start_io *io, struct half *h, uint32_t first, uint32_t n,
                                uint32_t *last)
 {
     struct kvf_journal_head head;
     *last = 0;
     enum kvf_status st = io_read(io, block_at(s, h->generation, first), n * BLOCK);
     for (uint32_t i = n; st == KVF_OK && i-- > 0 && !*last;)
-        if (belongs(s, h, io->pieces[0].data + (size_t)i * BLOCK, first + i, &head))
+        if (belongs(s, h, io->pieces[0].data + (size_t)i * BLOCK, first + i, &head)) {
             *last = first + i + 1;
+            h->tentative = head.tentative;
+        }
     return st;
 }
 
@@ -577,29 +582,41 @@ static enum kvf_status fill_holes(struct replay *r)
     return st;
 }
 
-/* END, when all that it speaks of is durable. */
-static enum kvf_status finish_checkpoint(struct replay *r)
+/* All that was written and appended is durable then. */
+static enum kvf_status flush_and_sync(struct replay *r)
 {
-    struct kvf_ssd *s = r->s;
-    enum kvf_status st = io_flush(r->io, &s->journal);
-    if (st == KVF_OK)
-        st = s->disk->ops->sync(s->disk);
-    while (st == KVF_OK && !kvf_journal_end(&s->journal))
-        st = make_room(r);
-    return st == KVF_OK ? io_flush(r->io, &s->journal) : st;
+    struct kvf_disk *disk = r->s->disk;
+    enum kvf_status st = io_flush(r->io, &r->s->journal);
+    return st == KVF_OK ? disk->ops->sync(disk) : st;
 }
 
-/* A new generation with what was found, and nothing else: what is not believed now is not met again, whatever can be read then. */
+/* When all that it speaks of is durable. */
+static enum kvf_status write_end(struct replay *r)
+{
+    struct kvf_journal *j = &r->s->journal;
+    enum kvf_status st = KVF_OK;
+    while (st == KVF_OK && !kvf_journal_end(j))
+        st = make_room(r);
+    return st == KVF_OK ? io_flush(r->io, j) : st;
+}
+
+/* A new generation with what was found, and nothing else: what is not believed now is not met again, whatever can be read then.
+ * Only the block with END is not tentative: where that got through, all of them did. */
 static enum kvf_status begin_anew(struct replay *r)
 {
     struct kvf_ssd *s = r->s;
+    struct kvf_journal *j = &s->journal;
     struct kvf_ssd_record record;
     uint64_t cursor = 0;
     memset(r->holes, 0, s->journal.half_blocks);
-    kvf_journal_position(&s->journal, s->journal.generation + 1, s->env->random(s->env->arg), 0, 0);
+    kvf_journal_position(j, j->generation + 1, s->env->random(s->env->arg), 0, KVF_JOURNAL_TENTATIVE);
     while (r->status == KVF_OK && s->owner.walk && s->owner.walk(s->owner.arg, &cursor, &record))
         append(r, &record);
-    return r->status == KVF_OK ? finish_checkpoint(r) : r->status;
+    enum kvf_status st = r->status == KVF_OK ? flush_and_sync(r) : r->status;
+    if (st != KVF_OK)
+        return st;
+    kvf_journal_synced(j, j->written);
+    return write_end(r);
 }
 
 /* The checkpoint that was under way is finished with what the generation before it has. */
@@ -646,7 +663,17 @@ static enum kvf_status recover_from(struct replay *r, struct half *h, struct hal
         st = finish_with(r, before);
     if (st == KVF_OK)
         st = fill_holes(r);
-    return st == KVF_OK && !ended ? finish_checkpoint(r) : st;
+    if (st == KVF_OK && !ended)
+        st = flush_and_sync(r);
+    return st == KVF_OK && !ended ? write_end(r) : st;
+}
+
+/* Whether the newest generation was begun by a start that did not come to its END. What a block that cannot be read may have been,
+ * END too, stands right behind the others. */
+static bool never_ended(const struct kvf_ssd *s, const struct start_io *io, const struct half *h, const struct half *before)
+{
+    bool whole = h->tail == s->journal.half_blocks || !io_unreadable(io, block_at(s, h->generation, h->tail));
+    return h->tentative && whole && before->known && before->generation + 1 == h->generation;
 }
 
 /* Positions the journal behind the newest generation and meets every live block. */
@@ -664,6 +691,12 @@ static enum kvf_status recover(struct kvf_ssd *s, struct replay *r)
     }
     unsigned newest = !halves[0].known || (halves[1].known && halves[1].generation > halves[0].generation);
     enum kvf_status st = find_tail(s, r->io, &halves[newest]);
+    if (st == KVF_OK && never_ended(s, r->io, &halves[newest], &halves[!newest])) {
+        kvf_log_warn(s->log, "SSD: generation %llu of the journal was begun by a start that was cut short: it is passed over",
+                     (unsigned long long)halves[newest].generation);
+        newest = !newest;
+        st = find_tail(s, r->io, &halves[newest]);
+    }
     if (st == KVF_OK)
         st = recover_from(r, &halves[newest], &halves[!newest]);
     enum kvf_status again = st == KVF_OK || st == KVF_ERR_FULL ? repeat_superblock(r->io, 0) : st;

@@ -23,6 +23,7 @@ static void check_block(const uint8_t *block, uint64_t area)
     uint32_t at = 0, before, n = 0;
     if (!kvf_journal_open(block, area, &head))
         return;
+    require(!head.tentative || head.synced == 0);
     for (before = 0; kvf_journal_read(block, &head, &at, &e); before = at, n++) {
         require(at > before && at <= head.used && n < KVF_JOURNAL_BLOCK / 8);
         require(kvf_journal_size(block, &head, before) == at - before);
@@ -40,7 +41,7 @@ static void check_machine(const uint8_t *data, size_t bytes)
     uint64_t sums[KVF_JOURNAL_CHUNKS_MAX] = {0};
     uint32_t at = 0, appended = 0, seen = 0;
     require(kvf_journal_init(&j, 5, 8192, 4) == KVF_OK);
-    kvf_journal_position(&j, 3, 9, 1, 0);
+    kvf_journal_position(&j, 3, 9, 1, bytes % 2 ? KVF_JOURNAL_TENTATIVE : 1);
     for (size_t i = 0; i + 2 < bytes; i += 3) {
         struct kvf_ssd_record r = {.key = {data[i], data[i + 1]}, .offset = data[i + 2] * 4096ull, .bytes = 1u + data[i + 1],
                                    .chunks = (uint8_t)(1 + data[i] % 64), .flags = data[i + 1], .sums = sums};
@@ -52,6 +53,7 @@ static void check_machine(const uint8_t *data, size_t bytes)
     require(j.sealed <= 3 && j.next <= 4);
     for (uint64_t i = 0; i < j.sealed; i++, at = 0) {
         require(kvf_journal_open(j.ring + i * KVF_JOURNAL_BLOCK, 5, &head) && head.number == 1 + i && head.generation == 3);
+        require(head.tentative == (bytes % 2 == 1) && head.synced == !head.tentative);
         while (kvf_journal_read(j.ring + i * KVF_JOURNAL_BLOCK, &head, &at, &e))
             seen++;
         require(at == head.used);

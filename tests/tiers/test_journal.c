@@ -67,6 +67,32 @@ static void bytes_are_as_documented(void **state)
     kvf_journal_fini(&j);
 }
 
+/* Until something was synced, and not again. */
+static void a_tentative_block_says_so(void **state)
+{
+    struct kvf_journal j;
+    struct kvf_journal_head head;
+    void *data;
+    uint64_t offset;
+    uint32_t bytes;
+    assert_int_equal(kvf_journal_init(&j, AREA, 8192, 16), KVF_OK);
+    kvf_journal_position(&j, 7, 99, 0, KVF_JOURNAL_TENTATIVE);
+    assert_true(kvf_journal_end(&j));
+    kvf_journal_seal(&j);
+    assert_true(kvf_journal_open(j.ring, AREA, &head));
+    assert_true(head.tentative && head.synced == 0);
+    struct kvf_reader r = kvf_reader_of(j.ring + 36, 4);
+    assert_true(kvf_read_u32(&r) == UINT32_MAX);
+    assert_true(kvf_journal_hand(&j, &data, &offset, &bytes));
+    kvf_journal_wrote(&j, bytes);
+    kvf_journal_synced(&j, j.written);
+    assert_true(kvf_journal_end(&j));
+    kvf_journal_seal(&j);
+    assert_true(kvf_journal_open(j.ring + BLOCK, AREA, &head));
+    assert_true(!head.tentative && head.synced == 1);
+    kvf_journal_fini(&j);
+}
+
 /* No flipped bit gets through, nor another area's block. */
 static void damage_is_seen(void **state)
 {
@@ -169,6 +195,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_are_as_documented),
+        cmocka_unit_test(a_tentative_block_says_so),
         cmocka_unit_test(damage_is_seen),
         cmocka_unit_test(what_is_appended_is_read),
         cmocka_unit_test(a_ring_that_is_full_says_so),

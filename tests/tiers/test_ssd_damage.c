@@ -2,7 +2,7 @@
  * sync that failed left in a cache. It serves what can be trusted, and never a block that was removed. */
 #include "tests/tiers/area.h"
 
-#define SMALL (2u << 20) /* halves of 127 blocks */
+#define SMALL (2u << 20) /* halves of 127 blocks; four times that, too */
 #define HALF_BLOCKS 127u
 #define JOURNAL_END (JOURNAL_START + 2 * HALF_BLOCKS * UNIT)
 
@@ -53,21 +53,18 @@ static enum kvf_status start_with_bad_sector(struct fixture *f, uint64_t offset)
     return start_over(f);
 }
 
-/* Keys 1 to 60 are put, 10 is removed, 61 to 120 are put; all of it durable. Returns the block in which the removal stands. */
-static uint64_t lived(struct fixture *f)
+/* Keys 1 to 60 are put, 10 is removed, 61 to `last` are put; all of it durable. Returns the block in which the removal stands. */
+static uint64_t lived_long(struct fixture *f, uint64_t last)
 {
     for (uint64_t k = 1; k <= 60; k++)
         put(f, k, k % 5 == 0);
     uint64_t place = f->offset[10];
     drop(f, 10);
-    for (uint64_t k = 61; k <= 120; k++) {
-        uint64_t offset = kvf_ssd_alloc(f->ssd, UNIT, CHUNKS), other = kvf_ssd_alloc(f->ssd, UNIT, CHUNKS);
+    for (uint64_t k = 61; k <= last; k++) {
+        uint64_t offset = kvf_ssd_alloc(f->ssd, UNIT, CHUNKS);
         struct kvf_ssd_request r;
-        if (offset == place) { /* which nobody writes to: its bytes stay */
-            kvf_ssd_free(f->ssd, other, UNIT, CHUNKS);
-            other = offset;
+        if (offset == place) /* which nobody writes to: its bytes stay */
             offset = kvf_ssd_alloc(f->ssd, UNIT, CHUNKS);
-        }
         post(f, &r, k, offset, k % 5 == 0);
         settle(f);
         assert_int_equal(f->status, KVF_OK);
@@ -77,6 +74,11 @@ static uint64_t lived(struct fixture *f)
     uint64_t n = block_with(f, 1, KVF_JOURNAL_FREE, place);
     assert_true(n < HALF_BLOCKS && n > 4 && n + 4 < tail_of(f, 1));
     return n;
+}
+
+static uint64_t lived(struct fixture *f)
+{
+    return lived_long(f, 120);
 }
 
 /* What was put after the damage is there, and nothing that was put before it; least of all what was removed. */
@@ -159,6 +161,12 @@ static void a_journal_that_cannot_be_read_is_left_alone(void **state)
 
 /* ------------------------------------------------------------------------------------------------- power */
 
+static void track(struct fixture *f)
+{
+    assert_int_equal(sim_media_track(f->media), KVF_OK);
+    memcpy(f->media->durable, f->media->bytes, f->media->size);
+}
+
 /* A block that no sync had covered is missing between two that came through: what is older is as good as before, at this start and
  * at later ones, when there are newer blocks behind it that were synced. */
 static void what_a_power_cut_took_is_no_damage(void **state)
@@ -212,13 +220,112 @@ static void a_torn_checkpoint_of_a_full_half_is_finished(void **state)
     tear_down(f);
 }
 
-/* ------------------------------------------------------------------------------------------------- syncs */
-
-static void track(struct fixture *f)
+/* The power goes at the n-th write of a start, while reads of one block fail; 0: of none. False: the start came through. */
+static bool cut_short(struct fixture *f, unsigned n, uint64_t seed, uint64_t offset)
 {
-    assert_int_equal(sim_media_track(f->media), KVF_OK);
-    memcpy(f->media->durable, f->media->bytes, f->media->size);
+    unreadable = offset;
+    assert_int_equal(sim_disk_create(f->media, f->depth, &f->sim), KVF_OK);
+    sim_disk_fate(f->sim, bad_sector, NULL);
+    sim_disk_cut_at_write(f->sim, n, seed, 0);
+    enum kvf_status st = start_over(f);
+    if (st == KVF_OK) {
+        stop(f);
+        return false;
+    }
+    struct kvf_disk *disk = sim_disk_seam(f->sim);
+    disk->ops->close(disk);
+    return true;
 }
+
+/* Starts find so many that were put behind the damage, and what is put now; also when the next generation has begun. */
+static void check_lives_on(struct fixture *f, unsigned found)
+{
+    for (uint64_t k = 1000; k < 1003; k++, found++) {
+        check_doubted(f, start(f));
+        assert_int_equal(f->found, found);
+        put(f, k, true);
+        assert_int_equal(f->status, KVF_OK);
+        stop(f);
+    }
+    check_doubted(f, start(f));
+    for (uint64_t n = 0; n < 8 * HALF_BLOCKS; n++) {
+        put(f, 2000, false);
+        assert_int_equal(f->status, KVF_OK);
+        drop(f, 2000);
+    }
+    assert_true(f->walks > 0);
+    stop(f);
+    check_doubted(f, start(f));
+    assert_int_equal(f->found, found);
+}
+
+/* What a start on a damaged journal still believes it writes down in a new generation. Power goes meanwhile, once or twice: the
+ * next start finds as much as if it had not. */
+static void a_start_on_a_damaged_journal_may_be_cut_short(void **state)
+{
+    enum { seeds = 12 };
+    unsigned whole = 0, cuts = 0, twice = 0, came_through = 0;
+    for (unsigned i = 0; came_through < 2 * seeds; i++) { /* first without a cut; at last it is planned behind all writes */
+        for (unsigned seed = 1; seed <= seeds; seed++) {
+            struct fixture *f = set_up(4 * SMALL);
+            uint64_t at = block_at(1, lived_long(f, 540)); /* so that what is believed takes two writes */
+            f->media->bytes[at + 99] ^= 1;
+            track(f);
+            bool cut = cut_short(f, i ? i - 1 : UINT32_MAX, seed, 0);
+            cuts += cut;
+            came_through += !cut;
+            whole = i ? whole : f->found;
+            twice += seed % 2 == 0 && cut_short(f, seed % 4, 100 + seed, 0);
+            check_lives_on(f, whole);
+            tear_down(f);
+        }
+    }
+    assert_true(cuts > 2 * seeds && twice > seeds);
+}
+
+/* Nothing was served from a generation that has no END: where the block can be read the next time, nothing is lost at all; and what
+ * is removed then stays so, whatever still lies in the other half. */
+static void a_start_that_was_cut_short_changes_nothing(void **state)
+{
+    unsigned begun = 0;
+    for (unsigned seed = 1; seed <= 12; seed++) {
+        struct fixture *f = set_up(SMALL);
+        uint64_t at = block_at(1, lived(f));
+        track(f);
+        assert_true(cut_short(f, 1, seed, at));
+        begun += tail_of(f, 2) > 0;
+        assert_int_equal(start(f), KVF_OK);
+        assert_int_equal(f->found, 119);
+        drop(f, 11);
+        put(f, 200, true);
+        assert_int_equal(f->status, KVF_OK);
+        stop(f);
+        assert_int_equal(start(f), KVF_OK);
+        assert_int_equal(f->found, 119);
+        assert_true(!f->offset[10] && !f->offset[11] && f->offset[200]);
+        tear_down(f);
+    }
+    assert_true(begun > 0);
+}
+
+/* Where END may have been and cannot be read, the node may have served and removed. */
+static void an_unreadable_end_of_a_new_generation_is_no_end(void **state)
+{
+    struct fixture *f = set_up(SMALL);
+    uint64_t at = block_at(1, lived(f));
+    f->media->bytes[at + 99] ^= 1;
+    check_doubted(f, start(f));
+    drop(f, 110);
+    stop(f);
+    uint32_t tail = tail_of(f, 2);
+    assert_true(tail > 2);
+    f->media->bytes[block_at(2, tail - 1) + 99] ^= 1; /* the removal; END before it cannot be read */
+    assert_int_equal(start_with_bad_sector(f, block_at(2, tail - 2)), KVF_OK);
+    assert_int_equal(f->offset[110], 0);
+    tear_down(f);
+}
+
+/* ------------------------------------------------------------------------------------------------- syncs */
 
 /* An earlier process wrote them and saw its sync fail; syncs of this one say OK whatever lies in the cache. So a start writes again
  * what it builds on, and is not OK before that is safe. */
@@ -276,6 +383,9 @@ int main(void)
         cmocka_unit_test(a_journal_that_cannot_be_read_is_left_alone),
         cmocka_unit_test(what_a_power_cut_took_is_no_damage),
         cmocka_unit_test(a_torn_checkpoint_of_a_full_half_is_finished),
+        cmocka_unit_test(a_start_on_a_damaged_journal_may_be_cut_short),
+        cmocka_unit_test(a_start_that_was_cut_short_changes_nothing),
+        cmocka_unit_test(an_unreadable_end_of_a_new_generation_is_no_end),
         cmocka_unit_test(a_start_makes_good_what_a_failed_sync_left),
         cmocka_unit_test(a_superblock_whose_sync_failed_is_written_again),
     };
