@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define TIMEOUT_MAX_NS (2 * KVF_SEC)
+#define IN_THE_WAY_NS (40 * KVF_SEC)
 #define SLACK_NS (2 * KVF_SEC) /* what the disk may take beyond a deadline: memory that it reads into is not given back before */
 
 static const uint32_t lengths[WORLD_KEYS] = {1, 100, 4096, 4096, 5000, 8192, 12288, 16384, 20000, WORLD_BLOCK_MAX};
@@ -330,7 +331,8 @@ void opaque_drain(struct client *c)
     }
 }
 
-/* What was begun before all was whole may still end by its deadline, and be in the way so long. */
+/* What was begun before all was whole may still end by its deadline, and be in the way so long: a block that its lender wants back
+ * is read from there within 30 s, and a frame of that may be lost. */
 static bool probe_once(struct client *c, unsigned key)
 {
     static const enum kvf_op ops[] = {KVF_OP_REMOVE, KVF_OP_PUT, KVF_OP_GET, KVF_OP_REMOVE};
@@ -347,7 +349,8 @@ static bool probe_once(struct client *c, unsigned key)
 
 void opaque_probe(struct client *c)
 {
-    for (unsigned i = 0; i < 5 && !c->died; i++)
+    uint64_t until = world_now(c->world) + IN_THE_WAY_NS;
+    for (unsigned i = 0; (i < 5 || world_now(c->world) < until) && !c->died; i++)
         if (probe_once(c, 4))
             return;
     if (!c->died)
