@@ -151,6 +151,14 @@ static struct kvf_tx *tx_take(struct kvf_peer *peer, kvf_done_fn done, void *arg
     return tx;
 }
 
+static enum kvf_status tx_post(struct kvf_tx *tx, struct kvf_wire_header *header, const struct iovec *parts, unsigned n_parts)
+{
+    enum kvf_status st = kvf_fabric_post(tx->peer, header, parts, n_parts, tx_sent, tx);
+    if (st != KVF_OK)
+        tx_free(tx);
+    return st;
+}
+
 enum kvf_status kvf_fabric_post_copy(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts,
                                      unsigned n_parts, kvf_done_fn done, void *arg)
 {
@@ -165,22 +173,14 @@ enum kvf_status kvf_fabric_post_copy(struct kvf_peer *peer, struct kvf_wire_head
         bytes += parts[i].iov_len;
     }
     struct iovec part = {.iov_base = tx->data, .iov_len = bytes};
-    enum kvf_status st = kvf_fabric_post(peer, header, &part, bytes ? 1 : 0, tx_sent, tx);
-    if (st != KVF_OK)
-        tx_free(tx);
-    return st;
+    return tx_post(tx, header, &part, bytes ? 1 : 0);
 }
 
 enum kvf_status kvf_fabric_post_counted(struct kvf_peer *peer, struct kvf_wire_header *header, const struct iovec *parts,
                                         unsigned n_parts, kvf_done_fn done, void *arg)
 {
     struct kvf_tx *tx = tx_take(peer, done, arg);
-    if (!tx)
-        return KVF_ERR_BUSY;
-    enum kvf_status st = kvf_fabric_post(peer, header, parts, n_parts, tx_sent, tx);
-    if (st != KVF_OK)
-        tx_free(tx);
-    return st;
+    return tx ? tx_post(tx, header, parts, n_parts) : KVF_ERR_BUSY;
 }
 
 /* ------------------------------------------------------------------------------------------------ frames in */

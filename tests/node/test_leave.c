@@ -21,16 +21,23 @@ static struct kvf_entry *entry_of(struct store *t, uint64_t key)
     return h == KVF_HANDLE_NONE ? NULL : kvf_index_entry(t->n->core->index, h);
 }
 
-static void blocks_there_do_not_exist_from_then_on(void **state)
+/* Its blocks lie in DRAM and at the lender, which is killed; what lay there is come by one entry at a time. */
+static struct store store_whose_lender_dies(void)
 {
     struct store t = store_make(128 * KIB, 512 * KIB, 0, 16);
-    bool stays[KEYS];
-    unsigned there = 0;
     for (uint64_t i = 0; i < KEYS; i++)
         assert_int_equal(put(&t, i, 0, 4 * KIB), KVF_OK);
     sim_cluster_settle(t.c, KVF_SEC);
     t.n->core->leave_entries = 1;
     sim_cluster_kill(t.lender, true);
+    return t;
+}
+
+static void blocks_there_do_not_exist_from_then_on(void **state)
+{
+    struct store t = store_whose_lender_dies();
+    bool stays[KEYS];
+    unsigned there = 0;
     for (uint64_t i = 0; i < KEYS; i++) {
         struct kvf_entry *e = entry_of(&t, i);
         stays[i] = e && e->tier != KVF_TIER_REMOTE;
@@ -60,13 +67,8 @@ static void blocks_there_do_not_exist_from_then_on(void **state)
 /* Nobody is told that it exists, and keeps it no more. */
 static void what_lay_there_can_be_put_again_at_once(void **state)
 {
-    struct store t = store_make(128 * KIB, 512 * KIB, 0, 16);
+    struct store t = store_whose_lender_dies();
     unsigned there = 0;
-    for (uint64_t i = 0; i < KEYS; i++)
-        assert_int_equal(put(&t, i, 0, 4 * KIB), KVF_OK);
-    sim_cluster_settle(t.c, KVF_SEC);
-    t.n->core->leave_entries = 1;
-    sim_cluster_kill(t.lender, true);
     await_down(t.c, t.n, t.lender);
     for (uint64_t i = 0; i < KEYS && t.n->core->leaving; i++) {
         struct kvf_entry *e = entry_of(&t, i);
